@@ -1,0 +1,45 @@
+"""ChatGLM-6B on current PyTorch and transformers.
+
+Importing this package makes `AutoConfig`, `AutoModel`, `AutoModelForSeq2SeqLM`, `AutoModelForCausalLM` and
+`AutoTokenizer` read chatglm-6b folders without `trust_remote_code`. It stays light: torch and transformers are imported
+only when they are used, no device is touched, no logging is set up.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from chatglm.registration import register_when_needed
+
+if TYPE_CHECKING:
+    from chatglm.models.chatglm.configuration_chatglm import ChatGLMConfig
+    from chatglm.models.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
+    from chatglm.models.chatglm.tokenization_chatglm import ChatGLMTokenizer
+    from chatglm.pipeline import Pipeline, load_pipeline
+
+__version__ = "2.0.0"
+__all__ = [
+    "ChatGLMConfig",
+    "ChatGLMForConditionalGeneration",
+    "ChatGLMTokenizer",
+    "Pipeline",
+    "load_pipeline",
+]
+
+_HOMES = {
+    "ChatGLMConfig": "chatglm.models.chatglm.configuration_chatglm",
+    "ChatGLMForConditionalGeneration": "chatglm.models.chatglm.modeling_chatglm",
+    "ChatGLMTokenizer": "chatglm.models.chatglm.tokenization_chatglm",
+    "Pipeline": "chatglm.pipeline",
+    "load_pipeline": "chatglm.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'chatglm' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+register_when_needed()

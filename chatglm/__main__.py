@@ -1,0 +1,49 @@
+"""`python -m chatglm COMMAND`: one row per command; a command's module is imported when it is called.
+
+Knows: names of commands, and how an error becomes one line. Does not know what a command does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple
+
+from chatglm.errors import ChatGLMError
+
+
+class Command(NamedTuple):
+    """A module with `main(argv) -> int | None`, and a line about it."""
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "chat": Command("chatglm.ui.terminal", "talk to a model in this terminal"),
+    "doctor": Command("chatglm.doctor.command", "say what is wrong with a model folder, and what this machine has"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command named by the first argument; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="python -m chatglm", description="ChatGLM-6B: the commands of the suite.")
+    rows = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        rows.add_parser(name, help=command.help, add_help=False)
+    # Only the name is parsed here: what follows belongs to the command, `--help` included.
+    name = parser.parse_args(arguments[:1]).command
+    try:
+        return import_module(COMMANDS[name].module).main(arguments[1:]) or 0
+    except ChatGLMError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

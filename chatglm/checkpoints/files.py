@@ -1,0 +1,136 @@
+"""Which files of a folder hold weights, and whether each can be what its name says.
+
+Knows: file names, index files, Git-LFS pointers. Does not know what is inside a weight file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chatglm.errors import DamagedFileError, MissingFileError, PointerFileError
+
+CONFIG_NAME = "config.json"
+# In order of preference: a folder may hold the same weights in both formats, and safetensors needs no unpickling.
+SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")
+SHARD_NAME = re.compile(r"(?:pytorch_)?model-(\d+)-of-(\d+)\.(?:safetensors|bin)")
+
+POINTER_START = b"version https://git-lfs.github.com/spec/"
+WEB_PAGE_STARTS = (b"<!doctype html", b"<html")
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The files that together hold a folder's weights, in the order they are read.
+
+    Attributes:
+        paths: existing or not; `check_usable` says what is wrong with one.
+        index: the index file, or None for a single file (or shards whose index is absent).
+        weight_map: tensor name -> file name, as the index says it; empty without an index.
+    """
+
+    paths: tuple[Path, ...]
+    index: Path | None = None
+    weight_map: Mapping[str, str] = field(default_factory=dict)
+
+
+def find_weight_files(folder: Path) -> WeightFiles:
+    """The weight files of `folder`, by name alone.
+
+    Raises:
+        MissingFileError: there is none.
+        DamagedFileError, PointerFileError: the index cannot be read.
+    """
+    for name in SINGLE_NAMES:
+        if (folder / name).exists():
+            return WeightFiles((folder / name,))
+        index = folder / f"{name}.index.json"
+        if index.exists():
+            return _indexed_files(index)
+    shards = _numbered_shards(folder)
+    if shards:
+        return WeightFiles(shards)
+    raise MissingFileError(
+        f"There are no weights in {folder} (neither model.safetensors nor pytorch_model.bin, nor an index of shards).",
+        "Download the weight files of the model into this folder.",
+    )
+
+
+def _indexed_files(index: Path) -> WeightFiles:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise DamagedFileError(f"{index} has no `weight_map`.", "Download this file again.")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        # A name with a folder in it would let an index read files outside its own folder.
+        if Path(name).name != name or "\\" in name:
+            raise DamagedFileError(f"{index} names {name!r}, which is not a file of its folder.", "Download it again.")
+    return WeightFiles(tuple(index.parent / name for name in names), index, weight_map)
+
+
+def _numbered_shards(folder: Path) -> tuple[Path, ...]:
+    """Shards `...-00001-of-00008...` whose index file is absent; all that their numbering promises, present or not."""
+    for path in sorted(folder.iterdir()):
+        match = SHARD_NAME.fullmatch(path.name)
+        if match:
+            first, count = match.span(1), int(match.group(2))
+            number = "{:0" + str(len(match.group(1))) + "d}"
+            names = (path.name[: first[0]] + number.format(i) + path.name[first[1] :] for i in range(1, count + 1))
+            return tuple(folder / name for name in names)
+    return ()
+
+
+def check_usable(path: Path) -> None:
+    """Raise unless `path` is a file with content of its own.
+
+    Raises:
+        MissingFileError: it is not there (or a link into nowhere).
+        PointerFileError: it is a Git-LFS pointer.
+        DamagedFileError: it is empty, a web page saved under this name, or not readable.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"{path} is missing.", f"Download {path.name} into {path.parent}.")
+    try:
+        with path.open("rb") as file:
+            start = file.read(1024)
+    except OSError as error:
+        raise DamagedFileError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from None
+    if not start:
+        raise DamagedFileError(f"{path} is empty.", "Download this file again.")
+    if start.startswith(POINTER_START):
+        raise PointerFileError(
+            f"{path} is a Git-LFS pointer ({path.stat().st_size} bytes), not the file itself{_promised_size(start)}.",
+            f"Run `git lfs install` and `git lfs pull` in {path.parent}, or download {path.name} by hand.",
+        )
+    if start.lstrip().lower().startswith(WEB_PAGE_STARTS):
+        raise DamagedFileError(f"{path} is a web page, saved instead of the file.", "Download the file itself again.")
+
+
+def _promised_size(pointer: bytes) -> str:
+    match = re.search(rb"^size (\d+)", pointer, re.MULTILINE)
+    return f" of {int(match.group(1)):,} bytes" if match else ""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in the JSON file `path`.
+
+    Raises:
+        MissingFileError, PointerFileError, DamagedFileError: see `check_usable`; or it is not a JSON object.
+    """
+    check_usable(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{path} is not readable JSON: {error}.", "Download this file again.") from None
+    if not isinstance(content, dict):
+        raise DamagedFileError(f"{path} holds no JSON object.", "Download this file again.")
+    return content
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of the folder's config.json; raises as `read_json`."""
+    return read_json(folder / CONFIG_NAME)

@@ -1,0 +1,35 @@
+"""What is known of a tensor in a file before its data is read.
+
+Knows: shape, type, file. Does not know file formats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a weight file, described without its data."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    path: Path
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.num_elements * self.dtype.itemsize
+
+
+def total_bytes(tensors: Iterable[StoredTensor]) -> int:
+    """Bytes of the data of `tensors`, as stored."""
+    return sum(tensor.size_bytes for tensor in tensors)

@@ -1,0 +1,72 @@
+"""Every error a user can meet, each a class with one sentence and a remedy.
+
+Knows: the sentences. Does not know: HTTP status codes, terminals, models.
+A door catches `ChatGLMError` and prints `str(error)`; anything else is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class ChatGLMError(Exception):
+    """Something the user can understand and mend.
+
+    Args:
+        problem: what is wrong, one sentence that names the file or value.
+        remedy: what to do about it; may be empty when the problem says it all.
+    """
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(problem, remedy)
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem} {self.remedy}".strip()
+
+
+class CheckpointError(ChatGLMError):
+    """A model folder or one of its files cannot be used."""
+
+
+class ModelNotFoundError(CheckpointError):
+    """There is no such folder, and no such model on the hub (or no network to ask)."""
+
+
+class PointerFileError(CheckpointError):
+    """A Git-LFS pointer lies where the real file should be."""
+
+
+class MissingFileError(CheckpointError):
+    """A file that the folder needs or its index names is absent."""
+
+
+class DamagedFileError(CheckpointError):
+    """A file is truncated, unreadable or holds something other than tensors."""
+
+
+class MismatchError(CheckpointError):
+    """Keys, shapes or vocabularies of the files do not belong together."""
+
+
+class UnsupportedModelError(CheckpointError):
+    """A genuine model of another family, or of a form that is not supported."""
+
+
+class OutOfMemoryError(ChatGLMError):
+    """The load cannot fit into this machine's memory; the sentence carries the numbers."""
+
+
+class DeviceError(ChatGLMError):
+    """The asked device or dtype is not available here."""
+
+
+class InvalidRequestError(ChatGLMError, ValueError):
+    """A parameter or message of a request is out of range or of the wrong form."""
+
+
+class PromptTooLongError(InvalidRequestError):
+    """A single message does not fit into the context; dropping older rounds cannot help."""
+
+
+class InvalidScoresError(ChatGLMError):
+    """The network produced NaN or infinite scores."""

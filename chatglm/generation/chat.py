@@ -1,0 +1,147 @@
+"""`model.chat` and `model.stream_chat`, with upstream's signatures, on top of the decode loop.
+
+Knows: queries and (query, answer) histories. Does not know a family's prompt: the network's `encode_chat` makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from chatglm.errors import InvalidRequestError
+from chatglm.generation.config import CHAT_DEFAULTS, GenerationConfig
+from chatglm.generation.decode import Delta, Never, ScoresProcessor, stream_text
+from chatglm.generation.text import clean_up
+from chatglm.messages import History, check_history, to_messages
+
+
+def chat_defaults(model: Any) -> dict[str, Any]:
+    """Upstream's chat defaults, overridden by what the checkpoint's generation_config.json says of them."""
+    stored = getattr(model, "generation_config", None)
+    own = {name: getattr(stored, name, None) for name in CHAT_DEFAULTS if name != "max_length"}
+    return {**CHAT_DEFAULTS, **{name: value for name, value in own.items() if value is not None}}
+
+
+class ChatMixin:
+    """Chat methods for a network that the decode loop can run and that has `encode_chat`."""
+
+    def stream_deltas(
+        self,
+        tokenizer: Any,
+        query: str,
+        history: Iterable[Sequence[str]] | None = None,
+        system: str | None = None,
+        is_cancelled: Callable[[], bool] = Never,
+        processors: Sequence[ScoresProcessor] = (),
+        step_lock: Any = None,
+        **parameters: Any,
+    ) -> Iterator[Delta]:
+        """The answer to `query` as deltas. Parameters: those of `GenerationConfig`; None = the default.
+
+        Oldest rounds are dropped until the prompt leaves room for an answer; the deltas say how many.
+
+        Raises:
+            InvalidRequestError: a bad parameter, query or history, or a query too long by itself.
+            InvalidScoresError: the network produced NaN or infinity.
+        """
+        if not isinstance(query, str):
+            raise InvalidRequestError(f"The query must be a string, not {type(query).__name__}.")
+        config = GenerationConfig.of(chat_defaults(self), **parameters)
+        messages = to_messages(query, check_history(history), system)
+        limit = min(config.max_length, self.config.max_sequence_length)  # type: ignore[attr-defined]
+        prompt = self.encode_chat(tokenizer, messages, limit)  # type: ignore[attr-defined]
+        return stream_text(
+            self, tokenizer, prompt.input_ids, config, is_cancelled, processors, step_lock, prompt.dropped_rounds  # type: ignore[arg-type]
+        )
+
+    def stream_chat(
+        self,
+        tokenizer: Any,
+        query: str,
+        history: Iterable[Sequence[str]] | None = None,
+        max_length: int = 2048,
+        do_sample: bool | None = None,
+        top_p: float | None = None,
+        temperature: float | None = None,
+        logits_processor: Sequence[ScoresProcessor] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[tuple[str, History]]:
+        """Yield (answer so far, history with it) whenever there is new text, and at the end.
+
+        Args and errors as `chat`. The given history is never changed.
+        """
+        past = check_history(history)
+        deltas = self.stream_deltas(
+            tokenizer, query, past, processors=logits_processor or (), max_length=max_length, do_sample=do_sample,
+            top_p=top_p, temperature=temperature, **kwargs,
+        )
+        return _answers_so_far(deltas, query, past)
+
+    def chat(
+        self,
+        tokenizer: Any,
+        query: str,
+        history: Iterable[Sequence[str]] | None = None,
+        max_length: int = 2048,
+        num_beams: int = 1,
+        do_sample: bool | None = None,
+        top_p: float | None = None,
+        temperature: float | None = None,
+        logits_processor: Sequence[ScoresProcessor] | None = None,
+        **kwargs: Any,
+    ) -> tuple[str, History]:
+        """The answer to `query`, and the history with it appended.
+
+        Args:
+            tokenizer: the family's tokenizer.
+            query: what the user says.
+            history: earlier rounds as (query, answer) pairs; not changed.
+            max_length: tokens of prompt and answer together, clamped to the model's context.
+            num_beams: more than 1 searches with beams through `generate` (not streamed).
+            do_sample: None = as the checkpoint's generation_config.json says, else True.
+            top_p: None = likewise, else 0.7.
+            temperature: None = likewise, else 0.95; 0 = greedy.
+            logits_processor: transformers' processors, run before penalties and temperature.
+            **kwargs: top_k, repetition_penalty, min_new_tokens, max_new_tokens, seed, stop, system.
+
+        Raises:
+            InvalidRequestError: a bad parameter, query or history, or a query too long by itself.
+            InvalidScoresError: the network produced NaN or infinity.
+        """
+        parameters = {"max_length": max_length, "do_sample": do_sample, "top_p": top_p, "temperature": temperature}
+        if num_beams > 1:
+            return self._beam_chat(tokenizer, query, history, num_beams, logits_processor, **parameters, **kwargs)
+        answer: tuple[str, History] = ("", [])
+        for answer in self.stream_chat(tokenizer, query, history, logits_processor=logits_processor, **parameters, **kwargs):
+            pass
+        return answer
+
+    def _beam_chat(
+        self, tokenizer: Any, query: str, history: Iterable[Sequence[str]] | None, num_beams: int,
+        processors: Sequence[ScoresProcessor] | None, system: str | None = None, **parameters: Any,
+    ) -> tuple[str, History]:
+        import torch
+        from transformers import LogitsProcessorList
+
+        past = check_history(history)
+        config = GenerationConfig.of(chat_defaults(self), **parameters)
+        limit = min(config.max_length, self.config.max_sequence_length)  # type: ignore[attr-defined]
+        ids = self.encode_chat(tokenizer, to_messages(query, past, system), limit).input_ids  # type: ignore[attr-defined]
+        sampling = {} if config.is_greedy else {
+            "temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k,
+        }
+        output = self.generate(  # type: ignore[attr-defined]
+            torch.tensor([ids], device=self.device),  # type: ignore[attr-defined]
+            max_length=limit, num_beams=num_beams, do_sample=not config.is_greedy,
+            repetition_penalty=config.repetition_penalty, logits_processor=LogitsProcessorList(processors or ()), **sampling,
+        )
+        response = clean_up(tokenizer.decode(output[0, len(ids) :].tolist(), skip_special_tokens=True))
+        return response, [*past, (query, response)]
+
+
+def _answers_so_far(deltas: Iterator[Delta], query: str, past: History) -> Iterator[tuple[str, History]]:
+    response = ""
+    for delta in deltas:
+        response += delta.text
+        if delta.text or delta.finish_reason is not None:
+            yield response, [*past, (query, response)]

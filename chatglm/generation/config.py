@@ -1,0 +1,98 @@
+"""One request's limits and sampling, and the check of every value before a model is touched.
+
+Knows: names, defaults and ranges. Does not know models or texts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from chatglm.errors import InvalidRequestError
+
+# Upstream's chat() defaults. top_k = 50 was active there without being visible: it was the library's default.
+CHAT_DEFAULTS: dict[str, Any] = {
+    "max_length": 2048, "do_sample": True, "temperature": 0.95, "top_p": 0.7, "top_k": 50, "repetition_penalty": 1.0,
+}
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How one answer is made.
+
+    Attributes:
+        max_length: tokens of prompt and answer together; clamped to the model's context.
+        max_new_tokens: tokens of the answer alone; None = only `max_length` limits.
+        do_sample: draw from the distribution; False = always the best token.
+        temperature: scores are divided by it; 0 = greedy.
+        top_k: keep the k best tokens (and ties of the k-th); 0 = all.
+        top_p: keep the smallest set of best tokens with this much probability; 1 = all.
+        repetition_penalty: > 1 makes tokens already in prompt or answer less likely
+            (Keskar et al., "CTRL", https://arxiv.org/abs/1909.05858).
+        min_new_tokens: the answer does not end before so many tokens.
+        seed: same seed, same text on the same device; None = different every time.
+        stop: strings that end the answer; they are not part of it.
+    """
+
+    max_length: int = CHAT_DEFAULTS["max_length"]
+    max_new_tokens: int | None = None
+    do_sample: bool = CHAT_DEFAULTS["do_sample"]
+    temperature: float = CHAT_DEFAULTS["temperature"]
+    top_k: int = CHAT_DEFAULTS["top_k"]
+    top_p: float = CHAT_DEFAULTS["top_p"]
+    repetition_penalty: float = CHAT_DEFAULTS["repetition_penalty"]
+    min_new_tokens: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        _require_integer("max_length", self.max_length, 1)
+        _require_integer("max_new_tokens", self.max_new_tokens, 1, optional=True)
+        _require_integer("top_k", self.top_k, 0)
+        _require_integer("min_new_tokens", self.min_new_tokens, 0)
+        _require_integer("seed", self.seed, 0, optional=True)
+        _require_number("temperature", self.temperature, 0, math.inf, includes_low=True)
+        _require_number("top_p", self.top_p, 0, 1, includes_low=True)
+        _require_number("repetition_penalty", self.repetition_penalty, 0, math.inf)
+        if not all(isinstance(text, str) and text for text in self.stop):
+            raise InvalidRequestError("stop must hold non-empty strings.")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the best token is always taken."""
+        return not self.do_sample or self.temperature == 0 or self.top_k == 1
+
+    @classmethod
+    def names(cls) -> set[str]:
+        """The parameters a request may carry."""
+        return {field.name for field in fields(cls)}
+
+    @classmethod
+    def of(cls, defaults: dict[str, Any], **parameters: Any) -> GenerationConfig:
+        """A config from a model's defaults and a request's parameters; None means "not given".
+
+        Raises:
+            InvalidRequestError: an unknown name, or a value out of range.
+        """
+        unknown = sorted(parameters.keys() - cls.names())
+        if unknown:
+            known = ", ".join(sorted(cls.names()))
+            raise InvalidRequestError(f"Unknown generation parameter {unknown[0]!r}.", f"Known are: {known}.")
+        given = {name: value for name, value in parameters.items() if value is not None}
+        return replace(cls(), **{**defaults, **given})
+
+
+def _require_integer(name: str, value: Any, low: int, optional: bool = False) -> None:
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise InvalidRequestError(f"{name} must be a whole number of at least {low}, not {value!r}.")
+
+
+def _require_number(name: str, value: Any, low: float, high: float, includes_low: bool = False) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or value > high or value < low or (value == low and not includes_low):
+        upper = f" and at most {high:g}" if high < math.inf else ""
+        raise InvalidRequestError(f"{name} must be {'at least' if includes_low else 'above'} {low:g}{upper}, not {value!r}.")

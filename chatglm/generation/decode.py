@@ -1,0 +1,172 @@
+"""The decode loop of one request: prompt ids in, token ids and then text out, one step at a time.
+
+Knows: limits, stopping, cancelling, giving memory back. Does not know families (they fill in `DecodableModel`),
+prompts, or other requests. Streaming is the primitive here; a whole answer is its fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from chatglm.errors import ChatGLMError, PromptTooLongError
+from chatglm.generation.config import GenerationConfig
+from chatglm.generation.detokenizer import IncrementalDetokenizer
+from chatglm.generation.sampling import new_generator, penalize_repetition, pick, require_finite
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+ScoresProcessor = Callable[[Tensor, Tensor], Tensor]
+Never: Callable[[], bool] = lambda: False  # noqa: E731
+
+
+class DecodableModel(Protocol):
+    """What a family's network offers to the loop."""
+
+    config: Any
+    device: Any
+
+    def new_cache(self, capacity: int) -> Any: ...
+    def prompt_layout(self, input_ids: Tensor) -> Any: ...
+    def prefill(self, input_ids: Tensor, layout: Any, cache: Any) -> Tensor: ...
+    def decode(self, input_ids: Tensor, layout: Any, cache: Any) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Delta:
+    """New text of an answer; the last one of an answer carries why it ended.
+
+    Attributes:
+        text: what is new; may be empty.
+        finish_reason: None until the last delta.
+        prompt_tokens: ids of the prompt, specials included.
+        completion_tokens: ids made so far, the end token not counted.
+        dropped_rounds: oldest rounds left out because the prompt did not fit.
+    """
+
+    text: str
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    dropped_rounds: int = 0
+
+
+def token_limit(num_prompt: int, config: GenerationConfig, context_limit: int) -> int:
+    """How many tokens an answer may have.
+
+    Raises:
+        PromptTooLongError: the prompt alone reaches `max_length` or the model's context.
+    """
+    limit = min(config.max_length, context_limit)
+    if num_prompt >= limit:
+        raise PromptTooLongError(
+            f"The prompt has {num_prompt} tokens, but prompt and answer together may have {limit}.",
+            "Shorten it or raise max_length." if limit < context_limit else "Shorten it.",
+        )
+    return min(limit - num_prompt, config.max_new_tokens or limit)
+
+
+def stream_token_ids(
+    model: DecodableModel,
+    input_ids: Sequence[int],
+    config: GenerationConfig,
+    is_cancelled: Callable[[], bool] = Never,
+    processors: Sequence[ScoresProcessor] = (),
+    step_lock: AbstractContextManager[Any] | None = None,
+) -> Iterator[int | FinishReason]:
+    """Token ids of the answer as they are made, then the finish reason.
+
+    Every id made is delivered, the one that reaches a limit included; the end token is not.
+
+    Args:
+        model: the network, in eval mode.
+        input_ids: prompt ids as the tokenizer makes them.
+        config: limits and sampling.
+        is_cancelled: asked before every step.
+        processors: transformers' logits processors, called with ids [1, n] and scores [1, V].
+        step_lock: held while the network runs, so that threads take turns step by step.
+
+    Raises:
+        PromptTooLongError: before any step.
+        InvalidScoresError: the network produced NaN or infinity.
+    """
+    num_left = token_limit(len(input_ids), config, model.config.max_sequence_length)
+    lock = step_lock or nullcontext()
+    generator = new_generator(config.seed, model.device)
+    ids = torch.tensor([list(input_ids)], device=model.device)
+    layout = model.prompt_layout(ids)
+    cache = model.new_cache(len(input_ids) + min(num_left, 256))
+    num_made = 0
+    while True:
+        if is_cancelled():
+            yield "cancelled"
+            return
+        with lock, torch.inference_mode():
+            scores = model.decode(ids[:, -1:], layout, cache) if num_made else model.prefill(ids, layout, cache)
+            token_id = _next_id(scores.float(), ids, config, generator, processors, model.config.eos_token_id, num_made)
+        if token_id == model.config.eos_token_id:
+            yield "stop"
+            return
+        num_made += 1
+        yield token_id
+        if num_made == num_left:
+            yield "length"
+            return
+        ids = torch.cat((ids, ids.new_tensor([[token_id]])), dim=1)
+
+
+def _next_id(
+    scores: Tensor, ids: Tensor, config: GenerationConfig, generator: torch.Generator | None,
+    processors: Sequence[ScoresProcessor], eos_token_id: int, num_made: int,
+) -> int:
+    require_finite(scores)
+    for processor in processors:
+        scores = processor(ids, scores)
+    scores_V = penalize_repetition(scores[0], ids[0], config.repetition_penalty)
+    if num_made < config.min_new_tokens:
+        scores_V = scores_V.index_fill(0, torch.tensor([eos_token_id], device=scores_V.device), -torch.inf)
+    return pick(scores_V, config, generator)
+
+
+def stream_text(
+    model: DecodableModel,
+    tokenizer: Any,
+    input_ids: Sequence[int],
+    config: GenerationConfig,
+    is_cancelled: Callable[[], bool] = Never,
+    processors: Sequence[ScoresProcessor] = (),
+    step_lock: AbstractContextManager[Any] | None = None,
+    dropped_rounds: int = 0,
+) -> Iterator[Delta]:
+    """The answer's text as deltas; joined they are the final text, and the last one has a finish reason.
+
+    After an error in the middle, the text made so far is delivered with finish reason "error", then the error is
+    raised. Arguments and errors as `stream_token_ids`.
+    """
+    detokenizer = IncrementalDetokenizer(tokenizer, stop_strings=config.stop)
+    num_made = 0
+
+    def delta(text: str, reason: FinishReason | None = None) -> Delta:
+        return Delta(text, reason, len(input_ids), num_made, dropped_rounds)
+
+    try:
+        for item in stream_token_ids(model, input_ids, config, is_cancelled, processors, step_lock):
+            if isinstance(item, str):
+                rest = detokenizer.finish()
+                # A stop string may be completed only by the text held back until now.
+                yield delta(rest, "stop" if detokenizer.stopped else item)
+                return
+            num_made += 1
+            text = detokenizer.push(item)
+            if detokenizer.stopped:
+                yield delta(text, "stop")
+                return
+            yield delta(text)
+    except ChatGLMError:
+        if num_made:
+            yield delta(detokenizer.finish(), "error")
+        raise

@@ -1,0 +1,148 @@
+"""Token ids to text, one id at a time, in linear time.
+
+Knows: what single tokens look like (text, a byte, nothing) and how they join. Does not know vocabularies or models.
+
+    ids -> SurfaceDecoder -> space clean-up -> strip, year, wide marks -> stop strings -> deltas
+           bytes to text     (as decode does)  (as `clean_up` does)
+
+The law, at every split: the joined deltas equal `clean_up(tokenizer.decode(ids))`, cut before the first stop string.
+Each step holds back a bounded tail, so nothing is ever decoded twice and nothing given out is ever taken back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, Protocol
+
+from chatglm.generation.text import SPACE_RULES, TRAINING_TIME, Replacer, Stage, StopFinder, Stripper, Widener
+
+LeadingSpaces = Literal["keep", "drop one", "drop all"]
+SPACE_MARK = "▁"  # SentencePiece's own sign for a space inside a piece
+REPLACEMENT = "\ufffd"
+
+
+class SurfaceTokenizer(Protocol):
+    """What a tokenizer must tell about its tokens to be decoded incrementally."""
+
+    clean_up_tokenization_spaces: bool
+    leading_spaces: LeadingSpaces
+
+    def surface(self, token_id: int) -> str | bytes | None:
+        """Text with `▁` for spaces; one raw byte; "" for a control token; None for an id that is passed over."""
+        ...
+
+
+class SurfaceDecoder:
+    """Joins surfaces into raw text exactly as SentencePiece decodes the whole list.
+
+    A run of byte tokens is read as UTF-8; a byte that belongs to no character gives one U+FFFD. Any other token, a
+    control token too, ends the run.
+    """
+
+    def __init__(self, leading_spaces: LeadingSpaces) -> None:
+        self._leading_spaces = leading_spaces
+        self._at_start = True
+        self._bytes = b""
+
+    def push(self, surface: str | bytes) -> str:
+        """Take one surface; return the text that is now certain."""
+        if isinstance(surface, bytes):
+            self._bytes += surface
+            text = self._read_bytes()
+            self._at_start = self._at_start and not text
+            return text
+        before = self.finish()
+        self._at_start = self._at_start and not before
+        if self._at_start and self._leading_spaces != "keep" and surface.startswith(SPACE_MARK):
+            surface = surface[1:]
+            self._at_start = self._leading_spaces == "drop all"
+        self._at_start = self._at_start and not surface
+        return before + surface.replace(SPACE_MARK, " ")
+
+    def finish(self) -> str:
+        """End the current run of bytes; return what it still held."""
+        text = self._read_bytes(ended=True) if self._bytes else ""
+        return text
+
+    def _read_bytes(self, ended: bool = False) -> str:
+        text = ""
+        while self._bytes and (ended or len(self._bytes) >= character_length(self._bytes[0])):
+            length = character_length(self._bytes[0])
+            try:
+                text += self._bytes[:length].decode()
+            except UnicodeDecodeError:
+                # SentencePiece gives up a single byte and tries again from the next one; Python's errors="replace"
+                # would swallow a whole broken sequence.
+                text += REPLACEMENT
+                length = 1
+            self._bytes = self._bytes[length:]
+        return text
+
+
+def character_length(lead: int) -> int:
+    """How many bytes a UTF-8 character with this first byte has; 1 for a byte that cannot be first."""
+    return 2 if 0xC0 <= lead < 0xE0 else 3 if 0xE0 <= lead < 0xF0 else 4 if 0xF0 <= lead < 0xF8 else 1
+
+
+class IncrementalDetokenizer:
+    """An answer as it grows.
+
+    Stop strings are looked for in the cleaned text, that is in what the user sees: "：" beside Chinese, no white space
+    at either end. The text ends before the stop string that begins first.
+
+    Args:
+        tokenizer: tells the surface of each token.
+        stop_strings: texts that end the answer; none by default.
+        cleans_up: False leaves the text as `tokenizer.decode` gives it (upstream's `process_response` switched off).
+
+    Raises:
+        InvalidRequestError: a stop string is empty.
+    """
+
+    def __init__(
+        self, tokenizer: SurfaceTokenizer, stop_strings: Sequence[str] = (), *, cleans_up: bool = True
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = SurfaceDecoder(tokenizer.leading_spaces)
+        self._stop_finder = StopFinder(stop_strings)
+        spaces = [Replacer(*rule) for rule in SPACE_RULES] if tokenizer.clean_up_tokenization_spaces else []
+        cleaning: list[Stage] = [Stripper(), Replacer(*TRAINING_TIME), Widener()] if cleans_up else []
+        self._stages: list[Stage] = [*spaces, *cleaning, self._stop_finder]
+        self._deltas: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """Everything given out so far."""
+        self._deltas = ["".join(self._deltas)]
+        return self._deltas[0]
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was met; the text ends before it and further ids add nothing."""
+        return self._stop_finder.stopped
+
+    def push(self, token_id: int) -> str:
+        """Take one id; return the new text that nothing later can change, often ""."""
+        surface = None if self.stopped else self._tokenizer.surface(int(token_id))
+        text = "" if surface is None else self._decoder.push(surface)
+        for stage in self._stages:
+            if not text:
+                return ""
+            text = stage.push(text)
+        self._deltas.append(text)
+        return text
+
+    def finish(self) -> str:
+        """The answer is complete: return the text still held back. A second call returns ""."""
+        text = self._decoder.finish()
+        for stage in self._stages:
+            text = stage.push(text) + stage.finish()
+        self._deltas.append(text)
+        return text
+
+
+def join_surfaces(surfaces: Iterable[str | bytes | None], leading_spaces: LeadingSpaces) -> str:
+    """The raw text of a whole list of surfaces: the fold of `SurfaceDecoder`."""
+    decoder = SurfaceDecoder(leading_spaces)
+    pushed = [decoder.push(surface) for surface in surfaces if surface is not None]
+    return "".join(pushed) + decoder.finish()

@@ -1,0 +1,191 @@
+"""Cleaning of answers, whole (`clean_up`) and as it streams (the stages).
+
+Knows: characters. Does not know token ids, models, prompts.
+
+Every stage is append-only: `push(text)` gives the characters that nothing later can change, `finish()` the rest, and
+the joined output equals the whole-text function however the text was cut. What each one must hold back:
+
+    Replacer      a tail that may begin the pattern
+    Stripper      white space at the end
+    Widener       one half-width mark, until its right neighbour is seen
+    StopFinder    a tail that may begin a stop string
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Protocol
+
+from chatglm.errors import InvalidRequestError
+
+# The model was trained to write this placeholder where its training date belongs.
+TRAINING_TIME = ("[[训练时间]]", "2023年")
+WIDE_MARKS = str.maketrans(",!:;?", "，！：；？")
+_MARK_BESIDE_CHINESE = re.compile(r"(?<=[\u4e00-\u9fff])[,!:;?]|[,!:;?](?=[\u4e00-\u9fff])")
+# transformers' clean_up_tokenization_spaces, in its order; kept here so that stream and whole share one table.
+SPACE_RULES = (
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
+
+
+def clean_up(text: str) -> str:
+    """The answer as people see it: upstream's `process_response`.
+
+    Strips both ends, puts the year in place of `[[训练时间]]`, and widens `,!:;?` beside a Chinese character.
+    """
+    text = text.strip().replace(*TRAINING_TIME)
+    return _MARK_BESIDE_CHINESE.sub(lambda mark: mark.group().translate(WIDE_MARKS), text)
+
+
+def clean_up_spaces(text: str) -> str:
+    """Remove the spaces that tokenization leaves before English marks and contractions."""
+    for pattern, replacement in SPACE_RULES:
+        text = text.replace(pattern, replacement)
+    return text
+
+
+class Stage(Protocol):
+    """One append-only step between raw and final text."""
+
+    def push(self, text: str) -> str:
+        """Take more text; return what is now decided."""
+        ...
+
+    def finish(self) -> str:
+        """No more text will come; return the rest."""
+        ...
+
+
+class Replacer:
+    """`str.replace(pattern, replacement)`, streamed."""
+
+    def __init__(self, pattern: str, replacement: str) -> None:
+        self._pattern = pattern
+        self._replacement = replacement
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        if not self._held and self._pattern[0] not in text:
+            return text
+        text = self._held + text
+        # Matches are found left to right, so only what follows the last one can still become part of a match.
+        *replaced, tail = text.split(self._pattern)
+        start = start_of_tail(tail, (self._pattern,))
+        self._held = tail[start:]
+        return self._replacement.join([*replaced, tail[:start]])
+
+    def finish(self) -> str:
+        rest, self._held = self._held, ""
+        return rest
+
+
+class Stripper:
+    """`str.strip()`, streamed."""
+
+    def __init__(self) -> None:
+        self._begun = False
+        self._held: list[str] = []
+
+    def push(self, text: str) -> str:
+        if not self._begun:
+            text = text.lstrip()
+            self._begun = bool(text)
+        kept = text.rstrip()
+        if not kept:
+            # A list, not a growing string: ten thousand newlines in a row must not cost a quadratic copy.
+            self._held.append(text)
+            return ""
+        decided = "".join(self._held) + kept
+        self._held = [text[len(kept) :]]
+        return decided
+
+    def finish(self) -> str:
+        self._held = []
+        return ""
+
+
+class Widener:
+    """The widening of marks beside Chinese characters in `clean_up`, streamed."""
+
+    def __init__(self) -> None:
+        self._before = ""
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        if not text:
+            return ""
+        # The last character stays behind as the left neighbour of what comes next; it is released at once unless
+        # it is a mark that a Chinese character on its right could still widen.
+        window = self._before + self._held + text
+        widened = _MARK_BESIDE_CHINESE.sub(lambda mark: mark.group().translate(WIDE_MARKS), window)
+        undecided = ord(window[-1]) in WIDE_MARKS and widened[-1] == window[-1]
+        decided = widened[len(self._before) : len(widened) - undecided]
+        self._held = window[-1] if undecided else ""
+        self._before = window[:-1][-1:] if undecided else window[-1]
+        return decided
+
+    def finish(self) -> str:
+        rest, self._held = self._held, ""
+        return rest
+
+
+class StopFinder:
+    """Cuts the text before the stop string that begins first.
+
+    `stopped` becomes true once that cut is certain; from then on `push` gives nothing.
+
+    Raises:
+        InvalidRequestError: a stop string is empty.
+    """
+
+    def __init__(self, stop_strings: Sequence[str]) -> None:
+        if not all(stop_strings):
+            raise InvalidRequestError("A stop string is empty.", "Leave it out, or give at least one character.")
+        self._stop_strings = tuple(stop_strings)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        if self.stopped or not self._stop_strings:
+            return "" if self.stopped else text
+        text = self._held + text
+        cut = self._find(text)
+        start = start_of_tail(text, self._stop_strings)
+        if cut < len(text) and cut <= start:
+            self.stopped = True
+            return text[:cut]
+        # A longer stop string that begins before the one already found has to be waited for.
+        self._held = text[start:]
+        return text[:start]
+
+    def finish(self) -> str:
+        if self.stopped:
+            return ""
+        rest, self._held = self._held, ""
+        cut = self._find(rest)
+        self.stopped = cut < len(rest)
+        return rest[:cut]
+
+    def _find(self, text: str) -> int:
+        """Where the first stop string begins, or the length of the text."""
+        return min((place for stop in self._stop_strings if (place := text.find(stop)) >= 0), default=len(text))
+
+
+def start_of_tail(text: str, patterns: Sequence[str]) -> int:
+    """Where the longest tail of the text begins that is a true beginning of a pattern; its length if none is."""
+    reach = max(map(len, patterns)) - 1
+    for start in range(max(0, len(text) - reach), len(text)):
+        tail = text[start:]
+        if any(len(tail) < len(pattern) and pattern.startswith(tail) for pattern in patterns):
+            return start
+    return len(text)

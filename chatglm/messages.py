@@ -1,0 +1,49 @@
+"""Who said what: `Message`, `Role`, and upstream's `[(query, answer), ...]` history.
+
+Knows: the two forms of a conversation and how to go between them.
+Does not know: prompts, tokens, models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from chatglm.errors import InvalidRequestError
+
+Role = Literal["system", "user", "assistant"]
+History = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One utterance and who speaks."""
+
+    role: Role
+    content: str
+
+
+def check_history(history: Iterable[Sequence[str]] | None) -> History:
+    """Copy a `(query, answer)` history after checking its form.
+
+    Raises:
+        InvalidRequestError: an entry is not a pair of strings.
+    """
+    rounds: History = []
+    for number, entry in enumerate(history or []):
+        is_pair = isinstance(entry, (list, tuple)) and len(entry) == 2
+        if not is_pair or not all(isinstance(part, str) for part in entry):
+            raise InvalidRequestError(
+                f"history[{number}] is not a pair of strings.", 'Give history as [["query", "answer"], ...].'
+            )
+        rounds.append((entry[0], entry[1]))
+    return rounds
+
+
+def to_messages(query: str, history: History, system: str | None = None) -> list[Message]:
+    """The conversation as messages, oldest first, ending with the user's query."""
+    messages = [Message("system", system)] if system else []
+    for past_query, answer in history:
+        messages += [Message("user", past_query), Message("assistant", answer)]
+    return [*messages, Message("user", query)]

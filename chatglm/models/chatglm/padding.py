@@ -1,0 +1,43 @@
+"""Left padding of one row, with the mask and positions that the published tokenizer returns.
+
+Knows: `<sop>`, [gMASK], [MASK], pads on the left. Does not know text. `layout.py` draws mask and positions and derives
+the same ones inside the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Row = tuple[list[int], npt.NDArray[np.bool_], npt.NDArray[np.int64]]
+
+
+def pad_row(ids: Sequence[int], length: int, pad_id: int, sop_id: int, mask_ids: Sequence[int]) -> Row:
+    """Bring a row to `length`; a longer row stays as it is.
+
+    Args:
+        ids: token ids without pads.
+        length: wished number of columns T.
+        pad_id: what to fill with.
+        sop_id: `<sop>`; without it the whole row is context.
+        mask_ids: mask tokens in order of preference; later positions repeat the place of the first one found in the
+            context, or count on if there is none.
+
+    Returns:
+        Ids [T]; mask bool [1, T, T], True = hidden, pads hidden from and to everyone; positions int64 [2, T] (position,
+        block position), 0 on pads and counted from the first real token.
+    """
+    num_ids = len(ids)
+    sop = list(ids).index(sop_id) if sop_id in ids else num_ids
+    columns = np.arange(num_ids, dtype=np.int64)
+    hidden = ~np.tri(num_ids, dtype=np.bool_)
+    hidden[:, :sop] = False
+    context = list(ids[:sop])
+    position = columns.copy()
+    position[sop:] = next((context.index(mask_id) for mask_id in mask_ids if mask_id in context), position[sop:])
+    pads = (max(0, length - num_ids), 0)
+    mask = np.pad(hidden, (pads, pads), constant_values=True)[None]
+    positions = np.pad(np.stack([position, np.maximum(columns - sop + 1, 0)]), ((0, 0), pads))
+    return [pad_id] * pads[0] + list(ids), mask, positions

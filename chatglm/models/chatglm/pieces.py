@@ -1,0 +1,203 @@
+"""The SentencePiece file of ChatGLM-6B: text to piece ids and back.
+
+Knows: pieces, the symbols `<n>`, `<|tab|>`, `<|blank_k|>` that stand for white space, and the two published files.
+Does not know: transformers, prompts, [gMASK] and `<sop>` around a text, the id offset of the first release.
+
+    "a\\n\\tb   c"  ->  "a<n><|tab|>b<|blank_3|>c"  ->  SentencePiece  ->  piece ids
+
+The file of the first release ends after the text pieces; its code added control, white space and byte pieces in
+memory. The same is done here, which gives exactly the v1.1.0 vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+
+import sentencepiece
+
+from chatglm.errors import DamagedFileError, MismatchError, MissingFileError, PointerFileError
+from chatglm.generation.detokenizer import SPACE_MARK, LeadingSpaces
+
+NEWLINE, TAB = "<n>", "<|tab|>"
+SPECIAL_PIECES = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
+LONGEST_BLANK = 80
+_CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6  # SentencePiece's own piece types
+_WHITE_SPACE = re.compile(r"(\n|\t|  +)")
+
+
+class PieceVocabulary:
+    """Pieces of one vocabulary file.
+
+    Args:
+        path: the SentencePiece file, usually `ice_text.model`.
+
+    Raises:
+        MissingFileError: there is no such file.
+        PointerFileError: the file is a Git-LFS pointer.
+        DamagedFileError: the file is no SentencePiece model.
+        MismatchError: the pieces are not those of a ChatGLM-6B vocabulary.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.processor = _load(Path(path))
+        find = self.processor.piece_to_id
+        self.unk_id: int = self.processor.unk_id()
+        self.size: int = self.processor.get_piece_size()
+        symbols = {"\n": NEWLINE, "\t": TAB, **{" " * k: blank(k) for k in range(LONGEST_BLANK, 1, -1)}}
+        self._symbol_ids = {white: find(name) for white, name in symbols.items() if find(name) != self.unk_id}
+        self._blank_sizes = [len(white) for white in self._symbol_ids if white.startswith(" ")]
+        missing = [piece for piece in (NEWLINE, "[gMASK]", "<sop>", "<eop>") if find(piece) == self.unk_id]
+        if missing:
+            raise MismatchError(f"{path} has no piece {missing[0]}.", "It is not the vocabulary of a ChatGLM-6B model.")
+        self._white_space = {symbol_id: white for white, symbol_id in self._symbol_ids.items()}
+        # Ids that ordinary text must never turn into, however the vocabulary declares them.
+        self._markup = self._white_space.keys() | {find(piece) for piece in SPECIAL_PIECES} - {self.unk_id}
+        self._guard_length = len(self.processor.encode_as_ids(NEWLINE))
+        self._unk_surface: str = self.processor.decode_ids([self.unk_id])
+        self.leading_spaces: LeadingSpaces = self._find_leading_spaces()
+
+    def piece_to_id(self, piece: str) -> int:
+        """The id of a piece; the unknown id when there is none."""
+        return int(self.processor.piece_to_id(piece))
+
+    def id_to_piece(self, piece_id: int) -> str:
+        """The piece of an id in 0..size-1."""
+        return str(self.processor.id_to_piece(piece_id))
+
+    def preprocess(self, text: str, *, linebreak: bool = True, whitespaces: bool = True) -> str:
+        """Write newlines (`linebreak`), tabs and runs of blanks (`whitespaces`) as their symbols."""
+
+        def write(match: re.Match[str]) -> str:
+            found = match.group()
+            if not (linebreak if found == "\n" else whitespaces):
+                return found
+            ids, rest = self._white_space_ids(found)
+            return "".join(map(self.id_to_piece, ids)) + rest
+
+        return _WHITE_SPACE.sub(write, text)
+
+    def tokenize(self, text: str) -> list[str]:
+        """The pieces of a text."""
+        return list(self.processor.encode_as_pieces(self.preprocess(text)))
+
+    def encode(
+        self, text: str, *, linebreak: bool = True, whitespaces: bool = True, add_dummy_prefix: bool = True
+    ) -> list[int]:
+        """The piece ids of a text; literal `<n>`, `<|tab|>`, `<|blank_k|>` in it become those symbols, as upstream."""
+        text = self.preprocess(text, linebreak=linebreak, whitespaces=whitespaces)
+        return self._encode_between(text, is_first=add_dummy_prefix, is_last=True)
+
+    def encode_plain(self, text: str) -> list[int]:
+        """As `encode`, but only real white space becomes a symbol: everything else is text, whatever it spells.
+
+        SentencePiece finds its symbols after normalising, so `＜n＞` in full-width characters is a literal as well;
+        that is why the ids are looked at, and not the text.
+        """
+        ids = self.encode(text)
+        segments = _WHITE_SPACE.split(text)
+        white_space = [self._white_space_ids(found) for found in segments[1::2]]
+        if [i for i in ids if i in self._markup] == [i for ids_of_run, _ in white_space for i in ids_of_run]:
+            return ids
+        ids, rest = [], ""
+        for number, segment in enumerate(segments[::2]):
+            is_last = number == len(white_space)
+            between = self._encode_between(rest + segment, is_first=number == 0, is_last=is_last)
+            ids += [i for found in between for i in (self._spell(found) if found in self._markup else [found])]
+            if not is_last:
+                symbol_ids, rest = white_space[number]
+                ids += symbol_ids
+        return ids
+
+    def surface(self, piece_id: int) -> str | bytes:
+        """What a piece of 0..size-1 adds to a text; see `SurfaceTokenizer.surface`."""
+        if piece_id in self._white_space:
+            return self._white_space[piece_id]
+        if self.processor.is_control(piece_id):
+            return ""
+        if self.processor.is_unknown(piece_id):
+            return self._unk_surface
+        piece = self.id_to_piece(piece_id)
+        return bytes([int(piece[3:5], 16)]) if self.processor.is_byte(piece_id) else piece
+
+    def _white_space_ids(self, found: str) -> tuple[list[int], str]:
+        """Symbols of one newline, one tab or a run of blanks (longest lengths first), and what has no symbol."""
+        if not found.startswith(" "):
+            symbol_id = self._symbol_ids.get(found)
+            return ([], found) if symbol_id is None else ([symbol_id], "")
+        ids, left = [], len(found)
+        for size in self._blank_sizes:
+            count, left = divmod(left, size)
+            ids += [self._symbol_ids[" " * size]] * count
+        return ids, " " * left
+
+    def _encode_between(self, text: str, *, is_first: bool, is_last: bool) -> list[int]:
+        """Ids of a stretch of a longer text.
+
+        A newline symbol on a side where the text goes on keeps SentencePiece from taking that side for the beginning
+        (dummy prefix) or end (blanks dropped); its ids are cut off again.
+        """
+        ids = self.processor.encode_as_ids(("" if is_first else NEWLINE) + text + ("" if is_last else NEWLINE))
+        return list(ids[0 if is_first else self._guard_length : None if is_last else -1])
+
+    def _spell(self, piece_id: int) -> list[int]:
+        """Ids that write a symbol's name as ordinary text: cut after the first character it is no symbol any more."""
+        name = self.id_to_piece(piece_id)
+        return [i for part in (name[0], name[1:]) for i in self._encode_between(part, is_first=False, is_last=False)]
+
+    def _find_leading_spaces(self) -> LeadingSpaces:
+        """How decoding treats spaces at the start of a text: asked of SentencePiece, whose options are not exposed."""
+        space = self.piece_to_id(SPACE_MARK)
+        if space == self.unk_id or self.processor.decode_ids([space]) != "":
+            return "keep"
+        return "drop all" if self.processor.decode_ids([space, space]) == "" else "drop one"
+
+
+def blank(length: int) -> str:
+    """The symbol of a run of blanks."""
+    return f"<|blank_{length}|>"
+
+
+def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
+    if not path.is_file():
+        raise MissingFileError(f"The vocabulary file {path} is missing.", "Download it beside the weights.")
+    content = path.read_bytes()
+    if content.startswith(b"version https://git-lfs"):
+        raise PointerFileError(
+            f"{path} is a Git-LFS pointer, not the vocabulary.",
+            "Run `git lfs pull` in that folder, or download the file.",
+        )
+    if not content:
+        raise DamagedFileError(f"{path} is empty.", "Download it again.")
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+        if processor.piece_to_id("[gMASK]") == processor.unk_id():
+            processor = sentencepiece.SentencePieceProcessor(model_proto=content + _first_release_additions(processor))
+    except (RuntimeError, ValueError) as error:
+        raise DamagedFileError(f"{path} is not a SentencePiece model ({error}).", "Download it again.") from error
+    return processor
+
+
+def _first_release_additions(processor: sentencepiece.SentencePieceProcessor) -> bytes:
+    """The pieces that the first release's code added, in the wire format of SentencePiece's ModelProto.
+
+    Protocol buffers merge by concatenation: repeated fields grow, single ones are overwritten. So the additions are
+    just appended to the file's bytes, and no protobuf library is needed.
+    """
+    spaces = [TAB, *map(blank, range(2, LONGEST_BLANK + 1))]
+    byte_pieces = [f"<0x{byte:02X}>" for byte in range(256)]
+    typed = [*((p, _CONTROL) for p in SPECIAL_PIECES), *((p, _USER_DEFINED) for p in spaces)]
+    typed += [(piece, _BYTE) for piece in byte_pieces]
+    unk_id = processor.unk_id()
+    additions = b""
+    for piece, piece_type in typed:
+        if processor.piece_to_id(piece) == unk_id:
+            name = piece.encode()
+            # SentencePiece message: 1 = piece, 2 = score (float), 3 = type.
+            body = (
+                b"\x0a" + bytes([len(name)]) + name + b"\x15" + struct.pack("<f", 0.0) + b"\x18" + bytes([piece_type])
+            )
+            additions += b"\x0a" + bytes([len(body)]) + body
+    # ModelProto field 2 = trainer_spec, whose field 35 = byte_fallback.
+    return additions + b"\x12\x03\x98\x02\x01"

@@ -1,0 +1,119 @@
+"""The chat template of ChatGLM-6B: a conversation as one prompt.
+
+Knows: rounds, numbered from 0; how long a prompt may be. Does not know: models, sampling, where messages come from.
+
+    without earlier rounds              with earlier rounds
+        {query}                             [Round 0]
+                                            问：{query}
+                                            答：{answer}
+                                            [Round 1]
+                                            问：{query}
+                                            答：
+
+The model was trained without a system message. Ours is a line (or several) of its own in front of either form,
+ended by a newline; system messages found later in the conversation are moved there too, in order, because a prompt has
+no other place for them. Neighbouring messages of one speaker become one, a line each; an answer before any query
+gets an empty query.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from chatglm.errors import InvalidRequestError, PromptTooLongError
+from chatglm.messages import Message
+from chatglm.models.chatglm.tokenization_chatglm import ChatGLMTokenizer
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt as the model takes it.
+
+    Attributes:
+        input_ids: ids up to and with [gMASK] `<sop>`.
+        dropped_rounds: how many of the oldest rounds were left out to fit.
+    """
+
+    input_ids: list[int]
+    dropped_rounds: int
+
+
+@dataclass(frozen=True)
+class _Conversation:
+    system: str
+    rounds: list[tuple[str, str]]
+    query: str
+
+    def render(self, dropped_rounds: int = 0) -> str:
+        rounds = self.rounds[dropped_rounds:]
+        if not rounds:
+            return self.system + self.query
+        earlier = "".join(f"[Round {i}]\n问：{query}\n答：{answer}\n" for i, (query, answer) in enumerate(rounds))
+        return f"{self.system}{earlier}[Round {len(rounds)}]\n问：{self.query}\n答："
+
+
+def render(messages: Sequence[Message]) -> str:
+    """The prompt text of a conversation that ends with the user's query.
+
+    Raises:
+        InvalidRequestError: the conversation does not end with a message of the user.
+    """
+    return _arrange(messages).render()
+
+
+def encode_chat(tokenizer: ChatGLMTokenizer, messages: Sequence[Message], limit: int) -> EncodedPrompt:
+    """The prompt ids of a conversation, fewer than `limit`.
+
+    Nothing in the messages can become a special token: text such as `[gMASK]<sop>` stays text. Where none is spelled
+    the ids equal `tokenizer.encode(render(messages))`. If the prompt is too long the oldest rounds are dropped and the
+    others renumbered from 0; the system message stays.
+
+    Args:
+        tokenizer: the family's tokenizer.
+        messages: the conversation, oldest first.
+        limit: the prompt must leave room for at least one new token below this many.
+
+    Raises:
+        InvalidRequestError: the conversation does not end with a message of the user.
+        PromptTooLongError: the last query (with the system message) does not fit by itself.
+    """
+    conversation = _arrange(messages)
+
+    def encode(dropped_rounds: int) -> list[int]:
+        ids = tokenizer.encode_plain(conversation.render(dropped_rounds))
+        return tokenizer.build_inputs_with_special_tokens(ids)
+
+    input_ids = encode(0)
+    if len(input_ids) < limit:
+        return EncodedPrompt(input_ids, 0)
+    num_rounds = len(conversation.rounds)
+    # Every dropped round shortens the prompt, so the fewest that help are found by halving.
+    dropped = bisect.bisect_left(range(num_rounds), True, key=lambda number: len(encode(number)) < limit)
+    input_ids = encode(dropped)
+    if len(input_ids) >= limit:
+        raise PromptTooLongError(
+            f"The message is {len(input_ids)} tokens long; fewer than {limit} fit.", "Shorten it, or raise max_length."
+        )
+    return EncodedPrompt(input_ids, dropped)
+
+
+def _arrange(messages: Sequence[Message]) -> _Conversation:
+    """Sort messages into system lines, complete rounds and the query that waits for an answer."""
+    system = "".join(f"{message.content}\n" for message in messages if message.role == "system" and message.content)
+    spoken: list[Message] = []
+    for message in messages:
+        if message.role == "system":
+            continue
+        if spoken and spoken[-1].role == message.role:
+            spoken[-1] = Message(message.role, f"{spoken[-1].content}\n{message.content}")
+        else:
+            spoken.append(message)
+    if not spoken or spoken[-1].role != "user":
+        raise InvalidRequestError("The conversation does not end with a message of the user.")
+    *earlier, query = spoken
+    if earlier and earlier[0].role == "assistant":
+        earlier.insert(0, Message("user", ""))
+    pairs = zip(earlier[::2], earlier[1::2], strict=True)
+    return _Conversation(system, [(asked.content, answered.content) for asked, answered in pairs], query.content)

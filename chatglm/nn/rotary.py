@@ -1,0 +1,62 @@
+"""Rotary position embedding as ChatGLM-6B uses it: two halves of a head, each turned by its own position row.
+
+Knows: inverse frequencies, cos/sin tables, the rotation. Does not know where positions come from.
+
+    one head of width D = 128, two position rows          one position row
+    |<------- 64 ------->|<------- 64 ------->|           |<----------------- 128 ---------------->|
+     turned by position   turned by block pos.             turned by position
+
+Inside each part, width R, element i is paired with element i + R/2 (the "rotate half" form).
+Shapes: B rows, T positions, H heads, D head width, R rotated width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ROTARY_BASE = 10000.0
+
+
+def inverse_frequencies(width: int, device: torch.device | None = None) -> Tensor:
+    """`base^(-2i/width)` for i < width/2, float32 [width/2], rounded through half precision.
+
+    The original rounds them to half when the network is built, so every published weight was trained with the
+    rounded values; leaving the rounding out moves the logits by about 5e-4.
+    """
+    exponents = torch.arange(0, width, 2, dtype=torch.float32, device=device) / width
+    return (1.0 / ROTARY_BASE**exponents).half().float()
+
+
+def rotary_tables(positions_BT: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin, each [B, 1, T, width], for one part of the head.
+
+    They are computed in float32 at any `dtype` and rounded once at the end: in bfloat16 the original rounds the
+    positions themselves, which merges neighbours above 256.
+    """
+    angles_BTR = positions_BT[..., None].float() * inverse_frequencies(width, positions_BT.device)
+    angles_BTR = torch.cat((angles_BTR, angles_BTR), dim=-1)[:, None]
+    return angles_BTR.cos().to(dtype), angles_BTR.sin().to(dtype)
+
+
+def head_tables(position_ids: Tensor, head_width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin over a whole head, each [B, 1, T, D].
+
+    Args:
+        position_ids: [B, 2, T] (position, block position) or [B, T].
+        head_width: D.
+        dtype: of the result.
+    """
+    if position_ids.dim() == 2:
+        return rotary_tables(position_ids, head_width, dtype)
+    cos0, sin0 = rotary_tables(position_ids[:, 0], head_width // 2, dtype)
+    cos1, sin1 = rotary_tables(position_ids[:, 1], head_width // 2, dtype)
+    return torch.cat((cos0, cos1), dim=-1), torch.cat((sin0, sin1), dim=-1)
+
+
+def rotate(x_BHTD: Tensor, tables: tuple[Tensor, Tensor], parts: int) -> Tensor:
+    """Turn queries or keys [B, H, T, D]; `parts` is the number of position rows (2 or 1)."""
+    cos, sin = tables
+    pairs = x_BHTD.unflatten(-1, (parts, 2, -1))
+    turned = torch.stack((-pairs[..., 1, :], pairs[..., 0, :]), dim=-2).flatten(-3)
+    return x_BHTD * cos + turned * sin
