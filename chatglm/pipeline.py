@@ -71,7 +71,13 @@ class Pipeline:
         """
         is_cancelled = cancel.is_set if cancel is not None else lambda: False
         return self._open_model().stream_deltas(
-            self.tokenizer, query, history, system=system, is_cancelled=is_cancelled, step_lock=self._step_lock, **parameters
+            self.tokenizer,
+            query,
+            history,
+            system=system,
+            is_cancelled=is_cancelled,
+            step_lock=self._step_lock,
+            **parameters,
         )
 
     def chat(
@@ -95,7 +101,8 @@ class Pipeline:
     async def astream(
         self, query: str, history: Iterable[Sequence[str]] | None = None, **parameters: Any
     ) -> AsyncIterator[Delta]:
-        """`stream` for asyncio: the network runs in a thread, and leaving the iteration cancels the request."""
+        """`stream` for asyncio: the network runs in a thread, and leaving the iteration (or `aclose()`)
+        cancels the request."""
         cancel = parameters.pop("cancel", None) or threading.Event()
         deltas = self.stream(query, history, cancel=cancel, **parameters)
         loop = asyncio.get_running_loop()
@@ -110,7 +117,9 @@ class Pipeline:
                     raise item
                 yield item
         finally:
+            # Within one token the network has let go, and nothing is put into a loop that has ended.
             cancel.set()
+            await asyncio.to_thread(worker.join)
 
     def close(self) -> None:
         """Let go of the model; later requests raise ChatGLMError."""

@@ -86,8 +86,8 @@ class _RegisterAfter(Loader):
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
         network = sys.modules.get(NETWORK)
-        network_is_half_imported = network is not None and network is not module and not hasattr(
-            network, "ChatGLMForConditionalGeneration"
+        network_is_half_imported = (
+            network is not None and network is not module and not hasattr(network, "ChatGLMForConditionalGeneration")
         )
         if AUTO_CLASSES in sys.modules and not network_is_half_imported:
             register()

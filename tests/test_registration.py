@@ -19,7 +19,9 @@ def run(code: str) -> str:
 
 
 def test_import_is_light() -> None:
-    assert run("import sys, chatglm; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])") == "[]"
+    assert (
+        run("import sys, chatglm; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])") == "[]"
+    )
 
 
 @pytest.mark.parametrize(

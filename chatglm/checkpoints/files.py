@@ -112,7 +112,7 @@ def check_usable(path: Path) -> None:
 
 def _promised_size(pointer: bytes) -> str:
     match = re.search(rb"^size (\d+)", pointer, re.MULTILINE)
-    return f" of {int(match.group(1)):,} bytes" if match else ""
+    return f", which has {int(match.group(1)):,} bytes" if match else ""
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from chatglm.devices import (
 )
 from chatglm.doctor.examination import examine
 from chatglm.doctor.report import Report
-from chatglm.doctor.weights import expected_shapes
+from chatglm.doctor.weights import expected_shapes, sizes_in_memory
 
 LIBRARIES = ("torch", "transformers", "sentencepiece", "safetensors", "accelerate", "numpy", "triton")
 
@@ -55,11 +55,13 @@ def memory(report: Report) -> list[str]:
     if report.family is None or report.config is None:
         return []
     config = report.config
-    count = sum(math.prod(shape) for shape in expected_shapes(report.family, config).values())
+    sizes = {name: math.prod(shape) for name, shape in expected_shapes(report.family, config).items()}
+    sizes = sizes_in_memory(sizes, config, report.tensors)
+    count = sum(sizes.values())
     lines = [f"{report.family.name}, {count:,} parameters"]
     for dtype, name in DTYPE_NAMES.items():
         need = estimate_memory(
-            {"all": count},
+            sizes,
             dtype,
             config.max_sequence_length,
             num_layers=config.num_layers,

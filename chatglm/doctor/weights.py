@@ -21,7 +21,7 @@ PREFIX_MARK = "prefix_encoder."
 EMBEDDING_NAME = "transformer.word_embeddings.weight"
 HEAD_NAME = "lm_head.weight"
 LATER_FAMILY_MARK = "transformer.encoder."
-RELEASES = {150528: "the first release", 130528: "version 1.1 (since April 2023)"}
+RELEASES = {150528: "the first release", 130528: "version 1.1, since April 2023"}
 NUM_NAMED = 3  # so many names of missing or unexpected tensors are shown
 
 
@@ -30,6 +30,12 @@ def expected_shapes(family: Family, config: Any) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         network = family.model_class(config)
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def sizes_in_memory(sizes: Mapping[str, int], config: Any, tensors: Mapping[str, StoredTensor]) -> dict[str, int]:
+    """`sizes` without the output head where it will be the embedding: not stored, or (as published) an equal copy."""
+    is_shared = HEAD_NAME not in tensors or getattr(config, "tie_word_embeddings", True) is not False
+    return {name: size for name, size in sizes.items() if not (is_shared and name == HEAD_NAME)}
 
 
 def is_prefix_only(tensors: Mapping[str, StoredTensor]) -> bool:

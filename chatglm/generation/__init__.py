@@ -1,0 +1,1 @@
+"""One request: its parameters, sampling, the decode loop, text from ids, chat. Imports no family."""

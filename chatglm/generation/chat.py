@@ -6,11 +6,11 @@ Knows: queries and (query, answer) histories. Does not know a family's prompt: t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from chatglm.errors import InvalidRequestError
 from chatglm.generation.config import CHAT_DEFAULTS, GenerationConfig
-from chatglm.generation.decode import Delta, Never, ScoresProcessor, stream_text
+from chatglm.generation.decode import DecodableModel, Delta, Never, ScoresProcessor, stream_text
 from chatglm.generation.text import clean_up
 from chatglm.messages import History, check_history, to_messages
 
@@ -23,7 +23,12 @@ def chat_defaults(model: Any) -> dict[str, Any]:
 
 
 class ChatMixin:
-    """Chat methods for a network that the decode loop can run and that has `encode_chat`."""
+    """Chat methods for a network that the decode loop can run (`DecodableModel`) and that has `encode_chat`."""
+
+    config: Any
+    device: Any
+    encode_chat: Callable[..., Any]
+    generate: Callable[..., Any]
 
     def stream_deltas(
         self,
@@ -48,10 +53,17 @@ class ChatMixin:
             raise InvalidRequestError(f"The query must be a string, not {type(query).__name__}.")
         config = GenerationConfig.of(chat_defaults(self), **parameters)
         messages = to_messages(query, check_history(history), system)
-        limit = min(config.max_length, self.config.max_sequence_length)  # type: ignore[attr-defined]
-        prompt = self.encode_chat(tokenizer, messages, limit)  # type: ignore[attr-defined]
+        limit = min(config.max_length, self.config.max_sequence_length)
+        prompt = self.encode_chat(tokenizer, messages, limit)
         return stream_text(
-            self, tokenizer, prompt.input_ids, config, is_cancelled, processors, step_lock, prompt.dropped_rounds  # type: ignore[arg-type]
+            cast(DecodableModel, self),
+            tokenizer,
+            prompt.input_ids,
+            config,
+            is_cancelled,
+            processors,
+            step_lock,
+            prompt.dropped_rounds,
         )
 
     def stream_chat(
@@ -72,8 +84,15 @@ class ChatMixin:
         """
         past = check_history(history)
         deltas = self.stream_deltas(
-            tokenizer, query, past, processors=logits_processor or (), max_length=max_length, do_sample=do_sample,
-            top_p=top_p, temperature=temperature, **kwargs,
+            tokenizer,
+            query,
+            past,
+            processors=logits_processor or (),
+            max_length=max_length,
+            do_sample=do_sample,
+            top_p=top_p,
+            temperature=temperature,
+            **kwargs,
         )
         return _answers_so_far(deltas, query, past)
 
@@ -108,34 +127,56 @@ class ChatMixin:
             InvalidRequestError: a bad parameter, query or history, or a query too long by itself.
             InvalidScoresError: the network produced NaN or infinity.
         """
-        parameters = {"max_length": max_length, "do_sample": do_sample, "top_p": top_p, "temperature": temperature}
+        parameters: dict[str, Any] = {
+            "max_length": max_length,
+            "do_sample": do_sample,
+            "top_p": top_p,
+            "temperature": temperature,
+        }
         if num_beams > 1:
             return self._beam_chat(tokenizer, query, history, num_beams, logits_processor, **parameters, **kwargs)
-        answer: tuple[str, History] = ("", [])
-        for answer in self.stream_chat(tokenizer, query, history, logits_processor=logits_processor, **parameters, **kwargs):
-            pass
-        return answer
+        past = check_history(history)
+        deltas = self.stream_deltas(tokenizer, query, past, processors=logits_processor or (), **parameters, **kwargs)
+        response = "".join(delta.text for delta in deltas)
+        return response, [*past, (query, response)]
 
     def _beam_chat(
-        self, tokenizer: Any, query: str, history: Iterable[Sequence[str]] | None, num_beams: int,
-        processors: Sequence[ScoresProcessor] | None, system: str | None = None, **parameters: Any,
+        self,
+        tokenizer: Any,
+        query: str,
+        history: Iterable[Sequence[str]] | None,
+        num_beams: int,
+        processors: Sequence[ScoresProcessor] | None,
+        system: str | None = None,
+        **parameters: Any,
     ) -> tuple[str, History]:
         import torch
         from transformers import LogitsProcessorList
 
         past = check_history(history)
         config = GenerationConfig.of(chat_defaults(self), **parameters)
-        limit = min(config.max_length, self.config.max_sequence_length)  # type: ignore[attr-defined]
-        ids = self.encode_chat(tokenizer, to_messages(query, past, system), limit).input_ids  # type: ignore[attr-defined]
-        sampling = {} if config.is_greedy else {
-            "temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k,
-        }
-        output = self.generate(  # type: ignore[attr-defined]
-            torch.tensor([ids], device=self.device),  # type: ignore[attr-defined]
-            max_length=limit, num_beams=num_beams, do_sample=not config.is_greedy,
-            repetition_penalty=config.repetition_penalty, logits_processor=LogitsProcessorList(processors or ()), **sampling,
+        limit = min(config.max_length, self.config.max_sequence_length)
+        ids = self.encode_chat(tokenizer, to_messages(query, past, system), limit).input_ids
+        sampling = (
+            {}
+            if config.is_greedy
+            else {
+                "temperature": config.temperature,
+                "top_p": config.top_p,
+                "top_k": config.top_k,
+            }
         )
-        response = clean_up(tokenizer.decode(output[0, len(ids) :].tolist(), skip_special_tokens=True))
+        output = self.generate(
+            torch.tensor([ids], device=self.device),
+            max_length=limit,
+            num_beams=num_beams,
+            do_sample=not config.is_greedy,
+            repetition_penalty=config.repetition_penalty,
+            logits_processor=LogitsProcessorList(processors or ()),
+            **sampling,
+        )
+        new_ids = [i for i in output[0, len(ids) :].tolist() if i != self.config.eos_token_id]
+        response = clean_up(tokenizer.decode(new_ids))
         return response, [*past, (query, response)]
 
 

@@ -13,7 +13,12 @@ from chatglm.errors import InvalidRequestError
 
 # Upstream's chat() defaults. top_k = 50 was active there without being visible: it was the library's default.
 CHAT_DEFAULTS: dict[str, Any] = {
-    "max_length": 2048, "do_sample": True, "temperature": 0.95, "top_p": 0.7, "top_k": 50, "repetition_penalty": 1.0,
+    "max_length": 2048,
+    "do_sample": True,
+    "temperature": 0.95,
+    "top_p": 0.7,
+    "top_k": 50,
+    "repetition_penalty": 1.0,
 }
 
 
@@ -31,6 +36,8 @@ class GenerationConfig:
         repetition_penalty: > 1 makes tokens already in prompt or answer less likely
             (Keskar et al., "CTRL", https://arxiv.org/abs/1909.05858).
         min_new_tokens: the answer does not end before so many tokens.
+        min_length: likewise for prompt and answer together, as upstream's.
+        eos_token_id: the id that ends the answer; None = the model's.
         seed: same seed, same text on the same device; None = different every time.
         stop: strings that end the answer; they are not part of it.
     """
@@ -43,6 +50,8 @@ class GenerationConfig:
     top_p: float = CHAT_DEFAULTS["top_p"]
     repetition_penalty: float = CHAT_DEFAULTS["repetition_penalty"]
     min_new_tokens: int = 0
+    min_length: int = 0
+    eos_token_id: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
 
@@ -52,6 +61,8 @@ class GenerationConfig:
         _require_integer("max_new_tokens", self.max_new_tokens, 1, optional=True)
         _require_integer("top_k", self.top_k, 0)
         _require_integer("min_new_tokens", self.min_new_tokens, 0)
+        _require_integer("min_length", self.min_length, 0)
+        _require_integer("eos_token_id", self.eos_token_id, 0, optional=True)
         _require_integer("seed", self.seed, 0, optional=True)
         _require_number("temperature", self.temperature, 0, math.inf, includes_low=True)
         _require_number("top_p", self.top_p, 0, 1, includes_low=True)
@@ -95,4 +106,6 @@ def _require_number(name: str, value: Any, low: float, high: float, includes_low
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or value > high or value < low or (value == low and not includes_low):
         upper = f" and at most {high:g}" if high < math.inf else ""
-        raise InvalidRequestError(f"{name} must be {'at least' if includes_low else 'above'} {low:g}{upper}, not {value!r}.")
+        raise InvalidRequestError(
+            f"{name} must be {'at least' if includes_low else 'above'} {low:g}{upper}, not {value!r}."
+        )

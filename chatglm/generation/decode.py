@@ -17,7 +17,7 @@ from torch import Tensor
 from chatglm.errors import ChatGLMError, PromptTooLongError
 from chatglm.generation.config import GenerationConfig
 from chatglm.generation.detokenizer import IncrementalDetokenizer
-from chatglm.generation.sampling import new_generator, penalize_repetition, pick, require_finite
+from chatglm.generation.sampling import forbid, new_generator, penalize_repetition, pick, require_finite
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 ScoresProcessor = Callable[[Tensor, Tensor], Tensor]
@@ -97,6 +97,9 @@ def stream_token_ids(
     num_left = token_limit(len(input_ids), config, model.config.max_sequence_length)
     lock = step_lock or nullcontext()
     generator = new_generator(config.seed, model.device)
+    end_id = model.config.eos_token_id if config.eos_token_id is None else config.eos_token_id
+    # The answer may not end before there are so many ids.
+    end_from = max(config.min_length, len(input_ids) + config.min_new_tokens)
     ids = torch.tensor([list(input_ids)], device=model.device)
     layout = model.prompt_layout(ids)
     cache = model.new_cache(len(input_ids) + min(num_left, 256))
@@ -107,8 +110,14 @@ def stream_token_ids(
             return
         with lock, torch.inference_mode():
             scores = model.decode(ids[:, -1:], layout, cache) if num_made else model.prefill(ids, layout, cache)
-            token_id = _next_id(scores.float(), ids, config, generator, processors, model.config.eos_token_id, num_made)
-        if token_id == model.config.eos_token_id:
+            require_finite(scores)
+            for processor in processors:
+                scores = processor(ids, scores)
+            scores_V = penalize_repetition(scores[0].float(), ids[0], config.repetition_penalty)
+            if ids.shape[1] < end_from:
+                scores_V = forbid(scores_V, end_id)
+            token_id = pick(scores_V, config, generator)
+        if token_id == end_id:
             yield "stop"
             return
         num_made += 1
@@ -117,19 +126,6 @@ def stream_token_ids(
             yield "length"
             return
         ids = torch.cat((ids, ids.new_tensor([[token_id]])), dim=1)
-
-
-def _next_id(
-    scores: Tensor, ids: Tensor, config: GenerationConfig, generator: torch.Generator | None,
-    processors: Sequence[ScoresProcessor], eos_token_id: int, num_made: int,
-) -> int:
-    require_finite(scores)
-    for processor in processors:
-        scores = processor(ids, scores)
-    scores_V = penalize_repetition(scores[0], ids[0], config.repetition_penalty)
-    if num_made < config.min_new_tokens:
-        scores_V = scores_V.index_fill(0, torch.tensor([eos_token_id], device=scores_V.device), -torch.inf)
-    return pick(scores_V, config, generator)
 
 
 def stream_text(

@@ -24,8 +24,15 @@ REPLACEMENT = "\ufffd"
 class SurfaceTokenizer(Protocol):
     """What a tokenizer must tell about its tokens to be decoded incrementally."""
 
-    clean_up_tokenization_spaces: bool
-    leading_spaces: LeadingSpaces
+    @property
+    def clean_up_tokenization_spaces(self) -> bool:
+        """Whether decoding removes the spaces before English marks."""
+        ...
+
+    @property
+    def leading_spaces(self) -> LeadingSpaces:
+        """What decoding does with spaces at the start of a text."""
+        ...
 
     def surface(self, token_id: int) -> str | bytes | None:
         """Text with `▁` for spaces; one raw byte; "" for a control token; None for an id that is passed over."""

@@ -27,8 +27,8 @@ def require_finite(scores: Tensor) -> None:
     if not bool(torch.isfinite(scores).all()):
         raise InvalidScoresError(
             "The model produced NaN or infinite scores.",
-            "Likely causes: float16 overflow (try --dtype bf16 or fp32), damaged weights (run `python -m chatglm doctor`), "
-            "or a fine-tuned prefix that diverged.",
+            "Likely causes: float16 overflow (try --dtype bf16 or fp32), damaged weights "
+            "(run `python -m chatglm doctor`), or a fine-tuned prefix that diverged.",
         )
 
 
@@ -47,6 +47,11 @@ def penalize_repetition(scores_V: Tensor, seen_ids: Sequence[int] | Tensor, pena
     ids = torch.as_tensor(seen_ids, device=scores_V.device).unique()
     seen = scores_V[ids]
     return scores_V.index_copy(0, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
+
+
+def forbid(scores_V: Tensor, token_id: int) -> Tensor:
+    """Make an id impossible; returns a new tensor [V]."""
+    return scores_V.index_fill(0, torch.tensor([token_id], device=scores_V.device), -torch.inf)
 
 
 def candidates(scores_V: Tensor, config: GenerationConfig) -> tuple[Tensor, Tensor]:

@@ -73,12 +73,13 @@ class _Places:
     def __init__(self, network: Any, dtype: torch.dtype, device: torch.device) -> None:
         self.network, self.dtype, self.device = network, dtype, device
         self.embedding, self.head = network.get_input_embeddings(), network.get_output_embeddings()
+        self.may_tie = getattr(network.config, "tie_word_embeddings", True) is not False
 
     def put(self, name: str, tensor: Tensor, *, must_copy: bool) -> None:
         owner_name, _, leaf = name.rpartition(".")
         owner = self.network.get_submodule(owner_name)
         twin = {self.embedding: self.head, self.head: self.embedding}.get(owner)
-        if twin is not None and not twin.weight.is_meta and self._is_equal(tensor, twin.weight):
+        if self.may_tie and twin is not None and not twin.weight.is_meta and self._is_equal(tensor, twin.weight):
             owner.weight = twin.weight
             return
         dtype = self.dtype if tensor.is_floating_point() else tensor.dtype

@@ -25,7 +25,7 @@ from chatglm.devices import (
     format_bytes,
 )
 from chatglm.doctor import Report, examine
-from chatglm.doctor.weights import HEAD_NAME
+from chatglm.doctor.weights import sizes_in_memory
 from chatglm.errors import OutOfMemoryError
 from chatglm.loading.licence import notice_once
 from chatglm.loading.network import Progress, build_network, fill_network
@@ -139,9 +139,7 @@ def _check_memory(
 ) -> None:
     """Say what the model needs and what there is; raise OutOfMemoryError if the weights alone exceed it."""
     config = examined.config
-    kinds = dict(sizes)
-    if HEAD_NAME not in examined.tensors or getattr(config, "tie_word_embeddings", True):
-        del kinds[HEAD_NAME]  # one table for both, though published files store it twice
+    kinds = sizes_in_memory(sizes, config, examined.tensors)
     context = config.max_sequence_length
     need = estimate_memory(kinds, dtype, context, num_layers=config.num_layers, hidden_size=config.hidden_size)
     free = available_memory(device)

@@ -54,6 +54,6 @@ def family_of(config: dict[str, Any]) -> Family:
     if model_type not in FAMILIES:
         raise UnsupportedModelError(
             f"This folder holds a model of type {model_type!r}, not ChatGLM-6B.",
-            "Give a folder whose config.json says model_type \"chatglm\".",
+            'Give a folder whose config.json says model_type "chatglm".',
         )
     return FAMILIES[model_type]

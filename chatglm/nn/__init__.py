@@ -1,0 +1,1 @@
+"""Parts that networks are made of: rotary positions, attention, KV cache, prefix encoder."""

@@ -8,10 +8,19 @@ Shapes: B rows, H heads, S positions, D head width.
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor
 
 FIRST_CAPACITY = 64
+
+
+class AnyCache(Protocol):
+    """What the network asks of a cache: ours, or one of transformers'."""
+
+    def get_seq_length(self, layer_idx: int = 0) -> Any: ...
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, /) -> tuple[Tensor, Tensor]: ...
 
 
 class KVCache:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from chatglm.errors import InvalidRequestError, InvalidScoresError
 from chatglm.generation.config import GenerationConfig
-from chatglm.generation.sampling import candidates, new_generator, penalize_repetition, pick, require_finite
+from chatglm.generation.sampling import candidates, forbid, new_generator, penalize_repetition, pick, require_finite
 from tests.golden.cases import facts, tensors
 
 SETTINGS = facts("chatglm_v1/sampling", "sampling_filters")["settings"]
@@ -42,6 +42,12 @@ def test_repetition_penalty() -> None:
         torch.testing.assert_close(ours, golden["repetition_1.2"][row])
 
 
+def test_minimum_length() -> None:
+    golden = tensors("chatglm_v1/sampling", "penalties")
+    for row, scores in enumerate(golden["scores"]):
+        assert torch.equal(forbid(scores, 4), golden["min_length_10_eos_4"][row])
+
+
 @pytest.mark.parametrize("kind", ["clean", "nan", "inf", "ninf"])
 def test_invalid_scores_are_refused_not_hidden(kind: str) -> None:
     """CHAT-08: upstream turns exactly these scores into token 5 for every row; here they end the request."""
@@ -61,14 +67,12 @@ def test_invalid_scores_are_refused_not_hidden(kind: str) -> None:
     top_p=st.floats(0, 1),
 )
 @settings(max_examples=150, deadline=None)
-def test_candidates_agree_with_the_library(
-    scores: list[float], temperature: float, top_k: int, top_p: float
-) -> None:
+def test_candidates_agree_with_the_library(scores: list[float], temperature: float, top_k: int, top_p: float) -> None:
     """The best token always survives; without ties and off the cut, the kept set is the one of transformers."""
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     row = torch.tensor(scores)
-    kept, ids = candidates(row, GenerationConfig(temperature=temperature, top_k=top_k, top_p=top_p))
+    _kept, ids = candidates(row, GenerationConfig(temperature=temperature, top_k=top_k, top_p=top_p))
     assert row[ids[0]] == row.max()
     if len(set(scores)) < len(scores):
         return

@@ -84,7 +84,7 @@ def test_half_precision_is_no_further_off_than_the_original(folder: str, name: s
 
 @torch.no_grad()
 def test_left_padded_batch() -> None:
-    """With the tokenizer's mask and positions, with a plain 0/1 mask, and with ids alone; pad places are not compared."""
+    """With the tokenizer's mask and positions, a plain 0/1 mask, and ids alone; pad places are not compared."""
     golden = tensors("chatglm_v1/main", "batch_leftpad")
     ids = golden["input_ids"]
     is_real = ids != 3
@@ -123,9 +123,7 @@ def step_logits(model: ChatGLMForConditionalGeneration, ids: Tensor, num_prompt:
     positions = model.prompt_layout(ids).positions(0, ids.shape[1])
     rows = [model(ids[:, :num_prompt], past_key_values=cache).logits]
     for n in range(num_prompt, ids.shape[1]):
-        rows.append(
-            model(ids[:, n : n + 1], position_ids=positions[..., n : n + 1], past_key_values=cache).logits
-        )
+        rows.append(model(ids[:, n : n + 1], position_ids=positions[..., n : n + 1], past_key_values=cache).logits)
     return torch.cat(rows, dim=1)
 
 
@@ -166,15 +164,13 @@ def test_incremental_left_padded_batch() -> None:
             ).logits
         )
     assert_close(torch.cat(rows, dim=1)[is_real], golden["step_logits"][is_real])
-    assert torch.equal(
-        model.prompt_layout(ids).positions(num_prompt, ids.shape[1]), golden["step_position_ids"]
-    )
+    assert torch.equal(model.prompt_layout(ids).positions(num_prompt, ids.shape[1]), golden["step_position_ids"])
 
 
 @pytest.mark.parametrize("kind", ["gmask", "mask"])
 @torch.no_grad()
 def test_one_row_positions_cached_equals_full(kind: str) -> None:
-    """Upstream's cached [gMASK] steps with one position row disagree with its own full pass; ours follow the full pass."""
+    """Upstream's cached [gMASK] steps with one position row disagree with its full pass; ours follow the latter."""
     golden = tensors("chatglm_v1/positions_1d", "incremental_upstream_quirk")
     model = build("chatglm_v1/positions_1d")
     ids = golden[f"{kind}_input_ids"]
@@ -183,7 +179,9 @@ def test_one_row_positions_cached_equals_full(kind: str) -> None:
     assert_close(cached, golden[f"{kind}_full_logits"])
 
 
-@pytest.mark.parametrize(("folder", "case"), [("main", "loss"), ("prefix_embedding", "loss"), ("prefix_projection", "loss")])
+@pytest.mark.parametrize(
+    ("folder", "case"), [("main", "loss"), ("prefix_embedding", "loss"), ("prefix_projection", "loss")]
+)
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
 def test_loss_and_gradients(folder: str, case: str, recompute: bool) -> None:
@@ -216,8 +214,13 @@ def test_generate_greedy(case: str, use_cache: bool) -> None:
     model = build("chatglm_v1/main")
     num_new = golden["scores"].shape[1]
     output = model.generate(
-        golden["input_ids"], max_new_tokens=num_new, do_sample=False, eos_token_id=UNREACHABLE, use_cache=use_cache,
-        output_logits=True, return_dict_in_generate=True,
+        golden["input_ids"],
+        max_new_tokens=num_new,
+        do_sample=False,
+        eos_token_id=UNREACHABLE,
+        use_cache=use_cache,
+        output_logits=True,
+        return_dict_in_generate=True,
     )
     assert torch.equal(output.sequences, golden["sequences"])
     assert_close(torch.stack(output.logits, dim=1), golden["scores"])
@@ -261,8 +264,13 @@ def test_generate_stops_at_eos() -> None:
 def test_generate_beams() -> None:
     golden = tensors("chatglm_v1/main", "beam")
     output = build("chatglm_v1/main").generate(
-        golden["input_ids"], max_new_tokens=8, num_beams=3, do_sample=False, eos_token_id=UNREACHABLE,
-        output_scores=True, return_dict_in_generate=True,
+        golden["input_ids"],
+        max_new_tokens=8,
+        num_beams=3,
+        do_sample=False,
+        eos_token_id=UNREACHABLE,
+        output_scores=True,
+        return_dict_in_generate=True,
     )
     assert torch.equal(output.sequences, golden["sequences"])
     # transformers 4 divided the summed log-probability by the whole length, 5 divides by the new tokens.

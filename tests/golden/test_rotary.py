@@ -21,7 +21,7 @@ def test_tables(name: str, width: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_low_precision_tables_are_the_rounded_float32_ones(dtype: torch.dtype) -> None:
-    """The original computes positions and angles in the model's dtype; ours are at least as close to the true values."""
+    """The original computes positions and angles in the model's dtype; ours are at least as close to the truth."""
     name = {torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
     for ours, kind in zip(rotary_tables(GOLDEN["v1_positions"][None], 64, dtype), ("cos", "sin"), strict=True):
         true = GOLDEN[f"v1.fp32.{kind}"]

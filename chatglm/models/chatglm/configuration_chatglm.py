@@ -24,6 +24,9 @@ class ChatGLMConfig(PreTrainedConfig):
         num_layers: L.
         num_attention_heads: H; the head width is `hidden_size / num_attention_heads`.
         inner_hidden_size: F, width of the MLP; 0 means `4 * hidden_size`.
+        bos_token_id: id of `<sop>`.
+        mask_token_id: id of [MASK]; None, as in files of the first release, means four before `<sop>`.
+        gmask_token_id: id of [gMASK]; None likewise means three before `<sop>`.
         max_sequence_length: context limit in tokens, prompt and answer together.
         position_encoding_2d: two position rows (true for every published checkpoint) or one.
         quantization_bit: 0, or 4/8 when the folder stores quantized layers.
@@ -57,8 +60,8 @@ class ChatGLMConfig(PreTrainedConfig):
         use_cache: bool = True,
         bos_token_id: int = 130004,
         eos_token_id: int = 130005,
-        mask_token_id: int = 130000,
-        gmask_token_id: int = 130001,
+        mask_token_id: int | None = None,
+        gmask_token_id: int | None = None,
         pad_token_id: int = 3,
         quantization_bit: int = 0,
         quantization_embeddings: bool = False,
@@ -77,16 +80,14 @@ class ChatGLMConfig(PreTrainedConfig):
         self.max_sequence_length = max_sequence_length
         self.position_encoding_2d = position_encoding_2d
         self.use_cache = use_cache
-        self.mask_token_id = mask_token_id
-        self.gmask_token_id = gmask_token_id
+        self.mask_token_id = bos_token_id - 4 if mask_token_id is None else mask_token_id
+        self.gmask_token_id = bos_token_id - 3 if gmask_token_id is None else gmask_token_id
         self.quantization_bit = quantization_bit
         self.quantization_embeddings = quantization_embeddings
         self.pre_seq_len = pre_seq_len
         self.prefix_projection = prefix_projection
         self.tie_word_embeddings = tie_word_embeddings
-        super().__init__(
-            bos_token_id=bos_token_id, eos_token_id=eos_token_id, pad_token_id=pad_token_id, **kwargs
-        )
+        super().__init__(bos_token_id=bos_token_id, eos_token_id=eos_token_id, pad_token_id=pad_token_id, **kwargs)
 
 
 def refuse_later_families(keys: dict[str, Any]) -> None:

@@ -93,7 +93,8 @@ def find_layout(input_ids: Tensor, config: ChatGLMConfig, attention_mask: Tensor
     has_gmask = is_gmask.any(dim=1, keepdim=True)
     if not bool(is_sop.any(dim=1).all()):
         raise InvalidRequestError(
-            "A row of input_ids has no <sop> token.", "Make input_ids with the ChatGLM tokenizer, special tokens included."
+            "A row of input_ids has no <sop> token.",
+            "Make input_ids with the ChatGLM tokenizer, special tokens included.",
         )
     if not bool((is_gmask | is_mask).any(dim=1).all()):
         raise InvalidRequestError("A row of input_ids has neither [gMASK] nor [MASK] before <sop>.")
@@ -104,3 +105,19 @@ def find_layout(input_ids: Tensor, config: ChatGLMConfig, attention_mask: Tensor
 def first_column(flags: Tensor) -> Tensor:
     """Index of the first True of each row, [B, 1]; 0 for a row without one."""
     return flags.int().argmax(dim=1, keepdim=True)
+
+
+def causal_after(num_past: int, position_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor | None:
+    """All of the past, causal among the new: bool [B or 1, 1, T, num_past + T]; None when that is everything."""
+    num_new = position_ids.shape[-1]
+    if num_new == 1 and (attention_mask is None or bool(attention_mask.all())):
+        return None
+    seen = torch.ones(num_new, num_past + num_new, dtype=torch.bool, device=position_ids.device).tril(num_past)
+    if attention_mask is None:
+        return seen[None, None]
+    return some_visible((seen & attention_mask.bool()[:, None])[:, None])
+
+
+def some_visible(visible: Tensor) -> Tensor:
+    """Let a query that sees nothing (a pad) see everything, so that its unread output is finite."""
+    return visible | ~visible.any(dim=-1, keepdim=True)

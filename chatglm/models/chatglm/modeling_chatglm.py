@@ -1,185 +1,34 @@
-"""The ChatGLM-6B network.
+"""ChatGLM-6B as the library and the decode loop see it: network, output head, loss.
 
-Knows: embedding, 28 blocks, final norm, output head, loss, and the two calls a decode loop makes (`prefill`, `decode`).
-Does not know: prompts, sampling, stopping, quantization, devices.
-
-What sets it apart from its successors: post-norm in effect (the residual branch starts from the *normalised* input,
-multiplied by a constant), plain GELU MLP, per-head interleaved q|k|v, two rotary positions, a bidirectional prompt.
-Inside, tensors are batch first; the original is sequence first. Tensor names are those of the published files.
-Shapes: B rows, T positions of this call, S positions incl. the cache, H heads, D head width, C model width, F MLP width,
-V vocabulary, L layers, P prefix length.
+Knows: deriving positions and visibility from what a caller gives, `prefill` and `decode` for our loop, what
+transformers' `generate` and `from_pretrained` need. Does not know: prompts, sampling, quantization, devices.
+Shapes: B rows, T positions of this call, S positions incl. the cache, C model width, V vocabulary.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import Cache, DynamicCache, GenerationMixin, LogitsProcessorList, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers import DynamicCache, GenerationMixin, LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from chatglm.errors import InvalidRequestError, UnsupportedModelError
 from chatglm.generation.chat import ChatMixin
 from chatglm.generation.sampling import RequireFinite
 from chatglm.models.chatglm.configuration_chatglm import ChatGLMConfig
-from chatglm.models.chatglm.layout import Layout, find_layout
+from chatglm.models.chatglm.layout import Layout, causal_after, find_layout, some_visible
+from chatglm.models.chatglm.network import ChatGLMModel, ChatGLMPreTrainedModel
 from chatglm.models.chatglm.template import encode_chat
-from chatglm.nn.attention import attend, attend_with_probabilities
-from chatglm.nn.kv_cache import KVCache, concatenated
-from chatglm.nn.prefix_encoder import PrefixEncoder
-from chatglm.nn.rotary import head_tables, rotate
-
-# sqrt(2L) with L = 28 at any depth: upstream never passes the real depth, and published weights depend on it.
-RESIDUAL_SCALE = math.sqrt(2 * 28)
-
-AnyCache = Cache | KVCache
-Pair = tuple[Tensor, Tensor]
-
-
-class SelfAttention(nn.Module):
-    """q|k|v interleaved per head, two-part rotary, output projection."""
-
-    def __init__(self, config: ChatGLMConfig, layer_id: int) -> None:
-        super().__init__()
-        self.layer_id = layer_id
-        self.head_width = config.hidden_size // config.num_attention_heads
-        self.num_parts = 2 if config.position_encoding_2d else 1
-        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self, x_BTC: Tensor, tables: Pair, visible: Tensor | None, cache: AnyCache | None, prefix: Pair | None,
-        probabilities: list[Tensor] | None,
-    ) -> Tensor:
-        # [B, T, 3C] -> [B, H, T, 3D]; -1 heads, so that a tensor-parallel rank may hold only some of them.
-        fused = self.query_key_value(x_BTC).unflatten(-1, (-1, 3 * self.head_width)).transpose(1, 2)
-        query, key, value = fused.chunk(3, dim=-1)
-        query, key = rotate(query, tables, self.num_parts), rotate(key, tables, self.num_parts)
-        if prefix is not None:
-            key, value = concatenated(prefix, key, value)
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer_id)
-        if probabilities is None:
-            mixed = attend(query, key, value, visible)
-        else:
-            mixed, weights = attend_with_probabilities(query, key, value, visible)
-            probabilities.append(weights)
-        return self.dense(mixed.transpose(1, 2).flatten(2))
-
-
-class GLU(nn.Module):
-    """The MLP: dense_4h_to_h(gelu_tanh(dense_h_to_4h(x))). Upstream's class name; nothing in it is gated."""
-
-    def __init__(self, config: ChatGLMConfig) -> None:
-        super().__init__()
-        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.inner_hidden_size)
-        self.dense_4h_to_h = nn.Linear(config.inner_hidden_size, config.hidden_size)
-
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        return self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(x_BTC), approximate="tanh"))
-
-
-class GLMBlock(GradientCheckpointingLayer):
-    """a = LN1(x); y = scale * a + attention(a); m = LN2(y); result = scale * m + MLP(m)."""
-
-    def __init__(self, config: ChatGLMConfig, layer_id: int) -> None:
-        super().__init__()
-        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
-        self.attention = SelfAttention(config, layer_id)
-        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
-        self.mlp = GLU(config)
-
-    def forward(
-        self, x_BTC: Tensor, tables: Pair, visible: Tensor | None, cache: AnyCache | None = None,
-        prefix: Pair | None = None, probabilities: list[Tensor] | None = None,
-    ) -> Tensor:
-        a = self.input_layernorm(x_BTC)
-        y = RESIDUAL_SCALE * a + self.attention(a, tables, visible, cache, prefix, probabilities)
-        m = self.post_attention_layernorm(y)
-        return RESIDUAL_SCALE * m + self.mlp(m)
-
-
-class ChatGLMPreTrainedModel(PreTrainedModel):
-    """What the library must know about any model of the family."""
-
-    config_class = ChatGLMConfig
-    base_model_prefix = "transformer"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ("GLMBlock",)
-    _skip_keys_device_placement = ("past_key_values",)
-    # Published files store these; they are computed here (see nn/rotary.py).
-    _keys_to_ignore_on_load_unexpected = (r"rotary_emb\.inv_freq",)
-
-
-class ChatGLMModel(ChatGLMPreTrainedModel):
-    """Token ids to hidden states. Everything about positions and visibility is given by the caller."""
-
-    def __init__(self, config: ChatGLMConfig) -> None:
-        super().__init__(config)
-        self.head_width = config.hidden_size // config.num_attention_heads
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(GLMBlock(config, layer_id) for layer_id in range(config.num_layers))
-        self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
-        self.prefix_encoder: PrefixEncoder | None = None
-        if config.pre_seq_len is not None:
-            self.prefix_encoder = PrefixEncoder(
-                config.pre_seq_len, config.num_layers, config.num_attention_heads, self.head_width,
-                config.prefix_projection,
-            )
-        self.post_init()
-
-    def forward(
-        self,
-        input_ids_BT: Tensor | None,
-        position_ids: Tensor,
-        visible: Tensor | None = None,
-        cache: AnyCache | None = None,
-        inputs_embeds: Tensor | None = None,
-        hidden_states: list[Tensor] | None = None,
-        probabilities: list[Tensor] | None = None,
-    ) -> Tensor:
-        """Hidden states [B, T, C] after the final norm.
-
-        Args:
-            input_ids_BT: token ids, or None with `inputs_embeds` [B, T, C].
-            position_ids: [B, 2, T], or [B, T] with one position row.
-            visible: bool [B, 1, T, S] without the prefix's columns, True = may be seen; None = everything is.
-            cache: filled with this call's keys and values, and attended to.
-            inputs_embeds: embeddings to use in place of `input_ids_BT`.
-            hidden_states: if given, receives the input of every layer and the result.
-            probabilities: if given, receives every layer's attention [B, H, T, S].
-        """
-        x_BTC = self.word_embeddings(input_ids_BT) if inputs_embeds is None else inputs_embeds
-        tables = head_tables(position_ids, self.head_width, x_BTC.dtype)
-        prefixes = self._prefixes(x_BTC, cache)
-        if self.prefix_encoder is not None and visible is not None:
-            visible = F.pad(visible, (self.config.pre_seq_len, 0), value=True)
-        for layer, prefix in zip(self.layers, prefixes, strict=True):
-            if hidden_states is not None:
-                hidden_states.append(x_BTC)
-            x_BTC = layer(x_BTC, tables, visible, cache, prefix, probabilities)
-        x_BTC = self.final_layernorm(x_BTC)
-        if hidden_states is not None:
-            hidden_states.append(x_BTC)
-        return x_BTC
-
-    def _prefixes(self, x_BTC: Tensor, cache: AnyCache | None) -> list[Pair | None]:
-        """The prefix of each layer where it must be put in front: in the first call, before the cache holds it."""
-        if self.prefix_encoder is None or (cache is not None and cache.get_seq_length() > 0):
-            return [None] * len(self.layers)
-        return list(self.prefix_encoder(x_BTC.shape[0], x_BTC.dtype))
+from chatglm.nn.kv_cache import AnyCache, KVCache
 
 
 class ChatGLMForConditionalGeneration(ChatMixin, ChatGLMPreTrainedModel, GenerationMixin):
     """The network with its output head; what `AutoModel.from_pretrained` returns for a chatglm-6b folder."""
 
-    _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}  # noqa: RUF012
+    _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}
     visibility = "prefix"
     # Set by chatglm.registration: examining a folder belongs to a floor above this one.
     check_folder: ClassVar[Callable[[Any], object] | None] = None
@@ -189,9 +38,9 @@ class ChatGLMForConditionalGeneration(ChatMixin, ChatGLMPreTrainedModel, Generat
         refuse_quantized(config)
         super().__init__(config)
         self.transformer = ChatGLMModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-        if config.pre_seq_len is not None:
+        if self.transformer.prefix_encoder is not None:
             self.requires_grad_(False)
             self.transformer.prefix_encoder.requires_grad_(True)
 
@@ -249,9 +98,9 @@ class ChatGLMForConditionalGeneration(ChatMixin, ChatGLMPreTrainedModel, Generat
             input_ids: int64 [B, T]; the whole sequence, or the ids that follow a filled cache.
             attention_mask: [B, S] with 1 = real token (S counts the cache, not the prefix), or upstream's bool
                 [B, 1, T, S] with True = hidden. None: a leading run of pad ids counts as padding.
-            position_ids: [B, 2, T] (or [B, T] with one row). None: derived from `input_ids`; needed with a filled cache.
+            position_ids: [B, 2, T], or [B, T] with one row. None: derived from `input_ids`; needed with a filled cache.
             past_key_values: a transformers Cache or a KVCache, filled in place.
-            inputs_embeds: [B, T, C] in place of `input_ids`; `position_ids` must be given.
+            inputs_embeds: [B, T, C] in place of `input_ids`; `position_ids` and a 4-D `attention_mask` must be given.
             labels: int64 [B, T], -100 = ignored; shifted here, loss in float32.
             use_cache: make a cache when none is given.
             output_hidden_states: also return the input of every layer and the result of the final norm, each [B, T, C].
@@ -283,28 +132,32 @@ class ChatGLMForConditionalGeneration(ChatMixin, ChatGLMPreTrainedModel, Generat
         )
 
     def _where(
-        self, input_ids: Tensor | None, attention_mask: Tensor | None, position_ids: Tensor | None,
-        cache: AnyCache | None, inputs_embeds: Tensor | None,
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: AnyCache | None,
+        inputs_embeds: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Position ids and visibility of a call, derived where the caller left them out."""
         num_past = self._num_past(cache)
-        full_mask = attention_mask is not None and attention_mask.dim() == 4
-        if num_past or inputs_embeds is not None or (full_mask and position_ids is not None):
-            if position_ids is None:
-                raise InvalidRequestError(
-                    "position_ids are missing: they cannot be derived without the whole input_ids.",
-                    "Give position_ids with a filled cache or with inputs_embeds.",
-                )
-            if full_mask:
-                return position_ids, some_visible(~attention_mask.bool())
+        visible = None
+        if attention_mask is not None and attention_mask.dim() == 4:
+            visible, attention_mask = some_visible(~attention_mask.bool()), None
+        if position_ids is not None and visible is not None:
+            return position_ids, visible
+        if position_ids is not None and num_past:
             return position_ids, causal_after(num_past, position_ids, attention_mask)
-        layout = find_layout(input_ids, self.config, None if full_mask else attention_mask)
+        if input_ids is None or num_past:
+            raise InvalidRequestError(
+                "Positions and visibility cannot be derived without the whole input_ids.",
+                "Give position_ids with a filled cache; position_ids and a 4-D attention_mask with inputs_embeds.",
+            )
+        layout = find_layout(input_ids, self.config, attention_mask)
         stop = input_ids.shape[1]
         if position_ids is None:
             position_ids = layout.positions(0, stop)
-        if full_mask:
-            return position_ids, some_visible(~attention_mask.bool())
-        return position_ids, layout.visible(0, stop, attention_mask)
+        return position_ids, layout.visible(0, stop, attention_mask) if visible is None else visible
 
     def _num_past(self, cache: AnyCache | None) -> int:
         """Real positions in a cache, the prefix not counted."""
@@ -367,19 +220,3 @@ def refuse_quantized(config: ChatGLMConfig) -> None:
             "which this version cannot load yet.",
             "Use the unquantized chatglm-6b folder.",
         )
-
-
-def causal_after(num_past: int, position_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor | None:
-    """All of the past, causal among the new: bool [B or 1, 1, T, num_past + T]; None when that is everything."""
-    num_new = position_ids.shape[-1]
-    if num_new == 1 and (attention_mask is None or bool(attention_mask.all())):
-        return None
-    seen = torch.ones(num_new, num_past + num_new, dtype=torch.bool, device=position_ids.device).tril(num_past)
-    if attention_mask is None:
-        return seen[None, None]
-    return some_visible((seen & attention_mask.bool()[:, None])[:, None])
-
-
-def some_visible(visible: Tensor) -> Tensor:
-    """Let a query that sees nothing (a pad) see everything, so that its unread output is finite."""
-    return visible | ~visible.any(dim=-1, keepdim=True)

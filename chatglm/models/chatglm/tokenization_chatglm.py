@@ -44,8 +44,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         CheckpointError: the vocabulary file is missing, damaged or of another model.
     """
 
-    vocab_files_names = {"vocab_file": "ice_text.model"}  # noqa: RUF012  (transformers' own declaration)
-    model_input_names = ["input_ids", "attention_mask", "position_ids"]  # noqa: RUF012
+    vocab_files_names = {"vocab_file": "ice_text.model"}
+    model_input_names = ["input_ids", "attention_mask", "position_ids"]
     padding_side = "left"
 
     def __init__(
@@ -166,17 +166,14 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
     def surface(self, token_id: int) -> str | bytes | None:
         """What a token adds to a text: see `SurfaceTokenizer.surface`. None for pads and ids that are no token."""
-        if token_id not in self._surfaces:
-            self._surfaces[token_id] = self._find_surface(token_id)
+        if token_id in self._surfaces:
+            return self._surfaces[token_id]
+        if not self.num_image_tokens <= token_id < self.vocab_size:
+            added = self._added_tokens_decoder.get(token_id)
+            return None if added is None else str(added.content)
+        is_pad = token_id == self.pad_token_id
+        self._surfaces[token_id] = None if is_pad else self.pieces.surface(token_id - self.num_image_tokens)
         return self._surfaces[token_id]
-
-    def _find_surface(self, token_id: int) -> str | bytes | None:
-        if token_id == self.pad_token_id:
-            return None
-        if self.num_image_tokens <= token_id < self.vocab_size:
-            return self.pieces.surface(token_id - self.num_image_tokens)
-        added = self._added_tokens_decoder.get(token_id)
-        return None if added is None else str(added.content)
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         ids = [self._convert_token_to_id_with_added_voc(token) for token in tokens]

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 from chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from chatglm.errors import InvalidRequestError, InvalidScoresError, UnsupportedModelError
-from chatglm.models.chatglm.modeling_chatglm import GLMBlock
+from chatglm.models.chatglm.network import GLMBlock
 from chatglm.nn.kv_cache import KVCache
 from chatglm.nn.rotary import head_tables
 from tests.golden.cases import build, tensors
@@ -119,7 +119,7 @@ def test_rows_without_special_ids_are_refused(ids: list[list[int]], sentence: st
 def test_a_filled_cache_needs_positions() -> None:
     model = build("chatglm_v1/main")
     cache = model(prompt(), use_cache=True).past_key_values
-    with pytest.raises(InvalidRequestError, match="position_ids"):
+    with pytest.raises(InvalidRequestError, match="position_ids with a filled cache"):
         model(torch.tensor([[9]]), past_key_values=cache)
 
 
@@ -129,6 +129,13 @@ def test_generate_refuses_nan() -> None:
         model.transformer.final_layernorm.weight[0] = torch.nan
     with pytest.raises(InvalidScoresError):
         model.generate(prompt(), max_new_tokens=2, do_sample=False)
+
+
+def test_first_release_config_finds_its_mask_tokens() -> None:
+    """Its config.json names only the first and last special id; both releases have them in the same order."""
+    config = ChatGLMConfig(vocab_size=150528, bos_token_id=150004, eos_token_id=150005)
+    assert (config.mask_token_id, config.gmask_token_id) == (150000, 150001)
+    assert (ChatGLMConfig().mask_token_id, ChatGLMConfig().gmask_token_id) == (130000, 130001)
 
 
 def test_quantized_and_later_configs_are_refused() -> None:
