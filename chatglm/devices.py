@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,19 +110,19 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    num_parameters_by_kind: Mapping[str, int], dtype: torch.dtype, context: int, *, num_layers: int, hidden_size: int
+    weights_bytes: int, dtype: torch.dtype, context: int, *, num_layers: int, hidden_size: int
 ) -> MemoryEstimate:
     """Bytes for weights and for the KV cache of one conversation, keys and values: 2 * L * C * context * item size.
 
     Args:
-        num_parameters_by_kind: e.g. {"linear": ..., "embedding": ..., "other": ...}; all kinds take `dtype` today.
-        dtype: of weights and cache.
+        weights_bytes: of the network.
+        dtype: of the cache.
         context: tokens.
         num_layers: L.
         hidden_size: C.
     """
     return MemoryEstimate(
-        weights_bytes=sum(num_parameters_by_kind.values()) * dtype.itemsize,
+        weights_bytes=weights_bytes,
         cache_bytes=2 * num_layers * hidden_size * context * dtype.itemsize,
     )
 

@@ -164,19 +164,22 @@ def load_pipeline(
         model: "demo" or None for the embedded demo model, a folder, or a hub id.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto", "fp32", "bf16", "fp16".
-        quantize: None; 4 and 8 are not available yet.
+        quantize: 4 or 8 packs the weights while they are read; None leaves them as they are stored.
         ptuning_checkpoint: folder of a P-Tuning v2 prefix for this model.
         progress: called with (bytes read, bytes in all) while weights load.
         report: called with sentences for the user (memory estimate, licence of the weights).
 
     Raises:
-        CheckpointError, OutOfMemoryError, DeviceError: with the file or number and the remedy.
+        CheckpointError, OutOfMemoryError, DeviceError, InvalidRequestError: with the file or value and the remedy.
     """
-    if quantize is not None:
-        raise InvalidRequestError(
-            f"Quantization to {quantize} bits is not available yet.", "Load without it; --dtype bf16 halves the memory."
+    return Pipeline(
+        load(
+            model,
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            ptuning_checkpoint=ptuning_checkpoint,
+            progress=progress,
+            report=report,
         )
-    loaded = load(
-        model, device=device, dtype=dtype, ptuning_checkpoint=ptuning_checkpoint, progress=progress, report=report
     )
-    return Pipeline(loaded)

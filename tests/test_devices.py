@@ -115,9 +115,9 @@ def test_fp16_on_a_cpu_is_remarked() -> None:
 
 
 def test_estimate_of_chatglm_6b() -> None:
-    kinds = {"linear": 28 * 12 * 4096**2, "embedding": 130528 * 4096}
-    need = estimate_memory(kinds, torch.float16, 2048, num_layers=28, hidden_size=4096)
-    assert need.weights_bytes == 2 * (28 * 12 * 4096**2 + 130528 * 4096)
+    weights_bytes = 2 * (28 * 12 * 4096**2 + 130528 * 4096)
+    need = estimate_memory(weights_bytes, torch.float16, 2048, num_layers=28, hidden_size=4096)
+    assert need.weights_bytes == weights_bytes
     assert need.cache_bytes == 2 * 28 * 4096 * 2048 * 2
     assert need.total_bytes == need.weights_bytes + need.cache_bytes
 

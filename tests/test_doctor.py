@@ -22,6 +22,7 @@ from chatglm.errors import (
     PointerFileError,
     UnsupportedModelError,
 )
+from chatglm.loading import load
 from chatglm.models import FAMILIES
 from tests.folders import (
     LAYOUTS,
@@ -325,15 +326,13 @@ def test_a_whole_model_with_its_prefix(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantized_folder(bits: int, tmp_path: Path) -> None:
     make_folder(tmp_path)
-    tensors = random_tensors(tiny_config())
-    name = "transformer.layers.0.mlp.dense_h_to_4h.weight"
-    tensors[name] = torch.ones(64, 32 * bits // 8, dtype=torch.int8)
-    tensors[name + "_scale"] = torch.ones(64)
-    rewrite(tmp_path, tensors)
+    model = load(tmp_path, device="cpu").model.quantize(bits)
+    rewrite(tmp_path, dict(model.state_dict()))
+    only(examine(tmp_path), MismatchError, "quantized", "of how many bits", str(tmp_path / "config.json"))
     change_config(tmp_path, quantization_bit=bits)
-    only(examine(tmp_path), UnsupportedModelError, f"int{bits}", "cannot load yet", "unquantized")
-    change_config(tmp_path, quantization_bit=None)
-    only(examine(tmp_path), UnsupportedModelError, "quantized")
+    assert examine(tmp_path).is_healthy
+    change_config(tmp_path, quantization_bit=12 - bits)
+    assert "shape" in examine(tmp_path).errors[0].problem
 
 
 def test_a_quantized_config_with_plain_weights(folder: Path) -> None:

@@ -23,7 +23,6 @@ from chatglm.errors import (
     ModelNotFoundError,
     OutOfMemoryError,
     PointerFileError,
-    UnsupportedModelError,
 )
 from chatglm.loading import LoadedModel, checked_folder, find_folder, licence, load, network, sources, steps
 from chatglm.loading.prefix import find_prefix
@@ -350,14 +349,13 @@ def test_other_failures_keep_their_names(folder: Path, monkeypatch: pytest.Monke
 def test_a_failed_load_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shard vanishes between the examination and the reading: the half-filled network goes, the settings stay."""
     made: list[weakref.ref[Any]] = []
-    build = steps.build_network
+    fill = steps.fill_network
 
-    def remember(*args: Any) -> Any:
-        model = build(*args)
-        made.append(weakref.ref(model))
-        return model
+    def remember(network: Any, *args: Any, **options: Any) -> None:
+        made.append(weakref.ref(network))
+        fill(network, *args, **options)
 
-    monkeypatch.setattr(steps, "build_network", remember)
+    monkeypatch.setattr(steps, "fill_network", remember)
 
     def vanish(done: int, total: int) -> None:
         (folder / "pytorch_model-00008-of-00008.bin").unlink(missing_ok=True)
@@ -549,17 +547,6 @@ def test_a_hub_model_that_does_not_exist(hub: Callable[[Download], None]) -> Non
     hub(download)
     with pytest.raises(ModelNotFoundError, match="no model zai-org/chatglm-7b on the hub"):
         find_folder("zai-org/chatglm-7b")
-
-
-def test_quantized_weights_are_refused(folder: Path) -> None:
-    tensors = random_tensors(tiny_config())
-    name = "transformer.layers.0.attention.dense.weight"
-    tensors[name] = torch.ones(32, 32, dtype=torch.int8)
-    for path in folder.glob("pytorch_model*"):
-        path.unlink()
-    write_weights(folder, tensors, "bin")
-    with pytest.raises(UnsupportedModelError, match="cannot load yet"):
-        load_cpu(folder)
 
 
 # --- memory, measured ---

@@ -114,5 +114,7 @@ def test_a_closed_pipeline_says_so(tmp_path_factory: pytest.TempPathFactory) -> 
 def test_loading_errors_are_sentences(tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(ModelNotFoundError, match="no-such-folder"):
         load_pipeline(tmp_path_factory.mktemp("x") / "no-such-folder")
-    with pytest.raises(InvalidRequestError, match="not available yet"):
-        load_pipeline("demo", quantize=4)
+    folder = tmp_path_factory.mktemp("y")
+    make_folder(folder)
+    with pytest.raises(InvalidRequestError, match="4 or 8 bits, not 5"):
+        load_pipeline(folder, quantize=5)

@@ -6,7 +6,6 @@ Knows: how to print. Does not know how problems are found.
 from __future__ import annotations
 
 import argparse
-import math
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -23,7 +22,7 @@ from chatglm.devices import (
 )
 from chatglm.doctor.examination import examine
 from chatglm.doctor.report import Report
-from chatglm.doctor.weights import expected_shapes, sizes_in_memory
+from chatglm.doctor.weights import bytes_in_memory, kept_parameters
 
 LIBRARIES = ("torch", "transformers", "sentencepiece", "safetensors", "accelerate", "numpy", "triton")
 
@@ -55,13 +54,11 @@ def memory(report: Report) -> list[str]:
     if report.family is None or report.config is None:
         return []
     config = report.config
-    sizes = {name: math.prod(shape) for name, shape in expected_shapes(report.family, config).items()}
-    sizes = sizes_in_memory(sizes, config, report.tensors)
-    count = sum(sizes.values())
-    lines = [f"{report.family.name}, {count:,} parameters"]
+    parameters = kept_parameters(report.family.empty_network(config), report.tensors)
+    lines = [f"{report.family.name}, {sum(tensor.numel() for tensor in parameters):,} parameters"]
     for dtype, name in DTYPE_NAMES.items():
         need = estimate_memory(
-            sizes,
+            bytes_in_memory(parameters, dtype),
             dtype,
             config.max_sequence_length,
             num_layers=config.num_layers,

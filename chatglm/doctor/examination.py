@@ -19,7 +19,7 @@ from chatglm.checkpoints import (
 )
 from chatglm.doctor.report import Finding, Report
 from chatglm.doctor.vocabulary import compare_vocabulary, make_tokenizer
-from chatglm.doctor.weights import compare_weights, is_prefix_only, prefix_only, refuse_quantized
+from chatglm.doctor.weights import check_quantization, compare_weights, is_prefix_only, prefix_only
 from chatglm.errors import CheckpointError, DamagedFileError, ModelNotFoundError, UnsupportedModelError
 from chatglm.models import FAMILIES, Family, family_of
 
@@ -68,7 +68,7 @@ def examine(folder: str | Path, *, needs_tokenizer: bool = True, prefix_elsewher
         findings.attempt(folder / CONFIG_NAME, lambda: family_of(keys)) if keys is not None else None
     )
     config = findings.attempt(folder / CONFIG_NAME, lambda: _config(folder, family, keys or {})) if family else None
-    quantized = refuse_quantized(folder, keys or {}, tensors)
+    quantized = check_quantization(folder, keys or {}, tensors)
     if quantized is not None:
         findings.add(folder, quantized)
     elif family is not None and config is not None and is_complete:

@@ -7,7 +7,7 @@ Does not know how the tensors were read.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from chatglm.models import Family
 
 PREFIX_MARK = "prefix_encoder."
 EMBEDDING_NAME = "transformer.word_embeddings.weight"
-HEAD_NAME = "lm_head.weight"
+HEAD_START = "lm_head."
+HEAD_NAME = f"{HEAD_START}weight"
 LATER_FAMILY_MARK = "transformer.encoder."
 RELEASES = {150528: "the first release", 130528: "version 1.1, since April 2023"}
 NUM_NAMED = 3  # so many names of missing or unexpected tensors are shown
@@ -27,15 +28,21 @@ NUM_NAMED = 3  # so many names of missing or unexpected tensors are shown
 
 def expected_shapes(family: Family, config: Any) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor that a network of this configuration stores; takes no memory for them."""
-    with torch.device("meta"):
-        network = family.model_class(config)
-    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in family.empty_network(config).state_dict().items()}
 
 
-def sizes_in_memory(sizes: Mapping[str, int], config: Any, tensors: Mapping[str, StoredTensor]) -> dict[str, int]:
-    """`sizes` without the output head where it will be the embedding: not stored, or (as published) an equal copy."""
-    is_shared = HEAD_NAME not in tensors or getattr(config, "tie_word_embeddings", True) is not False
-    return {name: size for name, size in sizes.items() if not (is_shared and name == HEAD_NAME)}
+def kept_parameters(network: Any, tensors: Mapping[str, StoredTensor]) -> list[torch.Tensor]:
+    """The parameters that take memory: all but the output head where it will be the embedding, that is where it is not
+    stored, or (as published) an equal copy."""
+    is_shared = HEAD_NAME not in tensors or getattr(network.config, "tie_word_embeddings", True) is not False
+    return [tensor for name, tensor in network.state_dict().items() if not (is_shared and name == HEAD_NAME)]
+
+
+def bytes_in_memory(parameters: Iterable[torch.Tensor], dtype: torch.dtype) -> int:
+    """Bytes of parameters whose floating-point values will be of `dtype`; packed integers keep their size."""
+    return sum(
+        tensor.numel() * (dtype if tensor.is_floating_point() else tensor.dtype).itemsize for tensor in parameters
+    )
 
 
 def is_prefix_only(tensors: Mapping[str, StoredTensor]) -> bool:
@@ -51,10 +58,10 @@ def prefix_only(folder: Path) -> CheckpointError:
     )
 
 
-def refuse_quantized(
+def check_quantization(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
 ) -> CheckpointError | None:
-    """The error for an int4 or int8 folder: this version cannot load one yet. None for any other folder."""
+    """The error for a folder whose config.json and weights do not agree on being quantized; None if they do."""
     bits = config.get("quantization_bit") or 0
     packed = next((tensor for tensor in tensors.values() if tensor.dtype in (torch.int8, torch.uint8)), None)
     if bits and tensors and packed is None:
@@ -62,11 +69,10 @@ def refuse_quantized(
             f"{folder / 'config.json'} says quantization_bit {bits}, but the weights are not quantized.",
             "Set quantization_bit to 0 there, or take config.json and weights from one download.",
         )
-    if bits or packed is not None:
-        kind = f"int{bits}" if bits else "integer"
-        return UnsupportedModelError(
-            f"{folder} holds quantized ({kind}) weights, which this version cannot load yet.",
-            "Use the unquantized chatglm-6b folder.",
+    if packed is not None and not bits:
+        return MismatchError(
+            f"{packed.path} holds quantized weights, but {folder / 'config.json'} does not say of how many bits.",
+            "Take config.json from the same download (it has quantization_bit 4 or 8).",
         )
     return None
 
@@ -101,7 +107,7 @@ def compare_weights(
             "Give its folder with --ptuning-checkpoint, or remove pre_seq_len from config.json for the untuned model.",
         )
     # A folder may store the embedding alone: the output head is then the same table.
-    missing = [name for name in missing if PREFIX_MARK not in name and name != HEAD_NAME]
+    missing = [name for name in missing if PREFIX_MARK not in name and not name.startswith(HEAD_START)]
     if missing:
         yield MismatchError(
             f"{len(missing)} tensors of the model are missing in {folder}: {_named(missing)}.",

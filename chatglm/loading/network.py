@@ -17,16 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from chatglm.checkpoints import StoredTensor, is_view_of_file, iter_tensors, total_bytes
-from chatglm.models import Family
+from chatglm.quantization.layers import QuantizedLinear
 
 Progress = Callable[[int, int], None]
 ROWS_COMPARED_AT_ONCE = 4096
-
-
-def build_network(family: Family, config: Any) -> Any:
-    """The network of `config` with parameters that have shapes but no memory."""
-    with torch.device("meta"):
-        return family.model_class(config)
+SCALE = "weight_scale"
 
 
 def fill_network(
@@ -42,10 +37,11 @@ def fill_network(
     """Give every parameter and buffer of `network` its memory and value.
 
     Args:
-        network: from `build_network`; in an undefined state when this raises.
+        network: from `Family.empty_network`; in an undefined state when this raises.
         folder: examined and found sound.
         stored: its tensors.
-        dtype: of all floating-point parameters.
+        dtype: of all floating-point parameters. Where the network has quantized layers and the folder float weights,
+            these are quantized in the type in which they are stored.
         device: of everything.
         prefix: values of a P-Tuning prefix, which go before those of the folder.
         progress: called with (bytes read, bytes to read).
@@ -78,25 +74,36 @@ class _Places:
     def put(self, name: str, tensor: Tensor, *, must_copy: bool) -> None:
         owner_name, _, leaf = name.rpartition(".")
         owner = self.network.get_submodule(owner_name)
-        twin = {self.embedding: self.head, self.head: self.embedding}.get(owner)
-        if self.may_tie and twin is not None and not twin.weight.is_meta and self._is_equal(tensor, twin.weight):
-            owner.weight = twin.weight
+        if isinstance(owner, QuantizedLinear) and leaf == "weight" and tensor.is_floating_point():
+            owner.load_float(tensor.to(self.device))
             return
-        dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+        dtype = self._type_of(leaf, tensor)
+        twin = {self.embedding: self.head, self.head: self.embedding}.get(owner)
+        other = getattr(twin, leaf, None)
+        if self.may_tie and other is not None and not other.is_meta and self._is_equal(tensor, dtype, other):
+            setattr(owner, leaf, other)
+            return
         value = tensor.to(self.device, dtype, copy=must_copy)
         old = getattr(owner, leaf)
         is_parameter = isinstance(old, nn.Parameter)
         setattr(owner, leaf, nn.Parameter(value, requires_grad=old.requires_grad) if is_parameter else value)
 
-    def _is_equal(self, tensor: Tensor, weight: Tensor) -> bool:
+    def _type_of(self, leaf: str, tensor: Tensor) -> torch.dtype:
+        """The type that a stored tensor gets: integers stay, and scales would lose three bits as bfloat16."""
+        if not tensor.is_floating_point() or (leaf == SCALE and self.dtype == torch.bfloat16):
+            return tensor.dtype
+        return self.dtype
+
+    def _is_equal(self, tensor: Tensor, dtype: torch.dtype, weight: Tensor) -> bool:
         """Whether `tensor` would become `weight`; compared by parts, since each may be a gigabyte."""
         parts = zip(tensor.split(ROWS_COMPARED_AT_ONCE), weight.split(ROWS_COMPARED_AT_ONCE), strict=True)
-        return all(torch.equal(part.to(self.device, self.dtype), other) for part, other in parts)
+        return weight.dtype == dtype and all(torch.equal(part.to(self.device, dtype), other) for part, other in parts)
 
     def finish(self) -> None:
         """What the files do not hold: the head of a folder that stores one table for both, and computed buffers."""
-        if self.head.weight.is_meta:
-            self.head.weight = self.embedding.weight
+        for leaf in ("weight", SCALE):
+            if hasattr(self.head, leaf) and getattr(self.head, leaf).is_meta:
+                setattr(self.head, leaf, getattr(self.embedding, leaf))
         self.network.config.tie_word_embeddings = self.head.weight is self.embedding.weight
         self.network.config.dtype = self.dtype
         with torch.device(self.device):
@@ -106,3 +113,4 @@ class _Places:
         tensors = [*self.network.named_parameters(), *self.network.named_buffers()]
         empty = [name for name, tensor in tensors if tensor.is_meta]
         assert not empty, f"left without values: {empty}"  # the doctor has compared the names
+        self.network.to(self.dtype)  # moves nothing; tells quantized layers what to compute in

@@ -5,7 +5,7 @@ Knows: the order of these steps. Does not know how each is done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +24,15 @@ from chatglm.devices import (
     estimate_memory,
     format_bytes,
 )
-from chatglm.doctor import Report, examine
-from chatglm.doctor.weights import sizes_in_memory
-from chatglm.errors import OutOfMemoryError
+from chatglm.doctor import examine
+from chatglm.doctor.weights import bytes_in_memory, kept_parameters
+from chatglm.errors import InvalidRequestError, OutOfMemoryError
 from chatglm.loading.licence import notice_once
-from chatglm.loading.network import Progress, build_network, fill_network
+from chatglm.loading.network import Progress, fill_network
 from chatglm.loading.prefix import StoredPrefix, check_prefix_fits, configure_prefix, find_prefix
 from chatglm.loading.sources import find_folder
 from chatglm.models import Family
+from chatglm.quantization.packing import check_bits
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def load(
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    quantize: int | None = None,
     ptuning_checkpoint: str | Path | None = None,
     progress: Progress | None = None,
     report: Callable[[str], None] | None = None,
@@ -70,6 +72,8 @@ def load(
         model: None or "demo" for the embedded demo model, a folder, or a hub id.
         device: "auto", "cpu", "cuda", "cuda:n" or "mps".
         dtype: "auto", "fp32", "bf16" or "fp16".
+        quantize: 4 or 8 packs the weights of an unquantized folder while they are read; a quantized folder needs
+            nothing here.
         ptuning_checkpoint: folder (or file) of a P-Tuning v2 prefix trained on this model.
         progress: called with (bytes read, bytes to read) after each tensor.
         report: called with sentences for the user: memory estimate, remarks, licence of the weights.
@@ -77,6 +81,7 @@ def load(
     Raises:
         CheckpointError: something is wrong with the folder; names the file and the remedy.
         DeviceError: no such device or type.
+        InvalidRequestError: quantize is not 4 or 8, or the folder is quantized to another width already.
         OutOfMemoryError: the model cannot fit; carries the numbers.
     """
     say = report if report is not None else lambda sentence: None
@@ -88,10 +93,19 @@ def load(
     family, config = examined.family, examined.config
     assert family is not None  # a healthy report has both
     assert config is not None
+    if quantize is not None:
+        _ask_for_quantized(folder, config, quantize)
     network = _network_with_prefix(family, config, prefix)
-    sizes = {name: tensor.numel() for name, tensor in network.named_parameters()}
-    chosen_dtype = choose_dtype(dtype, chosen_device, sum(sizes.values()) * torch.float32.itemsize)
-    _check_memory(folder, examined, sizes, chosen_dtype, chosen_device, say)
+    parameters = kept_parameters(network, examined.tensors)
+    chosen_dtype = choose_dtype(dtype, chosen_device, bytes_in_memory(parameters, torch.float32))
+    need = estimate_memory(
+        bytes_in_memory(parameters, chosen_dtype),
+        chosen_dtype,
+        config.max_sequence_length,
+        num_layers=config.num_layers,
+        hidden_size=config.hidden_size,
+    )
+    _check_memory(folder, need, config.max_sequence_length, chosen_dtype, chosen_device, say)
     is_demo = folder.resolve() == CHECKPOINT.resolve()
     if not is_demo and (notice := notice_once()):
         say(notice)
@@ -123,25 +137,32 @@ def _network_with_prefix(family: Family, config: Any, prefix: StoredPrefix | Non
     """The empty network of `config`, made for `prefix` if there is one."""
     if prefix is not None:
         configure_prefix(config, prefix)
-    network = build_network(family, config)
+    network = family.empty_network(config)
     if prefix is not None:
         check_prefix_fits(prefix, {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()})
     return network
 
 
+def _ask_for_quantized(folder: Path, config: Any, bits: int) -> None:
+    """Make `config` that of a network with packed weights of `bits`."""
+    check_bits(bits)
+    if config.quantization_bit not in (0, bits):
+        raise InvalidRequestError(
+            f"{folder} is quantized to {config.quantization_bit} bits already and cannot be quantized to {bits}.",
+            "Leave --quantize out, or give the unquantized folder.",
+        )
+    config.quantization_bit = bits
+
+
 def _check_memory(
     folder: Path,
-    examined: Report,
-    sizes: Mapping[str, int],
+    need: MemoryEstimate,
+    context: int,
     dtype: torch.dtype,
     device: torch.device,
     say: Callable[[str], None],
 ) -> None:
     """Say what the model needs and what there is; raise OutOfMemoryError if the weights alone exceed it."""
-    config = examined.config
-    kinds = sizes_in_memory(sizes, config, examined.tensors)
-    context = config.max_sequence_length
-    need = estimate_memory(kinds, dtype, context, num_layers=config.num_layers, hidden_size=config.hidden_size)
     free = available_memory(device)
     sentence = memory_sentence(need, context, dtype, device, free)
     if free is not None and need.weights_bytes > free:

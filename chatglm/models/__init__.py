@@ -37,6 +37,13 @@ class Family:
     def tokenizer_class(self) -> Any:
         return self._part("tokenization_chatglm", "Tokenizer")
 
+    def empty_network(self, config: Any) -> Any:
+        """The network of `config` with parameters that have types and shapes but no memory."""
+        import torch
+
+        with torch.device("meta"):
+            return self.model_class(config)
+
 
 FAMILIES = {"chatglm": Family("ChatGLM-6B", "chatglm.models.chatglm", "ChatGLM")}
 

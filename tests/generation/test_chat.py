@@ -135,3 +135,31 @@ def test_two_hundred_turns_leave_memory_flat(loaded: Any) -> None:
             sizes.append(psutil.Process().memory_info().rss)
     assert not [t for t in gc.get_objects() if type(t) is torch.Tensor and t.dim() == 4]
     assert sizes[-1] - sizes[0] < 20 * 2**20
+
+
+def test_padded_batch_from_the_tokenizer_generates_as_single_prompts(loaded: Any) -> None:
+    """CHAT-09: upstream's own batch test, with the mask and positions that the tokenizer returns."""
+    texts = ["hello", "how are you 天气很好", "the quick [MASK] brown fox"]
+    batch = loaded.tokenizer(texts, padding=True, return_tensors="pt")
+    arguments = {"max_new_tokens": 10, "do_sample": False}
+    together = loaded.model.generate(**batch, **arguments)[:, batch["input_ids"].shape[1] :]
+    for row, text in zip(together, texts, strict=True):
+        ids = loaded.tokenizer(text, return_tensors="pt")["input_ids"]
+        alone = loaded.model.generate(ids, **arguments)[0, ids.shape[1] :]
+        assert row.tolist()[: len(alone)] == alone.tolist()
+
+
+def test_generate_samples_only_candidates(loaded: Any) -> None:
+    """The library's sampling and our own filters agree on which ids may be drawn."""
+    from chatglm.generation.config import GenerationConfig
+    from chatglm.generation.sampling import candidates
+
+    ids = torch.tensor([loaded.tokenizer.encode("hello world")])
+    sampling = {"temperature": 0.8, "top_k": 7, "top_p": 0.6}
+    torch.manual_seed(0)
+    output = loaded.model.generate(
+        ids, max_new_tokens=12, do_sample=True, output_logits=True, return_dict_in_generate=True, **sampling
+    )
+    config = GenerationConfig(**sampling)
+    for logits, drawn in zip(output.logits, output.sequences[0, ids.shape[1] :], strict=True):
+        assert int(drawn) in candidates(logits[0], config)[1]

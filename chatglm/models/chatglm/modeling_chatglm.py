@@ -1,12 +1,14 @@
 """ChatGLM-6B as the library and the decode loop see it: network, output head, loss.
 
 Knows: deriving positions and visibility from what a caller gives, `prefill` and `decode` for our loop, what
-transformers' `generate` and `from_pretrained` need. Does not know: prompts, sampling, quantization, devices.
+transformers' `generate` and `from_pretrained` need, which layers are quantized. Does not know: prompts, sampling,
+how weights are packed, devices.
 Shapes: B rows, T positions of this call, S positions incl. the cache, C model width, V vocabulary.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin, LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from chatglm.errors import InvalidRequestError, UnsupportedModelError
+from chatglm.errors import InvalidRequestError
 from chatglm.generation.chat import ChatMixin
 from chatglm.generation.sampling import RequireFinite
 from chatglm.models.chatglm.configuration_chatglm import ChatGLMConfig
@@ -23,6 +25,16 @@ from chatglm.models.chatglm.layout import Layout, causal_after, find_layout, som
 from chatglm.models.chatglm.network import ChatGLMModel, ChatGLMPreTrainedModel
 from chatglm.models.chatglm.template import encode_chat
 from chatglm.nn.kv_cache import AnyCache, KVCache
+from chatglm.quantization.convert import empty_linears, quantize_linears
+from chatglm.quantization.layers import QuantizedEmbedding, QuantizedLinear
+from chatglm.quantization.packing import check_bits
+
+logger = logging.getLogger(__name__)
+
+# What published int8 and int4 checkpoints hold as integers; embedding and head only with `quantization_embeddings`.
+QUANTIZED_LAYERS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
+EMBEDDING = "transformer.word_embeddings"
+HEAD_TENSORS = ("lm_head.weight", "lm_head.weight_scale")
 
 
 class ChatGLMForConditionalGeneration(ChatMixin, ChatGLMPreTrainedModel, GenerationMixin):
@@ -35,14 +47,45 @@ class ChatGLMForConditionalGeneration(ChatMixin, ChatGLMPreTrainedModel, Generat
     encode_chat = staticmethod(encode_chat)
 
     def __init__(self, config: ChatGLMConfig) -> None:
-        refuse_quantized(config)
         super().__init__(config)
         self.transformer = ChatGLMModel(config)
         self.lm_head: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.quantization_bit:
+            self._expect_quantized(config.quantization_bit)
         self.post_init()
         if self.transformer.prefix_encoder is not None:
             self.requires_grad_(False)
             self.transformer.prefix_encoder.requires_grad_(True)
+
+    def _expect_quantized(self, bits: int) -> None:
+        """Make room for the packed weights of a quantized checkpoint."""
+        empty_linears(self.transformer.layers, QUANTIZED_LAYERS, bits)
+        if self.config.quantization_embeddings:
+            size, width = self.config.vocab_size, self.config.hidden_size
+            self.transformer.word_embeddings = QuantizedEmbedding(size, width, bits)
+            self.lm_head = QuantizedLinear(width, size, bits, bias=False)
+            self._tied_weights_keys = {name: name.replace("lm_head", EMBEDDING) for name in HEAD_TENSORS}
+
+    def quantize(self, bits: int, empty_init: bool = False, **unused: Any) -> Any:
+        """Replace the four linear layers of every block by packed ones; returns the model.
+
+        Args:
+            bits: 4 or 8; 0 leaves the model as it is.
+            empty_init: only make room, for weights that are loaded afterwards.
+            **unused: upstream's options for its own kernels, which are not needed.
+
+        Raises:
+            InvalidRequestError: bits is something else.
+        """
+        if bits == 0:
+            return self
+        check_bits(bits)
+        if self.config.quantization_bit:
+            logger.warning("Already quantized to %d bits.", self.config.quantization_bit)
+            return self
+        (empty_linears if empty_init else quantize_linears)(self.transformer.layers, QUANTIZED_LAYERS, bits)
+        self.config.quantization_bit = bits
+        return self
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -210,13 +253,3 @@ class ChatGLMForConditionalGeneration(ChatMixin, ChatGLMPreTrainedModel, Generat
         layout = find_layout(input_ids, self.config, attention_mask)
         kwargs["position_ids"] = layout.positions(0, input_ids.shape[1])
         return super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
-
-
-def refuse_quantized(config: ChatGLMConfig) -> None:
-    """Raise UnsupportedModelError for a configuration whose weights are stored as integers."""
-    if config.quantization_bit:
-        raise UnsupportedModelError(
-            f"The configuration asks for quantized layers (quantization_bit {config.quantization_bit}), "
-            "which this version cannot load yet.",
-            "Use the unquantized chatglm-6b folder.",
-        )

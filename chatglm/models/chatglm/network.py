@@ -112,6 +112,8 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["GLMBlock"]
     _skip_keys_device_placement = ["past_key_values"]
+    # Scales would lose three bits as bfloat16.
+    _keep_in_fp32_modules_strict = ["weight_scale"]
     # Published files store these; they are computed here (see nn/rotary.py).
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]
 

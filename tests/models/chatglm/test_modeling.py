@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,20 +25,29 @@ def prompt() -> Tensor:
     return tensors("chatglm_v1/main", "forward_gmask")["input_ids"]
 
 
-def test_published_keys_and_shapes() -> None:
-    """The 28-layer network has the 368 published tensors; the 28 inv_freq among them are computed, not stored."""
-    published = published_shapes()
+@pytest.mark.parametrize(
+    ("release", "num_keys", "options"),
+    [
+        ("chatglm-6b", 368, {}),
+        ("chatglm-6b-int8 (quantize(8))", 480, {"quantization_bit": 8}),
+        ("chatglm-6b-int4", 480, {"quantization_bit": 4}),
+        ("chatglm-6b-int4-qe", 482, {"quantization_bit": 4, "quantization_embeddings": True}),
+    ],
+)
+def test_published_keys_and_shapes(release: str, num_keys: int, options: dict[str, Any]) -> None:
+    """The 28-layer network has exactly the published tensors; the 28 inv_freq among them are computed, not stored."""
+    published = published_shapes(release)
     with torch.device("meta"):
-        model = ChatGLMForConditionalGeneration(ChatGLMConfig())
+        model = ChatGLMForConditionalGeneration(ChatGLMConfig(**options))
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     computed = {name for name in published if name.endswith("rotary_emb.inv_freq")}
-    assert len(published) == 368
+    assert len(published) == num_keys
     assert len(computed) == 28
     assert ours == {name: shape for name, shape in published.items() if name not in computed}
 
 
-def published_shapes() -> dict[str, tuple[int, ...]]:
-    layout = json.loads(LAYOUTS.read_text(encoding="utf-8"))["chatglm-6b"]
+def published_shapes(release: str) -> dict[str, tuple[int, ...]]:
+    layout = json.loads(LAYOUTS.read_text(encoding="utf-8"))[release]
     return {
         name.replace("layers.0.", f"layers.{layer}."): tuple(shape)
         for name, (shape, _) in layout["keys_outside_layers_and_of_layer_0"].items()
@@ -138,9 +148,7 @@ def test_first_release_config_finds_its_mask_tokens() -> None:
     assert (ChatGLMConfig().mask_token_id, ChatGLMConfig().gmask_token_id) == (130000, 130001)
 
 
-def test_quantized_and_later_configs_are_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="quantized"):
-        ChatGLMForConditionalGeneration(ChatGLMConfig(num_layers=1, quantization_bit=4))
+def test_later_configs_are_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="ChatGLM2"):
         ChatGLMConfig(padded_vocab_size=65024, multi_query_attention=True)
 

@@ -1,0 +1,97 @@
+"""Layers whose weight is stored as packed integers; state dict keys as published: weight, weight_scale, bias.
+
+Knows: holding packed weights through casts and moves, and computing with them by dequantizing (the reference).
+Does not know which layers of a network are replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chatglm.quantization.packing import check_bits, dequantize, quantize_rows
+
+
+class _PackedWeight(nn.Module):
+    """Packed integers [O, I or I/2] with one scale per row.
+
+    Attributes:
+        bits: 4 or 8.
+        weight: int8, never trained.
+        weight_scale: half or float32.
+        dtype: what the layer computes and answers in; follows `.half()`, `.to(...)` and the like.
+    """
+
+    def __init__(self, num_rows: int, num_columns: int, bits: int) -> None:
+        super().__init__()
+        check_bits(bits, num_columns)
+        self.bits = bits
+        self.dtype = torch.get_default_dtype()
+        packed = torch.zeros(num_rows, num_columns * bits // 8, dtype=torch.int8)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+        self.weight_scale = nn.Parameter(torch.zeros(num_rows), requires_grad=False)
+
+    def load_float(self, weight_OI: Tensor) -> None:
+        """Quantize a weight [O, I] and hold the result."""
+        packed, scale = quantize_rows(weight_OI, self.bits)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+        self.weight_scale = nn.Parameter(scale, requires_grad=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        scale = self.weight_scale.data
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=scale.device)).dtype
+        super()._apply(fn, recurse)
+        if self.weight_scale.dtype == torch.bfloat16:  # 8 bits of precision would spoil the scale: keep what it had
+            kept = scale.to(self.weight_scale.device)
+            self.weight_scale = nn.Parameter(kept, requires_grad=False)
+        return self
+
+
+class _PackedProduct(torch.autograd.Function):
+    """x W^T with W dequantized in both directions instead of kept; gradients reach x only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+        ctx.save_for_backward(weight, scale)
+        ctx.bits = bits
+        return x @ dequantize(weight, scale, bits, x.dtype).T
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        weight, scale = ctx.saved_tensors
+        return grads[0] @ dequantize(weight, scale, ctx.bits, grads[0].dtype), None, None, None
+
+
+class QuantizedLinear(_PackedWeight):
+    """x W^T + b with a packed W; the input's dtype is the result's."""
+
+    def __init__(self, in_features: int, out_features: int, bits: int, bias: bool = True) -> None:
+        super().__init__(out_features, in_features, bits)
+        self.in_features, self.out_features = in_features, out_features
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+
+    @classmethod
+    def of(cls, linear: nn.Linear, bits: int) -> QuantizedLinear:
+        """The quantized form of a linear layer; its bias is taken over."""
+        quantized = cls(linear.in_features, linear.out_features, bits, bias=False)
+        quantized.load_float(linear.weight.data)
+        quantized.bias = linear.bias
+        quantized.dtype = linear.weight.dtype
+        return quantized
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = _PackedProduct.apply(x, self.weight, self.weight_scale, self.bits)
+        return product if self.bias is None else product + self.bias
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, bits={self.bits}, bias={self.bias is not None}"
+
+
+class QuantizedEmbedding(_PackedWeight):
+    """Rows of a packed table; only the rows asked for are dequantized."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return dequantize(self.weight[input_ids], self.weight_scale[input_ids], self.bits, self.dtype)
