@@ -1,0 +1,1 @@
+"""Faces for people: today the terminal chat, later the web pages."""

@@ -1,0 +1,84 @@
+"""Where answers, notes and errors go, so that a person sees all and a pipe gets nothing but answers.
+
+Knows: the standard streams, and which of them are terminals. Does not know what is said.
+
+    someone types, sees the output     answers with a label, notes: stdout      errors: stderr
+    a pipe on either side, --prompt    answers bare: stdout                     notes, errors: stderr
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from dataclasses import dataclass
+
+BOT_LABEL = "ChatGLM-6B："
+# Line feed and tab are harmless; the others could move the cursor, change colours or answer to the shell.
+UNSAFE = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+CLEAR = "\x1b[H\x1b[2J\x1b[3J"
+
+
+def prepare_streams() -> None:
+    """Make characters that a stream cannot carry become marks instead of ending the program."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def is_dumb() -> bool:
+    """Whether the terminal says of itself that it understands no escape codes (a shell in Emacs, a serial console)."""
+    return os.environ.get("TERM") in ("dumb", "unknown")
+
+
+@dataclass
+class Screen:
+    """The output of one session.
+
+    Attributes:
+        has_person: somebody types the questions.
+        is_terminal: that person also sees what goes to stdout.
+    """
+
+    has_person: bool
+    is_terminal: bool
+
+    @classmethod
+    def of_streams(cls, has_prompt_flag: bool = False) -> Screen:
+        """As stdin and stdout are; with `--prompt` nobody types."""
+        has_person = not has_prompt_flag and sys.stdin is not None and sys.stdin.isatty()
+        return cls(has_person, has_person and sys.stdout.isatty())
+
+    def begin_answer(self) -> None:
+        if self.is_terminal:
+            self._write(f"\n{BOT_LABEL}")
+
+    def show(self, text: str) -> None:
+        """Append text of an answer, at once."""
+        if text:
+            self._write(text.translate(UNSAFE) if sys.stdout.isatty() else text)
+
+    def end_answer(self) -> None:
+        self._write("\n")
+
+    def note(self, text: str) -> None:
+        """Say something about the session."""
+        print(text, file=sys.stdout if self.is_terminal else sys.stderr, flush=True)
+
+    def error(self, text: str) -> None:
+        """Say what went wrong."""
+        sys.stdout.flush()
+        print(text, file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Clear the person's screen."""
+        if not self.is_terminal:
+            return
+        if os.name == "nt":
+            os.system("cls")
+        elif not is_dumb():
+            self._write(CLEAR)
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()

@@ -1,0 +1,63 @@
+"""Saving a conversation to a file: Markdown to read, JSON to send on.
+
+Knows: the two forms, and that a file is written whole or not at all. Does not know who asked for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from chatglm.errors import ChatGLMError
+from chatglm.messages import History
+
+
+def save_transcript(path: Path, history: History, model_name: str, system: str | None, *, may_replace: bool) -> None:
+    """Write the conversation to `path`: JSON if it ends in .json, else Markdown; UTF-8 both.
+
+    Args:
+        path: the file.
+        history: the rounds.
+        model_name: who answered.
+        system: the instruction in front, if any.
+        may_replace: whether an existing file may go.
+
+    Raises:
+        ChatGLMError: the file exists, or cannot be written.
+    """
+    if path.exists() and not may_replace:
+        raise ChatGLMError(f"{path} 已存在，未保存。", "It exists already and was left alone: give another name.")
+    render = render_json if path.suffix.lower() == ".json" else render_markdown
+    try:
+        _write_whole(path, render(history, model_name, system))
+    except OSError as error:
+        raise ChatGLMError(f"无法保存到 {path}。", f"Cannot save there: {error.strerror or error}.") from None
+
+
+def render_markdown(history: History, model_name: str, system: str | None) -> str:
+    """The conversation for people."""
+    parts = [f"# ChatGLM-6B 对话\n\n模型 model: {model_name}"]
+    if system:
+        parts.append(f"**系统指令：**\n\n{system}")
+    for query, answer in history:
+        parts += [f"**用户：**\n\n{query}", f"**ChatGLM-6B：**\n\n{answer}"]
+    return "\n\n".join(parts) + "\n"
+
+
+def render_json(history: History, model_name: str, system: str | None) -> str:
+    """The conversation for programs; `history` has the form that `model.chat` and `api.py` take."""
+    return json.dumps({"model": model_name, "system": system, "history": history}, ensure_ascii=False, indent=2) + "\n"
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write beside the place first, so that no reader and no crash ever finds half a file."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

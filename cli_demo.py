@@ -1,0 +1,8 @@
+"""Chat with ChatGLM-6B in the terminal: `python cli_demo.py`, or with `--help` for everything it can do."""
+
+import sys
+
+from chatglm.ui.terminal import main
+
+if __name__ == "__main__":
+    sys.exit(main())

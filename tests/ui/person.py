@@ -1,0 +1,105 @@
+"""A person at a terminal: types into a real pseudo-terminal and reads what stands on its screen.
+
+Knows: pexpect (the terminal) and pyte (the screen). Does not know the program that runs there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import pexpect
+import pyte
+
+PATIENCE_S = 240
+PROMPT = "用户："
+CTRL_C, CTRL_D, BACKSPACE, ALT_ENTER, UP = "\x03", "\x04", "\x7f", "\x1b\r", "\x1b[A"
+
+
+class Person:
+    """Runs a program in a terminal of 40 lines of 100 columns.
+
+    Attributes:
+        chunks: what came from the program, as it came.
+    """
+
+    def __init__(self, command: list[str], environment: dict[str, str], folder: str | None = None) -> None:
+        self._screen = pyte.HistoryScreen(100, 40, history=5000)
+        self._stream = pyte.ByteStream(self._screen)
+        self.chunks: list[bytes] = []
+        self._child: Any = pexpect.spawn(
+            command[0], command[1:], env=environment, cwd=folder, dimensions=(40, 100), timeout=PATIENCE_S
+        )
+
+    def type(self, text: str) -> None:
+        """Press keys; end with a carriage return to press Enter."""
+        self._child.send(text.encode())
+
+    @property
+    def text(self) -> str:
+        """All of the output so far, as bytes were decoded, escape codes included."""
+        return b"".join(self.chunks).decode("utf-8", "replace")
+
+    @property
+    def lines(self) -> list[str]:
+        """What stands on the screen, without spaces at the ends."""
+        return [line.rstrip() for line in self._screen.display]
+
+    def wait_for(self, part: str, times: int = 1) -> None:
+        """Read until `part` stands on so many lines of the screen."""
+        self._read_until(lambda: sum(part in line for line in self.lines) >= times, f"{part!r} x {times}")
+
+    def wait_for_prompt(self) -> None:
+        """Read until the program waits for input: the cursor stands behind an empty prompt."""
+        self._read_until(lambda: self._line_of_cursor() == PROMPT, "the prompt")
+
+    def wait_for_end(self) -> int:
+        """Read until the program has ended; returns its exit code."""
+        self._read_until(lambda: False, "the end", may_end=True)
+        self._child.close()
+        assert self._child.exitstatus is not None, f"ended by signal {self._child.signalstatus}"
+        return int(self._child.exitstatus)
+
+    def ask(self, line: str) -> None:
+        """Type a line and wait for the next prompt.
+
+        Prompts are counted as they come, since the echo and the next prompt may arrive in one piece: the cursor would
+        then never be seen anywhere but behind an empty prompt.
+        """
+        num_prompts = self.text.count(PROMPT)
+        self.type(line + "\r")
+        self._read_until(lambda: self.text.count(PROMPT) > num_prompts, "another prompt")
+        self.wait_for_prompt()
+
+    def __enter__(self) -> Person:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._child.close(force=True)
+
+    def _line_of_cursor(self) -> str:
+        return self.lines[self._screen.cursor.y]
+
+    def read_some(self) -> None:
+        """Read whatever comes next, or nothing after a second."""
+        try:
+            chunk = self._child.read_nonblocking(4096, timeout=1)
+        except pexpect.TIMEOUT:
+            return
+        self.chunks.append(chunk)
+        self._stream.feed(chunk)
+
+    def _read_until(self, is_reached: Callable[[], bool], what: str, may_end: bool = False) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not is_reached():
+            try:
+                self.read_some()
+            except pexpect.EOF:
+                if may_end:
+                    return
+                raise AssertionError(f"ended before {what}:\n" + "\n".join(self.lines)) from None
+            assert time.monotonic() < deadline, f"no sign of {what}:\n" + "\n".join(self.lines)
