@@ -7,14 +7,14 @@ prompts, or other requests. Streaming is the primitive here; a whole answer is i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from chatglm.errors import ChatGLMError, PromptTooLongError
+from chatglm.errors import ChatGLMError, OutOfMemoryError, PromptTooLongError
 from chatglm.generation.config import GenerationConfig
 from chatglm.generation.detokenizer import IncrementalDetokenizer
 from chatglm.generation.sampling import forbid, new_generator, penalize_repetition, pick, require_finite
@@ -93,6 +93,7 @@ def stream_token_ids(
     Raises:
         PromptTooLongError: before any step.
         InvalidScoresError: the network produced NaN or infinity.
+        OutOfMemoryError: the device has no room for the next step.
     """
     num_left = token_limit(len(input_ids), config, model.config.max_sequence_length)
     lock = step_lock or nullcontext()
@@ -108,7 +109,7 @@ def stream_token_ids(
         if is_cancelled():
             yield "cancelled"
             return
-        with lock, torch.inference_mode():
+        with lock, torch.inference_mode(), _memory_errors(ids.shape[1]):
             scores = model.decode(ids[:, -1:], layout, cache) if num_made else model.prefill(ids, layout, cache)
             require_finite(scores)
             for processor in processors:
@@ -126,6 +127,18 @@ def stream_token_ids(
             yield "length"
             return
         ids = torch.cat((ids, ids.new_tensor([[token_id]])), dim=1)
+
+
+@contextmanager
+def _memory_errors(num_tokens: int) -> Iterator[None]:
+    """A device's failure to allocate, as a sentence."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"Memory ran out on the device at {num_tokens} tokens of prompt and answer.",
+            "Give a smaller --max-length, --quantize 8 or 4, or another --device.",
+        ) from error
 
 
 def stream_text(
@@ -163,6 +176,7 @@ def stream_text(
                 return
             yield delta(text)
     except ChatGLMError:
+        # What was made so far is not lost.
         if num_made:
             yield delta(detokenizer.finish(), "error")
         raise

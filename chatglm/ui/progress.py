@@ -1,18 +1,14 @@
 """A progress bar for the weights, shown to a person only, and only when they have to wait.
 
-Knows: bytes and a stream. Does not know what is loaded.
+Knows: tqdm, bytes and a stream. Does not know what is loaded.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from typing import TextIO
+from types import TracebackType
+from typing import Any, Self, TextIO
 
 PATIENCE_S = 0.5
-REDRAW_S = 0.1
-BAR_WIDTH = 24
-ERASE = "\r" + " " * 70 + "\r"  # spaces, since not every console knows the escape codes
 
 
 class LoadingBar:
@@ -20,40 +16,34 @@ class LoadingBar:
 
     Args:
         stream: where to draw; nothing is drawn where it is no terminal.
-        clock: seconds.
+        patience_s: seconds of loading after which the bar appears.
     """
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream, self._clock = stream, clock
-        self._is_wanted = stream.isatty()
-        self._next_draw = 0.0
-        self._is_started = self._is_drawn = False
+    def __init__(self, stream: TextIO, patience_s: float = PATIENCE_S) -> None:
+        self._stream, self._patience_s = stream, patience_s
+        self._bar: Any = None
 
     def __call__(self, num_read: int, num_all: int) -> None:
-        now = self._clock()
-        if not self._is_started:
-            self._is_started, self._next_draw = True, now + PATIENCE_S
-        if self._is_wanted and now >= self._next_draw:
-            self._next_draw = now + REDRAW_S
-            self._is_drawn = True
-            self._write("\r" + picture(num_read, num_all))
+        if self._bar is None:
+            from tqdm import tqdm
 
-    def __enter__(self) -> LoadingBar:
+            self._bar = tqdm(
+                desc="加载 Loading",
+                total=num_all,
+                unit="B",
+                unit_scale=True,
+                delay=self._patience_s,
+                leave=False,
+                disable=not self._stream.isatty(),
+                file=self._stream,
+            )
+        self._bar.update(num_read - self._bar.n)
+
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        if self._is_drawn:
-            self._write(ERASE)
-
-    def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
-
-
-def picture(num_read: int, num_all: int) -> str:
-    """One line, plain ASCII but for two Chinese words, always of the same width for the same `num_all`."""
-    share = num_read / num_all if num_all else 1.0
-    bar = ("#" * int(share * BAR_WIDTH)).ljust(BAR_WIDTH, ".")
-    unit, size = ("GB", 1e9) if num_all >= 1e9 else ("MB", 1e6)
-    whole = f"{num_all / size:.1f}"
-    return f"加载 Loading [{bar}] {share:4.0%} {num_read / size:{len(whole)}.1f} / {whole} {unit}"
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatglm.errors import InvalidScoresError, PromptTooLongError
+from chatglm.errors import InvalidScoresError, OutOfMemoryError, PromptTooLongError
 from chatglm.generation.config import GenerationConfig
 from chatglm.generation.decode import Delta, stream_text, stream_token_ids
 from tests.golden.cases import build, facts, tensors
@@ -100,6 +100,20 @@ def test_broken_scores_deliver_the_text_so_far_then_raise() -> None:
         ):
             deltas.append(delta)
     assert (text_of(deltas), deltas[-1].finish_reason) == ("ok", "error")
+
+
+def test_memory_that_runs_out_is_a_sentence_and_keeps_the_text() -> None:
+    def fail(step: int) -> None:
+        if step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    deltas = []
+    with pytest.raises(OutOfMemoryError, match=r"at 5 tokens.*--max-length"):
+        for delta in stream_text(
+            ScriptedModel("hello", on_step=fail), CharacterTokenizer(), PROMPT, GenerationConfig(do_sample=False)
+        ):
+            deltas.append(delta)
+    assert (text_of(deltas), deltas[-1].finish_reason) == ("he", "error")
 
 
 @pytest.mark.parametrize("minimum", [{"min_new_tokens": 4}, {"min_length": 7}])

@@ -16,7 +16,7 @@ import pytest
 from chatglm.errors import ChatGLMError, InvalidScoresError
 from chatglm.generation.decode import Delta
 from chatglm.ui.conversation import Conversation
-from chatglm.ui.progress import LoadingBar, picture
+from chatglm.ui.progress import LoadingBar
 from chatglm.ui.reading import PipeReader, TypingReader, sound_text
 from chatglm.ui.screen import Screen
 from chatglm.ui.session import HOW_TO_SAVE, NOTHING_TO_RETRY, Session
@@ -223,23 +223,12 @@ class Tty(io.StringIO):
 
 
 def test_the_bar_comes_only_to_people_who_wait() -> None:
-    for stream, times, is_drawn in (
-        (Tty(), (0, 0.1, 0.4), False),
-        (Tty(), (0, 1, 2), True),
-        (io.StringIO(), (0, 1, 2), False),
-    ):
-        clock = iter(times)
-        with LoadingBar(stream, clock=lambda clock=clock: next(clock)) as bar:  # type: ignore[misc]
-            for share in range(3):
+    for stream, patience_s, is_drawn in ((Tty(), 3600.0, False), (Tty(), 0.0, True), (io.StringIO(), 0.0, False)):
+        with LoadingBar(stream, patience_s) as bar:
+            for share in range(4):
                 bar(share * 10**9, 3 * 10**9)
         assert ("Loading" in stream.getvalue()) == is_drawn
         assert stream.getvalue().endswith("\r") == is_drawn
-
-
-def test_the_picture_keeps_its_width() -> None:
-    assert picture(0, 13_700_000_000) == "加载 Loading [........................]   0%  0.0 / 13.7 GB"
-    assert picture(13_700_000_000, 13_700_000_000) == "加载 Loading [########################] 100% 13.7 / 13.7 GB"
-    assert "0.0 / 0.0 MB" in picture(0, 0)
 
 
 def test_answers_cannot_command_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
