@@ -15,7 +15,7 @@ from typing import Any
 from chatglm.errors import ChatGLMError, InvalidRequestError
 from chatglm.generation.chat import chat_defaults
 from chatglm.generation.config import GenerationConfig
-from chatglm.generation.decode import Delta, stream_text
+from chatglm.generation.decode import Delta, never, stream_text
 from chatglm.loading import LoadedModel, load
 from chatglm.messages import History, check_history
 
@@ -69,7 +69,7 @@ class Pipeline:
             InvalidRequestError: at once, for a bad parameter or a message that cannot fit.
             InvalidScoresError: while iterating, after a last delta with finish reason "error".
         """
-        is_cancelled = cancel.is_set if cancel is not None else lambda: False
+        is_cancelled = cancel.is_set if cancel is not None else never
         return self._open_model().stream_deltas(
             self.tokenizer,
             query,

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from chatglm.errors import InvalidRequestError
 from chatglm.generation.config import CHAT_DEFAULTS, GenerationConfig
-from chatglm.generation.decode import DecodableModel, Delta, Never, ScoresProcessor, stream_text
+from chatglm.generation.decode import DecodableModel, Delta, ScoresProcessor, never, stream_text
 from chatglm.generation.text import clean_up
 from chatglm.messages import History, check_history, to_messages
 
@@ -36,7 +36,7 @@ class ChatMixin:
         query: str,
         history: Iterable[Sequence[str]] | None = None,
         system: str | None = None,
-        is_cancelled: Callable[[], bool] = Never,
+        is_cancelled: Callable[[], bool] = never,
         processors: Sequence[ScoresProcessor] = (),
         step_lock: Any = None,
         **parameters: Any,

@@ -21,7 +21,11 @@ from chatglm.generation.sampling import forbid, new_generator, penalize_repetiti
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 ScoresProcessor = Callable[[Tensor, Tensor], Tensor]
-Never: Callable[[], bool] = lambda: False  # noqa: E731
+
+
+def never() -> bool:
+    """The cancel flag of a request that nobody cancels."""
+    return False
 
 
 class DecodableModel(Protocol):
@@ -74,7 +78,7 @@ def stream_token_ids(
     model: DecodableModel,
     input_ids: Sequence[int],
     config: GenerationConfig,
-    is_cancelled: Callable[[], bool] = Never,
+    is_cancelled: Callable[[], bool] = never,
     processors: Sequence[ScoresProcessor] = (),
     step_lock: AbstractContextManager[Any] | None = None,
 ) -> Iterator[int | FinishReason]:
@@ -146,7 +150,7 @@ def stream_text(
     tokenizer: Any,
     input_ids: Sequence[int],
     config: GenerationConfig,
-    is_cancelled: Callable[[], bool] = Never,
+    is_cancelled: Callable[[], bool] = never,
     processors: Sequence[ScoresProcessor] = (),
     step_lock: AbstractContextManager[Any] | None = None,
     dropped_rounds: int = 0,
