@@ -15,14 +15,17 @@ from chatglm.errors import ChatGLMError
 
 
 class Command(NamedTuple):
-    """A module with `main(argv) -> int | None`, and a line about it."""
+    """A module, a line about the command, and the name of its `(argv) -> int | None`."""
 
     module: str
     help: str
+    function: str = "main"
 
 
 COMMANDS = {
     "chat": Command("chatglm.ui.terminal", "talk to a model in this terminal"),
+    "convert": Command("chatglm.conversion.command", "write a model folder as safetensors", "convert"),
+    "quantize": Command("chatglm.conversion.command", "write a model folder with INT8 or INT4 weights", "quantize"),
     "doctor": Command("chatglm.doctor.command", "say what is wrong with a model folder, and what this machine has"),
 }
 
@@ -37,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Only the name is parsed here: what follows belongs to the command, `--help` included.
     name = parser.parse_args(arguments[:1]).command
     try:
-        return import_module(COMMANDS[name].module).main(arguments[1:]) or 0
+        command = COMMANDS[name]
+        return getattr(import_module(command.module), command.function)(arguments[1:]) or 0
     except ChatGLMError as error:
         print(error, file=sys.stderr)
         return 1

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from chatglm.demo import BANNER as DEMO_BANNER
 from chatglm.errors import ChatGLMError
+from chatglm.progress import LoadingBar
 from chatglm.ui.arguments import (
     ANSWER_FLAGS,
     MODEL_FLAGS,
@@ -26,7 +27,6 @@ from chatglm.ui.arguments import (
 )
 from chatglm.ui.conversation import Conversation
 from chatglm.ui.interrupts import INTERRUPTED, leaving
-from chatglm.ui.progress import LoadingBar
 from chatglm.ui.reading import choose_reader, sound_text
 from chatglm.ui.screen import Screen, prepare_streams
 from chatglm.ui.session import Session

@@ -15,8 +15,8 @@ import pytest
 
 from chatglm.errors import ChatGLMError, InvalidScoresError
 from chatglm.generation.decode import Delta
+from chatglm.progress import LoadingBar
 from chatglm.ui.conversation import Conversation
-from chatglm.ui.progress import LoadingBar
 from chatglm.ui.reading import PipeReader, TypingReader, sound_text
 from chatglm.ui.screen import Screen
 from chatglm.ui.session import HOW_TO_SAVE, NOTHING_TO_RETRY, Session
