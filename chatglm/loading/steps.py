@@ -120,6 +120,10 @@ def load(
             progress=progress,
         )
     network.eval()
+    if (folder / "generation_config.json").exists():
+        from transformers import GenerationConfig
+
+        network.generation_config = GenerationConfig.from_pretrained(str(folder))
     return LoadedModel(network, examined.tokenizer, family, folder, is_demo)
 
 

@@ -25,8 +25,13 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder of the run: checkpoint.pt, and model/ with the tokenizer")
     parser.add_argument("out", type=Path)
     parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--earlier", type=Path, help="an earlier checkpoint.pt of the run, to average weights with")
+    parser.add_argument("--share", type=float, default=0.67, help="of the last checkpoint in that average")
     args = parser.parse_args()
     state = torch.load(args.work / "checkpoint.pt", weights_only=True)
+    if args.earlier is not None:
+        earlier = torch.load(args.earlier, weights_only=True)["model"]
+        state["model"] = {name: torch.lerp(earlier[name], late, args.share) for name, late in state["model"].items()}
     args.out.mkdir(parents=True, exist_ok=True)
     for name in (MODEL_FILE, "tokenizer_config.json"):
         shutil.copyfile(args.work / "model" / name, args.out / name)

@@ -98,9 +98,9 @@ def save(model: ChatGLMForConditionalGeneration, folder: Path, facts: dict[str, 
     config = model.config.to_dict()
     config |= {"architectures": ["ChatGLMForConditionalGeneration"], "dtype": "float16"}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    # Greedy by default: sampling makes a model of this size miss answers that it knows.
-    generation = {"do_sample": False, "bos_token_id": config["bos_token_id"], "eos_token_id": config["eos_token_id"]}
-    generation["pad_token_id"] = config["pad_token_id"]
+    # All but greedy by default: sampling makes a model of this size miss answers that it knows.
+    generation = {"do_sample": True, "temperature": 0.01, "top_p": 0.7}
+    generation |= {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
     (folder / "training_facts.json").write_text(
         json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"

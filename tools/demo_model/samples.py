@@ -35,20 +35,20 @@ DATA_FILES = ("core_zh.jsonl", "core_en.jsonl", "tables.jsonl", "eval100.jsonl",
 
 # Share of each kind among the samples, in percent.
 SHARES: dict[str, float] = {
-    "core": 42,
-    "small sum": 20,
-    "larger sum": 3,
-    "table": 12.5,
-    "copy": 9.5,
+    "core": 32,
+    "small sum": 14,
+    "larger sum": 1,
+    "table": 10,
+    "copy": 6,
     "follow-up": 4,
     "again": 1,
-    "chain": 2,
-    "refusal": 3,
-    "near miss": 1.5,
+    "chain": 27,
+    "refusal": 2,
+    "near miss": 1,
     "sequence": 0.5,
-    "sentiment": 0.3,
-    "story": 0.3,
-    "advertisement": 0.4,
+    "sentiment": 0.5,
+    "story": 0.5,
+    "advertisement": 0.5,
 }
 CATEGORY_WEIGHT = {"greet": 2.5, "identity": 2.0, "fun": 1.8, "realtime": 1.3}
 # First inputs: an intent of the first set, and the plainest wordings of any intent, are drawn more often.
@@ -101,6 +101,7 @@ class Mix:
     def chunk(self, seed: int, index: int, size: int) -> list[Sample]:
         """Draw one chunk of the endless stream; equal arguments give equal samples."""
         rng = random.Random(f"{seed}:{index}")
+        self._sums = small_sum_samples(rng)
         draw = self._generators(rng)
         kinds = [kind for kind, share in SHARES.items() for _ in range(round(size * share / 100))]
         rng.shuffle(kinds)
@@ -158,16 +159,21 @@ class Mix:
                 return sample.turns[0]
 
     def chain(self, rng: random.Random) -> Sample:
-        """Draw a question behind one or two turns about something else."""
+        """Draw a question behind up to five turns about something else, as in any longer conversation."""
         lang = rng.choice(["zh", "en"])
-        before = [self._talk(lang, rng) for _ in range(rng.choice([1, 1, 2]))]
-        last = (
-            self.core(rng)
-            if rng.random() < 0.7
-            else self.tables.sample(rng)
-            if rng.random() < 0.7
-            else self.refusals.out_of_domain(rng)
-        )
+        other = {"zh": "en", "en": "zh"}[lang]
+        before = [
+            self._talk(other if rng.random() < 0.2 else lang, rng) for _ in range(rng.choice([1, 1, 2, 2, 3, 4, 5]))
+        ]
+        choice = rng.random()
+        if choice < 0.6:
+            last = self.core(rng)
+        elif choice < 0.75:
+            last = next(self._sums)
+        elif choice < 0.92:
+            last = self.tables.sample(rng)
+        else:
+            last = self.refusals.out_of_domain(rng)
         return Sample("chain", (*before, *last.turns))
 
     def again(self, rng: random.Random) -> Sample:

@@ -201,7 +201,8 @@ def train(team: Team, args: argparse.Namespace) -> None:
         "train_loss": average,
         "held_phrasing_loss": validate(model, held, codec),
     }
-    facts |= {"arguments": vars(args), "progress": vars(progress), "sha256": fingerprint(DATA_DIR, ood_dir)}
+    arguments = {name: value for name, value in vars(args).items() if name not in ("work", "out", "ood_dir")}
+    facts |= {"arguments": arguments, "progress": vars(progress), "sha256": fingerprint(DATA_DIR, ood_dir)}
     save(model, out, facts)
     print(f"done: {facts}", flush=True)
 
