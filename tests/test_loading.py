@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from chatglm.errors import (
+    DamagedFileError,
     DeviceError,
     MismatchError,
     MissingFileError,
@@ -24,6 +25,7 @@ from chatglm.errors import (
     OutOfMemoryError,
     PointerFileError,
 )
+from chatglm.generation.chat import chat_defaults
 from chatglm.loading import LoadedModel, checked_folder, find_folder, licence, load, network, sources, steps
 from chatglm.loading.prefix import find_prefix
 from chatglm.models import FAMILIES
@@ -373,6 +375,17 @@ def test_a_sick_folder_is_refused_with_all_its_problems_counted(folder: Path) ->
         make_pointer(path)
     with pytest.raises(PointerFileError, match="7 more: python -m chatglm doctor"):
         load_cpu(folder)
+
+
+def test_generation_settings_of_the_folder_are_the_defaults(folder: Path) -> None:
+    """Our loader once ignored the file, and the demo model was sampled hot."""
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 0.25}))
+    assert chat_defaults(load_cpu(folder).model)["temperature"] == 0.25
+    (folder / "generation_config.json").write_text("{")
+    with pytest.raises(DamagedFileError, match=r"generation_config\.json"):
+        load_cpu(folder)
+    (folder / "generation_config.json").unlink()
+    assert chat_defaults(load_cpu(folder).model)["temperature"] == 0.95
 
 
 def test_checked_folder(folder: Path) -> None:

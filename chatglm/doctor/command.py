@@ -17,12 +17,11 @@ from chatglm.devices import (
     available_memory,
     choose_device,
     describe_devices,
-    estimate_memory,
     format_bytes,
 )
 from chatglm.doctor.examination import examine
 from chatglm.doctor.report import Report
-from chatglm.doctor.weights import bytes_in_memory, kept_parameters
+from chatglm.doctor.weights import kept_parameters, memory_needed
 
 LIBRARIES = ("torch", "transformers", "sentencepiece", "safetensors", "accelerate", "numpy", "triton")
 
@@ -57,13 +56,7 @@ def memory(report: Report) -> list[str]:
     parameters = kept_parameters(report.family.empty_network(config), report.tensors)
     lines = [f"{report.family.name}, {sum(tensor.numel() for tensor in parameters):,} parameters"]
     for dtype, name in DTYPE_NAMES.items():
-        need = estimate_memory(
-            bytes_in_memory(parameters, dtype),
-            dtype,
-            config.max_sequence_length,
-            num_layers=config.num_layers,
-            hidden_size=config.hidden_size,
-        )
+        need = memory_needed(parameters, config, dtype)
         weights, cache = format_bytes(need.weights_bytes), format_bytes(need.cache_bytes)
         lines.append(f"{name}: {weights} of weights, {cache} of cache for {config.max_sequence_length} tokens")
     device = choose_device("auto")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from chatglm.checkpoints import StoredTensor
+from chatglm.devices import MemoryEstimate, estimate_memory
 from chatglm.errors import CheckpointError, MismatchError, MissingFileError, UnsupportedModelError
 from chatglm.models import Family
 
@@ -42,6 +43,17 @@ def bytes_in_memory(parameters: Iterable[torch.Tensor], dtype: torch.dtype) -> i
     """Bytes of parameters whose floating-point values will be of `dtype`; packed integers keep their size."""
     return sum(
         tensor.numel() * (dtype if tensor.is_floating_point() else tensor.dtype).itemsize for tensor in parameters
+    )
+
+
+def memory_needed(parameters: Iterable[torch.Tensor], config: Any, dtype: torch.dtype) -> MemoryEstimate:
+    """What these parameters take as `dtype`, with the KV cache of one conversation that fills the context."""
+    return estimate_memory(
+        bytes_in_memory(parameters, dtype),
+        dtype,
+        config.max_sequence_length,
+        num_layers=config.num_layers,
+        hidden_size=config.hidden_size,
     )
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
+from chatglm.checkpoints import read_json
 from chatglm.demo import CHECKPOINT
 from chatglm.devices import (
     DTYPE_NAMES,
@@ -21,12 +23,11 @@ from chatglm.devices import (
     choose_device,
     choose_dtype,
     dtype_remark,
-    estimate_memory,
     format_bytes,
 )
 from chatglm.doctor import examine
-from chatglm.doctor.weights import bytes_in_memory, kept_parameters
-from chatglm.errors import InvalidRequestError, OutOfMemoryError
+from chatglm.doctor.weights import bytes_in_memory, kept_parameters, memory_needed
+from chatglm.errors import DamagedFileError, InvalidRequestError, OutOfMemoryError
 from chatglm.loading.licence import notice_once
 from chatglm.loading.network import Progress, fill_network
 from chatglm.loading.prefix import StoredPrefix, check_prefix_fits, configure_prefix, find_prefix
@@ -93,18 +94,13 @@ def load(
     family, config = examined.family, examined.config
     assert family is not None  # a healthy report has both
     assert config is not None
+    settings = _generation_settings(folder)
     if quantize is not None:
         _ask_for_quantized(folder, config, quantize)
     network = _network_with_prefix(family, config, prefix)
     parameters = kept_parameters(network, examined.tensors)
     chosen_dtype = choose_dtype(dtype, chosen_device, bytes_in_memory(parameters, torch.float32))
-    need = estimate_memory(
-        bytes_in_memory(parameters, chosen_dtype),
-        chosen_dtype,
-        config.max_sequence_length,
-        num_layers=config.num_layers,
-        hidden_size=config.hidden_size,
-    )
+    need = memory_needed(parameters, config, chosen_dtype)
     _check_memory(folder, need, config.max_sequence_length, chosen_dtype, chosen_device, say)
     is_demo = folder.resolve() == CHECKPOINT.resolve()
     if not is_demo and (notice := notice_once()):
@@ -120,10 +116,8 @@ def load(
             progress=progress,
         )
     network.eval()
-    if (folder / "generation_config.json").exists():
-        from transformers import GenerationConfig
-
-        network.generation_config = GenerationConfig.from_pretrained(str(folder))
+    if settings is not None:
+        network.generation_config = settings
     return LoadedModel(network, examined.tokenizer, family, folder, is_demo)
 
 
@@ -135,6 +129,21 @@ def checked_folder(path: str | Path) -> Path:
     """
     examine(path, needs_tokenizer=False).raise_first()
     return Path(path)
+
+
+def _generation_settings(folder: Path) -> GenerationConfig | None:
+    """What the folder says of sampling, if it does.
+
+    Raises:
+        PointerFileError, DamagedFileError: generation_config.json cannot be used.
+    """
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return None
+    try:
+        return GenerationConfig.from_dict(read_json(path))
+    except (TypeError, ValueError) as error:
+        raise DamagedFileError(f"{path} holds a value that cannot be used: {error}.", "Delete this file.") from None
 
 
 def _network_with_prefix(family: Family, config: Any, prefix: StoredPrefix | None) -> Any:
