@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from chatglm.errors import DeviceError
+from chatglm.sizes import format_bytes as format_bytes  # a name of this module too: devices are described with it
 
 DTYPES = {
     "fp32": torch.float32,
@@ -125,16 +126,6 @@ def estimate_memory(
         weights_bytes=weights_bytes,
         cache_bytes=2 * num_layers * hidden_size * context * dtype.itemsize,
     )
-
-
-def format_bytes(size_bytes: int) -> str:
-    """A size for people, in decimal units: "13.4 GB", "820 MB", "5 kB"."""
-    for unit, factor in (("TB", 10**12), ("GB", 10**9)):
-        if size_bytes >= factor:
-            return f"{size_bytes / factor:.1f} {unit}"
-    if size_bytes >= 10**6:
-        return f"{size_bytes / 10**6:.0f} MB"
-    return f"{size_bytes / 1000:.0f} kB" if size_bytes >= 1000 else f"{size_bytes} bytes"
 
 
 def available_memory(device: torch.device) -> int | None:

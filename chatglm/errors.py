@@ -70,3 +70,7 @@ class PromptTooLongError(InvalidRequestError):
 
 class InvalidScoresError(ChatGLMError):
     """The network produced NaN or infinite scores."""
+
+
+class QueueFullError(ChatGLMError):
+    """As many requests run and wait as may; nothing is wrong with this one, and it can be sent again later."""

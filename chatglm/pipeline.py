@@ -1,27 +1,27 @@
 """`Pipeline`: a loaded model with its tokenizer, ready to answer; the one object every face holds.
 
-Knows: how a face asks (`stream`, `chat`, `astream`, `generate`) and that threads take turns at the network, one decode
-step each. Does not know files (chatglm.loading) or how a face shows an answer.
+Knows: how a face asks (`stream`, `chat`, `astream`, `generate`, `submit`); all of them submit to one engine and read.
+Does not know files (chatglm.loading), how requests share the network (chatglm.engine), or how a face shows an answer.
 """
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from chatglm.engine import Engine, Handle
 from chatglm.errors import ChatGLMError, InvalidRequestError
 from chatglm.generation.chat import chat_defaults
 from chatglm.generation.config import GenerationConfig
-from chatglm.generation.decode import Delta, never, stream_text
+from chatglm.generation.decode import Delta, never
 from chatglm.loading import LoadedModel, load
 from chatglm.messages import History, check_history
 
 
 class Pipeline:
-    """Answers for as many threads as care to ask; each request has its own cache, seed and cancel flag.
+    """Answers many threads and event loops at once; each request has its own cache, seed and cancel flag.
 
     Attributes:
         model: the network, in eval mode.
@@ -35,7 +35,9 @@ class Pipeline:
         self.tokenizer: Any = loaded.tokenizer
         self.name = "demo" if loaded.is_demo else loaded.folder.name
         self.is_demo = loaded.is_demo
-        self._step_lock = threading.Lock()
+        self._engine: Engine | None = None
+        self._engine_lock = threading.Lock()
+        self._close = loaded.close
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -47,38 +49,75 @@ class Pipeline:
         """Tokens that prompt and answer may have together."""
         return int(self._open_model().config.max_sequence_length)
 
-    def stream(
+    @property
+    def engine(self) -> Engine:
+        """What runs the requests, made at the first one."""
+        with self._engine_lock:
+            if self._engine is None:
+                self._engine = Engine(self._open_model(), self.tokenizer)
+            return self._engine
+
+    def start_engine(self, *, max_running: int = 16, max_waiting: int = 64, memory_limit: int | None = None) -> Engine:
+        """Make the engine before the first request, with limits of one's own; see `Engine`.
+
+        Raises:
+            InvalidRequestError: the limits leave no room for anything, or there is an engine already.
+        """
+        with self._engine_lock:
+            if self._engine is not None:
+                raise InvalidRequestError("The engine is running already.", "Set its limits before the first request.")
+            self._engine = Engine(
+                self._open_model(),
+                self.tokenizer,
+                max_running=max_running,
+                max_waiting=max_waiting,
+                memory_limit=memory_limit,
+            )
+            return self._engine
+
+    def submit(
         self,
         query: str,
         history: Iterable[Sequence[str]] | None = None,
         *,
         system: str | None = None,
         cancel: threading.Event | None = None,
+        deadline: float | None = None,
         **parameters: Any,
-    ) -> Iterator[Delta]:
-        """The answer to `query` as it is made; joined deltas are the final text.
+    ) -> Handle:
+        """Ask, and return at once with a handle that gives the answer as it is made and can cancel it.
 
         Args:
             query: what the user says.
             history: earlier rounds as (query, answer) pairs; not changed.
             system: instruction put in front of the conversation.
             cancel: set it, from any thread, to end the answer within one token.
+            deadline: seconds from now, waiting included, after which the answer ends as it stands.
             **parameters: those of `GenerationConfig` (max_length, temperature, top_p, top_k, seed, stop, ...).
 
         Raises:
-            InvalidRequestError: at once, for a bad parameter or a message that cannot fit.
+            InvalidRequestError: a bad parameter, or a message that cannot fit.
+            QueueFullError: as many requests run and wait as may.
+        """
+        prompt = self._open_model().chat_prompt(self.tokenizer, query, history, system, **parameters)
+        return self.engine.submit(
+            prompt.input_ids,
+            prompt.config,
+            deadline=deadline,
+            dropped_rounds=prompt.dropped_rounds,
+            is_cancelled=never if cancel is None else cancel.is_set,
+        )
+
+    def stream(self, query: str, history: Iterable[Sequence[str]] | None = None, **parameters: Any) -> Iterator[Delta]:
+        """The answer to `query` as it is made; joined deltas are the final text. Arguments as `submit`.
+
+        Leaving the iteration cancels the request.
+
+        Raises:
+            InvalidRequestError, QueueFullError: at once, as `submit`.
             InvalidScoresError: while iterating, after a last delta with finish reason "error".
         """
-        is_cancelled = cancel.is_set if cancel is not None else never
-        return self._open_model().stream_deltas(
-            self.tokenizer,
-            query,
-            history,
-            system=system,
-            is_cancelled=is_cancelled,
-            step_lock=self._step_lock,
-            **parameters,
-        )
+        return _read(self.submit(query, history, **parameters))
 
     def chat(
         self, query: str, history: Iterable[Sequence[str]] | None = None, **parameters: Any
@@ -95,35 +134,34 @@ class Pipeline:
         model = self._open_model()
         config = GenerationConfig.of(chat_defaults(model), **parameters)
         ids = self.tokenizer.build_inputs_with_special_tokens(self.tokenizer.encode_plain(prompt))
-        deltas = stream_text(model, self.tokenizer, ids, config, step_lock=self._step_lock)
-        return "".join(delta.text for delta in deltas)
+        return self.engine.submit(ids, config).result().text
 
     async def astream(
-        self, query: str, history: Iterable[Sequence[str]] | None = None, **parameters: Any
+        self,
+        query: str,
+        history: Iterable[Sequence[str]] | None = None,
+        *,
+        cancel: threading.Event | None = None,
+        **parameters: Any,
     ) -> AsyncIterator[Delta]:
-        """`stream` for asyncio: the network runs in a thread, and leaving the iteration (or `aclose()`)
-        cancels the request."""
-        cancel = parameters.pop("cancel", None) or threading.Event()
-        deltas = self.stream(query, history, cancel=cancel, **parameters)
-        loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue()
-        worker = threading.Thread(
-            target=_drain, args=(deltas, lambda item: loop.call_soon_threadsafe(queue.put_nowait, item)), daemon=True
-        )
-        worker.start()
+        """`stream` for asyncio; leaving the iteration (or `aclose()`) cancels the request and sets `cancel`."""
+        handle = self.submit(query, history, cancel=cancel, **parameters)
         try:
-            while (item := await queue.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
+            async for delta in handle:
+                yield delta
         finally:
-            # Within one token the network has let go, and nothing is put into a loop that has ended.
-            cancel.set()
-            await asyncio.to_thread(worker.join)
+            handle.cancel()
+            if cancel is not None:
+                cancel.set()
 
     def close(self) -> None:
-        """Let go of the model; later requests raise ChatGLMError."""
+        """Let go of the model: what is being answered is cancelled, later requests raise ChatGLMError."""
         self.model = None
+        with self._engine_lock:
+            engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+        self._close()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -137,15 +175,12 @@ class Pipeline:
         return self.model
 
 
-def _drain(deltas: Iterator[Delta], put: Callable[[Any], object]) -> None:
-    """Move every delta, then the error or None, to the side that waits."""
+def _read(handle: Handle) -> Iterator[Delta]:
+    """The deltas of a request that nobody wants any more when the reading ends."""
     try:
-        for delta in deltas:
-            put(delta)
-    except BaseException as error:
-        put(error)
-    else:
-        put(None)
+        yield from handle
+    finally:
+        handle.cancel()
 
 
 def load_pipeline(
@@ -155,6 +190,8 @@ def load_pipeline(
     dtype: str = "auto",
     quantize: int | None = None,
     ptuning_checkpoint: str | Path | None = None,
+    mmap: bool = False,
+    max_memory: int | str | None = None,
     progress: Callable[[int, int], None] | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Pipeline:
@@ -166,6 +203,8 @@ def load_pipeline(
         dtype: "auto", "fp32", "bf16", "fp16".
         quantize: 4 or 8 packs the weights while they are read; None leaves them as they are stored.
         ptuning_checkpoint: folder of a P-Tuning v2 prefix for this model.
+        mmap: use weights where they lie in the mapped files; CPU only.
+        max_memory: bytes, or text like "2G", for the weights; layers beyond it are read for every token; CPU only.
         progress: called with (bytes read, bytes in all) while weights load.
         report: called with sentences for the user (memory estimate, licence of the weights).
 
@@ -179,6 +218,8 @@ def load_pipeline(
             dtype=dtype,
             quantize=quantize,
             ptuning_checkpoint=ptuning_checkpoint,
+            mmap=mmap,
+            max_memory=max_memory,
             progress=progress,
             report=report,
         )

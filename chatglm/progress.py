@@ -1,6 +1,6 @@
-"""A progress bar for the weights, shown to a person only, and only when they have to wait.
+"""A progress bar, shown to a person only, and only when they have to wait.
 
-Knows: tqdm, bytes and a stream. Does not know what is loaded.
+Knows: tqdm, counts and a stream. Does not know what is counted.
 """
 
 from __future__ import annotations
@@ -12,15 +12,19 @@ PATIENCE_S = 0.5
 
 
 class LoadingBar:
-    """Call it with (bytes read, bytes in all); it erases itself at the end of a `with` block.
+    """Call it with (bytes read, bytes in all); it erases itself when all are, or at the end of a `with` block.
 
     Args:
         stream: where to draw; nothing is drawn where it is no terminal.
         patience_s: seconds of loading after which the bar appears.
+        title: what is done.
+        unit: what is counted.
     """
 
-    def __init__(self, stream: TextIO, patience_s: float = PATIENCE_S) -> None:
-        self._stream, self._patience_s = stream, patience_s
+    def __init__(
+        self, stream: TextIO, patience_s: float = PATIENCE_S, *, title: str = "加载 Loading", unit: str = "B"
+    ) -> None:
+        self._stream, self._patience_s, self._title, self._unit = stream, patience_s, title, unit
         self._bar: Any = None
 
     def __call__(self, num_read: int, num_all: int) -> None:
@@ -28,16 +32,18 @@ class LoadingBar:
             from tqdm import tqdm
 
             self._bar = tqdm(
-                desc="加载 Loading",
+                desc=self._title,
                 total=num_all,
-                unit="B",
-                unit_scale=True,
+                unit=self._unit,
+                unit_scale=self._unit == "B",
                 delay=self._patience_s,
                 leave=False,
                 disable=not self._stream.isatty(),
                 file=self._stream,
             )
         self._bar.update(num_read - self._bar.n)
+        if num_read >= num_all:
+            self._bar.close()
 
     def __enter__(self) -> Self:
         return self

@@ -1,14 +1,15 @@
 """PyTorch's own files (`pytorch_model.bin`): a zip archive since 2020, a bare pickle before.
 
-Knows: how to read both with nothing executed (`weights_only=True`, always), and what a damaged one looks like.
-Does not know folders or indexes.
+Knows: how to read both with nothing executed (`weights_only=True`, always), where tensors lie in the archive, and what
+a damaged file looks like. Does not know folders or indexes.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 import warnings
-from collections.abc import Callable, Iterator
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +23,57 @@ PICKLE_START = b"\x80"
 
 
 def list_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Name -> description of every tensor. Reads no data, except from a pickle of before 2020, which is read whole.
+    """Name -> description of every tensor. Reads no data, except from a file that must be read whole: a
+    pickle of before 2020, an archive that is packed or from a machine with the other byte order.
 
     Raises:
         DamagedFileError: truncated, not a PyTorch file, or holding something other than named tensors.
     """
-    tensors = _load(path, map_location="meta") if _is_zip(path) else _load(path, map_location="cpu")
-    return {name: StoredTensor(tuple(tensor.shape), tensor.dtype, path) for name, tensor in tensors.items()}
+    has_places = _has_places(path)
+    tensors = _load(path, map_location="meta" if has_places else "cpu")
+    offsets = {name: _offset(tensor, path) if has_places else None for name, tensor in tensors.items()}
+    return {name: StoredTensor(tuple(t.shape), t.dtype, path, offsets[name]) for name, t in tensors.items()}
 
 
-def iter_tensors(path: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The wanted tensors one by one, as views of the mapped file: copy what you keep, and let go of the rest.
-
-    The pages of the mapping count as this process's memory while it lives, up to the size of the file,
-    though the system may take them back at any moment. They are given up with the last tensor.
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors, read by torch itself: those of an archive are views of the mapped file, others fill memory.
 
     Raises:
         DamagedFileError: as `list_tensors`.
     """
-    tensors = _load(path, map_location="cpu", mmap=_is_zip(path))
-    for name in list(tensors):
-        tensor = tensors.pop(name)
-        if is_wanted(name):
-            yield name, tensor
+    return _load(path, map_location="cpu", mmap=_has_places(path))
+
+
+def _offset(tensor: torch.Tensor, path: Path) -> int | None:
+    """Where the data of a tensor loaded to the meta device lie in the archive, if they lie there row after row.
+
+    Entries of the archive are not compressed; torch notes their places when it loads to the meta device.
+    """
+    start = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+    if start is None or not tensor.is_contiguous():
+        return None
+    start += tensor.storage_offset() * tensor.element_size()
+    if start + tensor.nbytes > path.stat().st_size:
+        raise _damaged(path, EOFError())
+    return int(start)
+
+
+def _has_places(path: Path) -> bool:
+    """Whether this is an archive whose numbers can be used where they lie: not packed, in this machine's byte order.
+
+    Numbers of the other order torch would turn round as it loads them, also on the meta device, where there are none:
+    the process would end. Archives of before 2023 do not say their order.
+    """
+    if not _is_zip(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            orders = [archive.read(entry).decode() for entry in entries if entry.filename.endswith("/byteorder")]
+    except Exception as error:  # as in `_load`
+        raise _damaged(path, error) from None
+    is_packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    return not is_packed and all(order == sys.byteorder for order in orders)
 
 
 def _is_zip(path: Path) -> bool:

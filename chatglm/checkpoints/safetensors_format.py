@@ -3,17 +3,13 @@
     | n: uint64 LE | header: n bytes of JSON                                              | data ... |
                      {"name": {"dtype": "F16", "shape": [2, 3], "data_offsets": [0, 12]}}
 
-Knows: this layout, and what a truncated file looks like. Does not know folders or indexes.
-Read with plain reads rather than a mapping of the file, so that memory holds the tensor asked for and nothing else.
+Knows: this layout, and what a truncated file looks like. Does not know folders or indexes, and reads no data.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import mmap
-from collections.abc import Callable, Iterator
-from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -43,34 +39,7 @@ def list_tensors(path: Path) -> dict[str, StoredTensor]:
     Raises:
         DamagedFileError: the header makes no sense, or the file is shorter than the header says.
     """
-    return {name: StoredTensor(shape, dtype, path) for name, shape, dtype, _ in _entries(path)}
-
-
-def iter_tensors(path: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The wanted tensors one by one; each owns its memory.
-
-    Raises:
-        DamagedFileError: as `list_tensors`.
-    """
-    entries = _entries(path)
-    with path.open("rb") as file:
-        for name, shape, dtype, start in entries:
-            if is_wanted(name):
-                file.seek(start)
-                yield name, _read(file, shape, dtype)
-
-
-def _read(file: BufferedReader, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """The tensor that begins at the current place of `file`."""
-    size_bytes = math.prod(shape) * dtype.itemsize
-    if size_bytes == 0:
-        return torch.empty(shape, dtype=dtype)
-    # Pages of its own, which go back to the system with the tensor. From the heap, buffers that are freed between
-    # tensors that stay would leave holes: a tenth of the network's size was measured.
-    pages = mmap.mmap(-1, size_bytes)
-    if file.readinto(pages) != size_bytes:
-        raise _truncated(Path(file.name))  # it has shrunk since its header was read
-    return torch.frombuffer(pages, dtype=dtype, count=math.prod(shape)).reshape(shape)
+    return {name: StoredTensor(shape, dtype, path, start) for name, shape, dtype, start in _entries(path)}
 
 
 def _entries(path: Path) -> list[tuple[str, tuple[int, ...], torch.dtype, int]]:

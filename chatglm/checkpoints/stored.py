@@ -1,6 +1,6 @@
 """What is known of a tensor in a file before its data is read.
 
-Knows: shape, type, file. Does not know file formats.
+Knows: shape, type, place in a file. Does not know file formats.
 """
 
 from __future__ import annotations
@@ -15,11 +15,20 @@ import torch
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a weight file, described without its data."""
+    """A tensor of a weight file, described without its data.
+
+    Attributes:
+        shape: its sizes.
+        dtype: its type.
+        path: of the file.
+        offset: where in the file its data begin, if they lie there row after row; None if only torch can read them
+            (files of before 2020, tensors that are views of others).
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     path: Path
+    offset: int | None = None
 
     @property
     def num_elements(self) -> int:

@@ -1,15 +1,13 @@
-"""The tensors of a folder: listed without their data, or streamed file by file.
+"""The tensors of a folder, listed without their data.
 
-Knows: which reader a file needs, and what an index promises. Does not know what the names mean.
+Knows: which format a file has, and what an index promises. Does not know what the names mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-
-import torch
 
 from chatglm.checkpoints import bin_format, safetensors_format
 from chatglm.checkpoints.files import WeightFiles, check_usable, find_weight_files
@@ -24,7 +22,7 @@ def list_file(path: Path) -> dict[str, StoredTensor]:
         MissingFileError, PointerFileError, DamagedFileError: the file cannot be used.
     """
     check_usable(path)
-    return _reader(path).list_tensors(path)
+    return _format(path).list_tensors(path)
 
 
 def list_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -51,27 +49,5 @@ def check_against_index(files: WeightFiles, tensors: Mapping[str, StoredTensor])
         )
 
 
-def iter_tensors(
-    source: Path | WeightFiles, is_wanted: Callable[[str], bool] = lambda name: True
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """The wanted tensors of a folder, one by one and one file after the other.
-
-    Let go of each tensor before asking for the next: those of a .bin file are views of the mapped file (copy what you
-    keep), those of safetensors own their memory. `is_view_of_file` tells the two apart.
-
-    Raises:
-        MissingFileError, PointerFileError, DamagedFileError: a file cannot be used.
-    """
-    files = source if isinstance(source, WeightFiles) else find_weight_files(source)
-    for path in files.paths:
-        check_usable(path)
-        yield from _reader(path).iter_tensors(path, is_wanted)
-
-
-def is_view_of_file(path: Path) -> bool:
-    """Whether the tensors that `iter_tensors` gives from this file end with its mapping."""
-    return _reader(path) is bin_format
-
-
-def _reader(path: Path) -> ModuleType:
+def _format(path: Path) -> ModuleType:
     return safetensors_format if path.suffix == ".safetensors" else bin_format

@@ -1,155 +1,101 @@
 """Writes a folder as safetensors, as it is or with packed weights, holding one shard of it in memory at a time.
 
-Knows: the order of shards, the files beside the weights, that a folder appears whole or not at all.
-Does not know how weights are rounded (chatglm.quantization) or read (chatglm.checkpoints).
+Knows: the order of things: examine, plan, write. Does not know how weights are rounded, read or written.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
-from safetensors.torch import save_file
-from torch import Tensor
-
-from chatglm.checkpoints import StoredTensor, is_view_of_file, iter_tensors, read_config, total_bytes
+from chatglm.checkpoints import StoredTensor, WeightReader, total_bytes
+from chatglm.conversion.calibration import Calibration, calibrated_tensors
+from chatglm.conversion.plan import Plan
+from chatglm.conversion.report import REPORT_NAME, QuantizationReport
+from chatglm.conversion.rounding import Progress, rounded_tensors
+from chatglm.conversion.writing import SHARD_BYTES, new_folder, write_json, write_other_files, write_weights
 from chatglm.doctor import Report, examine
-from chatglm.doctor.weights import expected_shapes
-from chatglm.errors import ChatGLMError, InvalidRequestError
-from chatglm.quantization.packing import check_bits, quantize_rows
-
-Progress = Callable[[int, int], None]
-SHARD_BYTES = 2 * 10**9
-# Weights are written anew; code that came with a checkpoint is neither needed nor wanted.
-LEFT_BEHIND = ("*.bin", "*.safetensors", "*.index.json", "*.py", "*.pyc", "config.json", ".*")
+from chatglm.errors import InvalidRequestError
 
 
 def convert_folder(
-    source: Path,
-    target: Path,
-    *,
-    bits: int | None = None,
-    shard_bytes: int = SHARD_BYTES,
-    progress: Progress | None = None,
+    source: Path, target: Path, *, shard_bytes: int = SHARD_BYTES, progress: Progress | None = None
 ) -> None:
-    """Write the model in `source` to the new folder `target`.
-
-    `target` appears when everything is written; until then the work is in a folder beside it, which is removed if
-    anything goes wrong.
+    """Write the model in `source` to the new folder `target`, with its weights as they are.
 
     Args:
         source: a sound model folder.
-        target: must not exist, or be an empty folder.
-        bits: None keeps the weights as they are; 4 or 8 packs the layers that published int4 and int8 folders pack.
+        target: must not exist, or be an empty folder; appears when everything is written.
         shard_bytes: a new file begins when this much would be exceeded; also the most that is held in memory.
         progress: called with (bytes read, bytes to read).
 
     Raises:
         CheckpointError: `source` cannot be used.
-        InvalidRequestError: bits is not 4 or 8, or `source` is quantized already.
         ChatGLMError: `target` exists, or cannot be written.
+    """
+    report = examined(source)
+    stored = _stored(report)
+    with new_folder(target, total_bytes(stored.values())) as work, WeightReader(stored) as reader:
+        write_weights(work, rounded_tensors(reader, stored, None, [], progress=progress), shard_bytes)
+        write_other_files(source, work, {})
+
+
+def quantize_folder(
+    report: Report,
+    target: Path,
+    plan: Plan,
+    *,
+    calibration: Calibration | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+    layer_progress: Progress | None = None,
+) -> QuantizationReport:
+    """Write a model to the new folder `target` with packed weights; returns what that did to them.
+
+    Args:
+        report: of the folder of the model, from `examined`.
+        target: must not exist, or be an empty folder; appears when everything is written.
+        plan: which weights are packed and how, from `make_plan`.
+        calibration: rounds the linear layers by their inputs (GPTQ); None rounds them to the nearest.
+        shard_bytes: a new file begins when this much would be exceeded; also the most that is held in memory, beside
+            one block and the activations when there is a calibration.
+        progress: called with (bytes read, bytes to read).
+        layer_progress: called with (layers calibrated, layers to calibrate).
+
+    Raises:
+        CheckpointError: a file of the folder has changed since it was examined.
+        InvalidRequestError: nothing is left to calibrate, or the network gives NaN for the text.
+        ChatGLMError: `target` exists, or cannot be written.
+    """
+    if calibration is not None and not plan.linears:
+        raise InvalidRequestError(
+            f"The linear layers of {report.folder} are packed already; GPTQ has nothing to do.", "Use --method rtn."
+        )
+    stored = _stored(report)
+    done = QuantizationReport({"method": "rtn" if calibration is None else "gptq", **plan.keys})
+    with new_folder(target, plan.target_bytes) as work, WeightReader(stored) as reader:
+        apart = set(plan.linears) if calibration is not None else set()
+        tensors = rounded_tensors(reader, stored, plan, done.layers, apart, progress)
+        if calibration is not None:
+            done.settings |= calibration.settings()
+            tensors = chain(tensors, calibrated_tensors(report, plan, calibration, done.layers, layer_progress))
+        write_weights(work, tensors, shard_bytes)
+        write_other_files(report.folder, work, plan.keys)
+        write_json(work / REPORT_NAME, done.as_json())
+    return done
+
+
+def examined(source: Path) -> Report:
+    """What is known of a sound model folder.
+
+    Raises:
+        CheckpointError: it cannot be used.
     """
     report = examine(source)
     report.raise_first()
-    packed = _names_to_pack(report, bits)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ChatGLMError(f"{target} exists already and was left alone.", "Give the name of a new folder.")
-    work = target.with_name(f".{target.name}.unfinished")
-    try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        _write_weights(report, work, packed, bits or 0, shard_bytes, progress)
-        _write_other_files(source, work, bits)
-        if target.exists():
-            target.rmdir()
-        work.rename(target)
-    except OSError as error:
-        raise ChatGLMError(f"{target} cannot be written: {error.strerror or error}.", "Is the disk full?") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    return report
 
 
-def _names_to_pack(report: Report, bits: int | None) -> set[str]:
-    """The weights that a quantized network of this configuration holds with a scale."""
-    if bits is None:
-        return set()
-    check_bits(bits)
-    if report.config.quantization_bit:
-        raise InvalidRequestError(
-            f"{report.folder} is quantized to {report.config.quantization_bit} bits already.",
-            "Give the unquantized folder.",
-        )
-    assert report.family is not None  # a healthy report has one
-    report.config.quantization_bit = bits
-    expected = expected_shapes(report.family, report.config)
-    return {name for name in expected if f"{name}_scale" in expected}
-
-
-def _write_weights(
-    report: Report, work: Path, packed: set[str], bits: int, shard_bytes: int, progress: Progress | None
-) -> None:
-    shards: list[Path] = []
-    weight_map: dict[str, int] = {}
-    shard: dict[str, Tensor] = {}
-    total = 0
-
-    def close_shard() -> None:
-        path = work / f"{len(shards) + 1}.part"
-        save_file(shard, path, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(shard, len(shards)))
-        shards.append(path)
-        shard.clear()
-
-    for name, tensor in _converted(report, packed, bits, progress):
-        size = tensor.numel() * tensor.element_size()
-        if shard and sum(t.numel() * t.element_size() for t in shard.values()) + size > shard_bytes:
-            close_shard()
-        shard[name] = tensor
-        total += size
-    close_shard()
-    _name_shards(work, shards, weight_map, total)
-
-
-def _name_shards(work: Path, shards: list[Path], weight_map: Mapping[str, int], total: int) -> None:
-    """Give the files the names under which every loader looks for them, and an index if there are several."""
-    if len(shards) == 1:
-        shards[0].rename(work / "model.safetensors")
-        return
-    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    for path, name in zip(shards, names, strict=True):
-        path.rename(work / name)
-    index = {"metadata": {"total_size": total}, "weight_map": {key: names[i] for key, i in weight_map.items()}}
-    _write_json(work / "model.safetensors.index.json", index)
-
-
-def _converted(report: Report, packed: set[str], bits: int, progress: Progress | None) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of the new folder, in the order of the old files."""
-    wanted: dict[str, StoredTensor] = {k: v for k, v in report.tensors.items() if not k.endswith(".inv_freq")}
-    num_read, num_all = 0, total_bytes(wanted.values())
-    for name, tensor in iter_tensors(report.folder, wanted.__contains__):
-        if name in packed:
-            integers, scale = quantize_rows(tensor, bits)
-            yield name, integers
-            yield f"{name}_scale", scale
-        else:
-            must_copy = is_view_of_file(wanted[name].path)
-            yield name, tensor.clone() if must_copy else tensor.contiguous()
-        num_read += wanted[name].size_bytes
-        if progress is not None:
-            progress(num_read, num_all)
-
-
-def _write_other_files(source: Path, work: Path, bits: int | None) -> None:
-    """config.json for the new weights; tokenizer, licence and whatever else lies beside them as it is."""
-    shutil.copytree(source, work, ignore=shutil.ignore_patterns(*LEFT_BEHIND), dirs_exist_ok=True)
-    config: dict[str, Any] = {key: value for key, value in read_config(source).items() if key != "auto_map"}
-    if bits is not None:
-        config |= {"quantization_bit": bits, "quantization_embeddings": False}
-    _write_json(work / "config.json", config)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _stored(report: Report) -> dict[str, StoredTensor]:
+    """The tensors of a folder that mean something: published ones also store a table that is computed."""
+    return {name: tensor for name, tensor in report.tensors.items() if not name.endswith(".inv_freq")}

@@ -20,8 +20,15 @@ from chatglm.checkpoints import (
 from chatglm.doctor.report import Finding, Report
 from chatglm.doctor.vocabulary import compare_vocabulary, make_tokenizer
 from chatglm.doctor.weights import check_quantization, compare_weights, is_prefix_only, prefix_only
-from chatglm.errors import CheckpointError, DamagedFileError, ModelNotFoundError, UnsupportedModelError
+from chatglm.errors import (
+    CheckpointError,
+    DamagedFileError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
 from chatglm.models import FAMILIES, Family, family_of
+from chatglm.quantization.packing import check_bits, check_group_size
 
 CONFIG_NAME = "config.json"
 DOWNLOAD_REMEDY = (
@@ -68,7 +75,8 @@ def examine(folder: str | Path, *, needs_tokenizer: bool = True, prefix_elsewher
         findings.attempt(folder / CONFIG_NAME, lambda: family_of(keys)) if keys is not None else None
     )
     config = findings.attempt(folder / CONFIG_NAME, lambda: _config(folder, family, keys or {})) if family else None
-    quantized = check_quantization(folder, keys or {}, tensors)
+    is_understood = family is None or config is not None
+    quantized = check_quantization(folder, keys or {}, tensors) if is_understood else None
     if quantized is not None:
         findings.add(folder, quantized)
     elif family is not None and config is not None and is_complete:
@@ -118,6 +126,8 @@ def _config(folder: Path, family: Family, keys: dict[str, Any]) -> Any:
         config = family.config_class.from_dict(keys)
     except CheckpointError:
         raise
+    except InvalidRequestError as error:
+        raise DamagedFileError(f"{folder / CONFIG_NAME}: {error}", "Download this file again.") from None
     except Exception as error:  # the library validates with exceptions of its own, which change between releases
         raise DamagedFileError(
             f"{folder / CONFIG_NAME} holds a value that cannot be used: {error}.", "Download this file again."
@@ -139,3 +149,17 @@ def _check_sizes(folder: Path, config: Any) -> None:
             f"{config.num_attention_heads}.",
             "Download this file again.",
         )
+    try:
+        _check_packing(config)
+    except InvalidRequestError as error:
+        raise DamagedFileError(f"{folder / CONFIG_NAME}: {error.problem}", "Download this file again.") from None
+
+
+def _check_packing(config: Any) -> None:
+    """Raise InvalidRequestError when the rows of this network cannot be packed as the configuration says."""
+    for num_columns in (config.hidden_size, config.inner_hidden_size):
+        if config.quantization_bit:
+            check_bits(config.quantization_bit, num_columns)
+            check_group_size(config.quantization_group_size, num_columns)
+    if config.quantization_embedding_bit:
+        check_bits(config.quantization_embedding_bit, config.hidden_size)

@@ -22,6 +22,7 @@ PREFIX_MARK = "prefix_encoder."
 EMBEDDING_NAME = "transformer.word_embeddings.weight"
 HEAD_START = "lm_head."
 HEAD_NAME = f"{HEAD_START}weight"
+BIT_KEYS = ("quantization_bit", "quantization_embedding_bit")
 LATER_FAMILY_MARK = "transformer.encoder."
 RELEASES = {150528: "the first release", 130528: "version 1.1, since April 2023"}
 NUM_NAMED = 3  # so many names of missing or unexpected tensors are shown
@@ -36,13 +37,14 @@ def kept_parameters(network: Any, tensors: Mapping[str, StoredTensor]) -> list[t
     """The parameters that take memory: all but the output head where it will be the embedding, that is where it is not
     stored, or (as published) an equal copy."""
     is_shared = HEAD_NAME not in tensors or getattr(network.config, "tie_word_embeddings", True) is not False
-    return [tensor for name, tensor in network.state_dict().items() if not (is_shared and name == HEAD_NAME)]
+    return [tensor for name, tensor in network.state_dict().items() if not (is_shared and name.startswith(HEAD_START))]
 
 
 def bytes_in_memory(parameters: Iterable[torch.Tensor], dtype: torch.dtype) -> int:
-    """Bytes of parameters whose floating-point values will be of `dtype`; packed integers keep their size."""
+    """Bytes of the parameters of an empty network once its values are of `dtype`. What is not float32 in it keeps its
+    size: packed integers, and the half scales of groups."""
     return sum(
-        tensor.numel() * (dtype if tensor.is_floating_point() else tensor.dtype).itemsize for tensor in parameters
+        tensor.numel() * (dtype if tensor.dtype == torch.float32 else tensor.dtype).itemsize for tensor in parameters
     )
 
 
@@ -74,14 +76,14 @@ def check_quantization(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
 ) -> CheckpointError | None:
     """The error for a folder whose config.json and weights do not agree on being quantized; None if they do."""
-    bits = config.get("quantization_bit") or 0
+    key = next((key for key in BIT_KEYS if config.get(key)), None)
     packed = next((tensor for tensor in tensors.values() if tensor.dtype in (torch.int8, torch.uint8)), None)
-    if bits and tensors and packed is None:
+    if key and tensors and packed is None:
         return MismatchError(
-            f"{folder / 'config.json'} says quantization_bit {bits}, but the weights are not quantized.",
-            "Set quantization_bit to 0 there, or take config.json and weights from one download.",
+            f"{folder / 'config.json'} says {key} {config[key]}, but the weights are not quantized.",
+            f"Set {key} to 0 there, or take config.json and weights from one download.",
         )
-    if packed is not None and not bits:
+    if packed is not None and not key:
         return MismatchError(
             f"{packed.path} holds quantized weights, but {folder / 'config.json'} does not say of how many bits.",
             "Take config.json from the same download (it has quantization_bit 4 or 8).",

@@ -6,11 +6,13 @@ Knows: queries and (query, answer) histories. Does not know a family's prompt: t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from chatglm.errors import InvalidRequestError
 from chatglm.generation.config import CHAT_DEFAULTS, GenerationConfig
-from chatglm.generation.decode import DecodableModel, Delta, ScoresProcessor, never, stream_text
+from chatglm.generation.decode import DecodableModel, Delta, never, stream_text
+from chatglm.generation.next_token import ScoresProcessor
 from chatglm.generation.text import clean_up
 from chatglm.messages import History, check_history, to_messages
 
@@ -22,6 +24,21 @@ def chat_defaults(model: Any) -> dict[str, Any]:
     return {**CHAT_DEFAULTS, **{name: value for name, value in own.items() if value is not None}}
 
 
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A conversation, ready for the network.
+
+    Attributes:
+        input_ids: of the prompt, specials included.
+        config: how it is answered.
+        dropped_rounds: oldest rounds left out because they did not fit.
+    """
+
+    input_ids: list[int]
+    config: GenerationConfig
+    dropped_rounds: int
+
+
 class ChatMixin:
     """Chat methods for a network that the decode loop can run (`DecodableModel`) and that has `encode_chat`."""
 
@@ -29,6 +46,30 @@ class ChatMixin:
     device: Any
     encode_chat: Callable[..., Any]
     generate: Callable[..., Any]
+
+    def chat_prompt(
+        self,
+        tokenizer: Any,
+        query: str,
+        history: Iterable[Sequence[str]] | None = None,
+        system: str | None = None,
+        **parameters: Any,
+    ) -> ChatPrompt:
+        """A query with its history as ids, and how it is to be answered.
+
+        Oldest rounds are dropped until the prompt leaves room for an answer. Parameters: those of `GenerationConfig`;
+        None = the default.
+
+        Raises:
+            InvalidRequestError: a bad parameter, query or history, or a query too long by itself.
+        """
+        if not isinstance(query, str):
+            raise InvalidRequestError(f"The query must be a string, not {type(query).__name__}.")
+        config = GenerationConfig.of(chat_defaults(self), **parameters)
+        messages = to_messages(query, check_history(history), system)
+        limit = min(config.max_length, self.config.max_sequence_length)
+        prompt = self.encode_chat(tokenizer, messages, limit)
+        return ChatPrompt(prompt.input_ids, config, prompt.dropped_rounds)
 
     def stream_deltas(
         self,
@@ -38,31 +79,22 @@ class ChatMixin:
         system: str | None = None,
         is_cancelled: Callable[[], bool] = never,
         processors: Sequence[ScoresProcessor] = (),
-        step_lock: Any = None,
         **parameters: Any,
     ) -> Iterator[Delta]:
-        """The answer to `query` as deltas. Parameters: those of `GenerationConfig`; None = the default.
-
-        Oldest rounds are dropped until the prompt leaves room for an answer; the deltas say how many.
+        """The answer to `query` as deltas, which say how many rounds were dropped. Arguments as `chat_prompt`.
 
         Raises:
-            InvalidRequestError: a bad parameter, query or history, or a query too long by itself.
+            InvalidRequestError: as `chat_prompt`, at once.
             InvalidScoresError: the network produced NaN or infinity.
         """
-        if not isinstance(query, str):
-            raise InvalidRequestError(f"The query must be a string, not {type(query).__name__}.")
-        config = GenerationConfig.of(chat_defaults(self), **parameters)
-        messages = to_messages(query, check_history(history), system)
-        limit = min(config.max_length, self.config.max_sequence_length)
-        prompt = self.encode_chat(tokenizer, messages, limit)
+        prompt = self.chat_prompt(tokenizer, query, history, system, **parameters)
         return stream_text(
             cast(DecodableModel, self),
             tokenizer,
             prompt.input_ids,
-            config,
+            prompt.config,
             is_cancelled,
             processors,
-            step_lock,
             prompt.dropped_rounds,
         )
 

@@ -7,7 +7,7 @@ prompts, or other requests. Streaming is the primitive here; a whole answer is i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -16,11 +16,10 @@ from torch import Tensor
 
 from chatglm.errors import ChatGLMError, OutOfMemoryError, PromptTooLongError
 from chatglm.generation.config import GenerationConfig
-from chatglm.generation.detokenizer import IncrementalDetokenizer
-from chatglm.generation.sampling import forbid, new_generator, penalize_repetition, pick, require_finite
+from chatglm.generation.detokenizer import IncrementalDetokenizer, SurfaceTokenizer
+from chatglm.generation.next_token import NextToken, ScoresProcessor
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
-ScoresProcessor = Callable[[Tensor, Tensor], Tensor]
+FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 
 
 def never() -> bool:
@@ -80,7 +79,6 @@ def stream_token_ids(
     config: GenerationConfig,
     is_cancelled: Callable[[], bool] = never,
     processors: Sequence[ScoresProcessor] = (),
-    step_lock: AbstractContextManager[Any] | None = None,
 ) -> Iterator[int | FinishReason]:
     """Token ids of the answer as they are made, then the finish reason.
 
@@ -92,7 +90,6 @@ def stream_token_ids(
         config: limits and sampling.
         is_cancelled: asked before every step.
         processors: transformers' logits processors, called with ids [1, n] and scores [1, V].
-        step_lock: held while the network runs, so that threads take turns step by step.
 
     Raises:
         PromptTooLongError: before any step.
@@ -100,41 +97,29 @@ def stream_token_ids(
         OutOfMemoryError: the device has no room for the next step.
     """
     num_left = token_limit(len(input_ids), config, model.config.max_sequence_length)
-    lock = step_lock or nullcontext()
-    generator = new_generator(config.seed, model.device)
-    end_id = model.config.eos_token_id if config.eos_token_id is None else config.eos_token_id
-    # The answer may not end before there are so many ids.
-    end_from = max(config.min_length, len(input_ids) + config.min_new_tokens)
-    ids = torch.tensor([list(input_ids)], device=model.device)
-    layout = model.prompt_layout(ids)
+    prompt = torch.tensor([list(input_ids)], device=model.device)
+    layout = model.prompt_layout(prompt)
     cache = model.new_cache(len(input_ids) + min(num_left, 256))
-    num_made = 0
+    tokens = NextToken(prompt, config, model.config.eos_token_id, processors)
     while True:
         if is_cancelled():
             yield "cancelled"
             return
-        with lock, torch.inference_mode(), _memory_errors(ids.shape[1]):
-            scores = model.decode(ids[:, -1:], layout, cache) if num_made else model.prefill(ids, layout, cache)
-            require_finite(scores)
-            for processor in processors:
-                scores = processor(ids, scores)
-            scores_V = penalize_repetition(scores[0].float(), ids[0], config.repetition_penalty)
-            if ids.shape[1] < end_from:
-                scores_V = forbid(scores_V, end_id)
-            token_id = pick(scores_V, config, generator)
-        if token_id == end_id:
+        with torch.inference_mode(), memory_errors(tokens.ids.shape[1]):
+            last = tokens.ids[:, -1:]
+            scores = model.decode(last, layout, cache) if tokens.num_made else model.prefill(prompt, layout, cache)
+            token_id = tokens.take(scores)
+        if token_id is None:
             yield "stop"
             return
-        num_made += 1
         yield token_id
-        if num_made == num_left:
+        if tokens.num_made == num_left:
             yield "length"
             return
-        ids = torch.cat((ids, ids.new_tensor([[token_id]])), dim=1)
 
 
 @contextmanager
-def _memory_errors(num_tokens: int) -> Iterator[None]:
+def memory_errors(num_tokens: int) -> Iterator[None]:
     """A device's failure to allocate, as a sentence."""
     try:
         yield
@@ -145,6 +130,37 @@ def _memory_errors(num_tokens: int) -> Iterator[None]:
         ) from error
 
 
+class AnswerText:
+    """The deltas of one answer, from its ids.
+
+    Attributes:
+        num_tokens: ids pushed so far.
+    """
+
+    def __init__(
+        self, tokenizer: SurfaceTokenizer, config: GenerationConfig, prompt_tokens: int, dropped_rounds: int = 0
+    ) -> None:
+        self.num_tokens = 0
+        self._detokenizer = IncrementalDetokenizer(tokenizer, stop_strings=config.stop)
+        self._prompt_tokens = prompt_tokens
+        self._dropped_rounds = dropped_rounds
+
+    def push(self, token_id: int) -> Delta:
+        """Take one id. The delta is the last one, with "stop", if a stop string is complete."""
+        text = self._detokenizer.push(token_id)
+        self.num_tokens += 1
+        return self._delta(text, "stop" if self._detokenizer.stopped else None)
+
+    def finish(self, reason: FinishReason) -> Delta:
+        """The last delta, with the text held back until now."""
+        text = self._detokenizer.finish()
+        # A stop string may be completed only by that.
+        return self._delta(text, "stop" if self._detokenizer.stopped and reason != "error" else reason)
+
+    def _delta(self, text: str, reason: FinishReason | None) -> Delta:
+        return Delta(text, reason, self._prompt_tokens, self.num_tokens, self._dropped_rounds)
+
+
 def stream_text(
     model: DecodableModel,
     tokenizer: Any,
@@ -152,7 +168,6 @@ def stream_text(
     config: GenerationConfig,
     is_cancelled: Callable[[], bool] = never,
     processors: Sequence[ScoresProcessor] = (),
-    step_lock: AbstractContextManager[Any] | None = None,
     dropped_rounds: int = 0,
 ) -> Iterator[Delta]:
     """The answer's text as deltas; joined they are the final text, and the last one has a finish reason.
@@ -160,27 +175,15 @@ def stream_text(
     After an error in the middle, the text made so far is delivered with finish reason "error", then the error is
     raised. Arguments and errors as `stream_token_ids`.
     """
-    detokenizer = IncrementalDetokenizer(tokenizer, stop_strings=config.stop)
-    num_made = 0
-
-    def delta(text: str, reason: FinishReason | None = None) -> Delta:
-        return Delta(text, reason, len(input_ids), num_made, dropped_rounds)
-
+    answer = AnswerText(tokenizer, config, len(input_ids), dropped_rounds)
     try:
-        for item in stream_token_ids(model, input_ids, config, is_cancelled, processors, step_lock):
-            if isinstance(item, str):
-                rest = detokenizer.finish()
-                # A stop string may be completed only by the text held back until now.
-                yield delta(rest, "stop" if detokenizer.stopped else item)
+        for item in stream_token_ids(model, input_ids, config, is_cancelled, processors):
+            delta = answer.finish(item) if isinstance(item, str) else answer.push(item)
+            yield delta
+            if delta.finish_reason is not None:
                 return
-            num_made += 1
-            text = detokenizer.push(item)
-            if detokenizer.stopped:
-                yield delta(text, "stop")
-                return
-            yield delta(text)
     except ChatGLMError:
         # What was made so far is not lost.
-        if num_made:
-            yield delta(detokenizer.finish(), "error")
+        if answer.num_tokens:
+            yield answer.finish("error")
         raise

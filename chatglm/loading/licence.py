@@ -6,9 +6,7 @@ means that the sentence comes again.
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
+from chatglm.cache import cache_folder, make_private_folder
 
 NOTICE = (
     "The weights of ChatGLM-6B are under a licence of their own (MODEL_LICENSE), not that of this program: free for "
@@ -18,24 +16,13 @@ NOTICE = (
 FLAG_NAME = "weights-licence-shown"
 
 
-def cache_folder() -> Path:
-    """The folder of this program's small files: $CHATGLM_CACHE, or the system's place for caches."""
-    if chosen := os.environ.get("CHATGLM_CACHE"):
-        return Path(chosen)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "chatglm"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "chatglm"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chatglm"
-
-
 def notice_once() -> str:
     """The notice at the first call of this user, later nothing."""
     try:
         flag = cache_folder() / FLAG_NAME
         if flag.exists():
             return ""
-        flag.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(flag.parent)
         flag.touch()
     except (OSError, RuntimeError):  # RuntimeError: no home folder is known
         pass

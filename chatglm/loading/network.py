@@ -1,66 +1,111 @@
 """Filling a network with weights in bounded memory.
 
-The network is built without memory (on the meta device); then each stored tensor is brought to its final type and
-device and put in place, shard by shard. The peak is the finished network plus one shard at most.
+The network is built without memory (on the meta device); then each stored tensor is read straight into its final
+type and place, in the order of the files. The peak is the finished network and a few megabytes; a file that only
+torch can read (a pickle of before 2020) adds its own size while it is read.
 
-Knows: tensors, types, devices, and that input and output embedding may be one table.
-Does not know: where the folder comes from, or whether it is sound (chatglm.doctor).
+Knows: tensors, types, devices. Does not know: where the folder comes from, or whether it is sound (chatglm.doctor).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from chatglm.checkpoints import StoredTensor, is_view_of_file, iter_tensors, total_bytes
-from chatglm.quantization.layers import QuantizedLinear
+from chatglm.checkpoints import StoredTensor, WeightReader, new_tensor, total_bytes
+from chatglm.devices import format_bytes
+from chatglm.loading.tables import head_copies, share_table
+from chatglm.quantization.layers import QuantizedEmbedding, QuantizedLinear
+from chatglm.quantization.packing import quantize_rows
 
 Progress = Callable[[int, int], None]
-ROWS_COMPARED_AT_ONCE = 4096
 SCALE = "weight_scale"
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What filling a network took.
+
+    Attributes:
+        num_read: bytes of the files that were used.
+        num_mapped: bytes of them that are views of the mapped files.
+    """
+
+    num_read: int
+    num_mapped: int
 
 
 def fill_network(
     network: Any,
-    folder: Path,
     stored: Mapping[str, StoredTensor],
     *,
     dtype: torch.dtype,
     device: torch.device,
     prefix: Mapping[str, Tensor],
+    is_mapped: bool = False,
+    is_left_out: Callable[[str], bool] = lambda name: False,
     progress: Progress | None = None,
-) -> None:
+) -> Filled:
     """Give every parameter and buffer of `network` its memory and value.
 
     Args:
         network: from `Family.empty_network`; in an undefined state when this raises.
-        folder: examined and found sound.
-        stored: its tensors.
+        stored: the tensors of a folder that was examined and found sound.
         dtype: of all floating-point parameters. Where the network has quantized layers and the folder float weights,
             these are quantized in the type in which they are stored.
         device: of everything.
         prefix: values of a P-Tuning prefix, which go before those of the folder.
+        is_mapped: tensors that need no conversion are views of the mapped files (CPU only).
+        is_left_out: whether a tensor of the network stays without memory, for someone else to fill.
         progress: called with (bytes read, bytes to read).
 
     Raises:
         CheckpointError: a file changed since it was examined.
     """
-    wanted = {name: stored[name] for name in network.state_dict() if name in stored and name not in prefix}
+    in_network = network.state_dict().keys() - prefix.keys()
+    wanted = {name: tensor for name, tensor in stored.items() if name in in_network and not is_left_out(name)}
     num_read, num_all = 0, total_bytes(wanted.values())
-    places = _Places(network, dtype, device)
-    for name, tensor in iter_tensors(folder, wanted.__contains__):
-        places.put(name, tensor, must_copy=is_view_of_file(stored[name].path))
-        del tensor  # or its file would stay mapped while the next one is opened
-        num_read += wanted[name].size_bytes
-        if progress is not None:
-            progress(num_read, num_all)
-    for name, tensor in prefix.items():
-        places.put(name, tensor, must_copy=True)
-    places.finish()
+    with WeightReader(wanted, is_mapped=is_mapped) as reader:
+        places = _Places(network, dtype, device)
+        copies = head_copies(network, wanted, reader)
+        for name, tensor in wanted.items():
+            if name not in copies:
+                places.put(name, tensor, reader)
+            reader.forget(name)
+            num_read += tensor.size_bytes
+            if progress is not None:
+                progress(num_read, num_all)
+    for name, value in prefix.items():
+        places.put_value(name, value)
+    places.finish(is_left_out)
+    return Filled(num_all, places.num_mapped)
+
+
+def mapping_remark(folder: Path, filled: Filled) -> str:
+    """A sentence for a user who asked for mapped files and gained little; nothing if most of them is used as it is."""
+    if 2 * filled.num_mapped >= filled.num_read:
+        return ""
+    return (
+        f"--mmap gains little: only {format_bytes(filled.num_mapped)} of {format_bytes(filled.num_read)} in {folder} "
+        f"can be used as stored, the rest was converted. `python -m chatglm quantize {folder} NEW_FOLDER "
+        "--embeddings 8` writes a folder for it."
+    )
+
+
+def type_in_network(name: str, stored: StoredTensor | Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The type that a stored tensor gets in a network of `dtype`.
+
+    Integers stay. A scale would lose three bits as bfloat16, and the scales of groups are many: both stay as stored.
+    """
+    if not stored.dtype.is_floating_point:
+        return stored.dtype
+    is_kept = name.endswith(SCALE) and (dtype == torch.bfloat16 or len(stored.shape) > 1)
+    return stored.dtype if is_kept else dtype
 
 
 class _Places:
@@ -68,49 +113,59 @@ class _Places:
 
     def __init__(self, network: Any, dtype: torch.dtype, device: torch.device) -> None:
         self.network, self.dtype, self.device = network, dtype, device
-        self.embedding, self.head = network.get_input_embeddings(), network.get_output_embeddings()
-        self.may_tie = getattr(network.config, "tie_word_embeddings", True) is not False
+        self.num_mapped = 0
 
-    def put(self, name: str, tensor: Tensor, *, must_copy: bool) -> None:
-        owner_name, _, leaf = name.rpartition(".")
-        owner = self.network.get_submodule(owner_name)
-        if isinstance(owner, QuantizedLinear) and leaf == "weight" and tensor.is_floating_point():
-            owner.load_float(tensor.to(self.device))
+    def put(self, name: str, stored: StoredTensor, reader: WeightReader) -> None:
+        """Give the tensor `name` the value that `reader` has for it."""
+        owner = self.network.get_submodule(name.rpartition(".")[0])
+        is_packed = isinstance(owner, QuantizedLinear | QuantizedEmbedding) and name.endswith(".weight")
+        if is_packed and stored.dtype.is_floating_point:
+            self._put_quantized(name, owner, reader)
             return
-        dtype = self._type_of(leaf, tensor)
-        twin = {self.embedding: self.head, self.head: self.embedding}.get(owner)
-        other = getattr(twin, leaf, None)
-        if self.may_tie and other is not None and not other.is_meta and self._is_equal(tensor, dtype, other):
-            setattr(owner, leaf, other)
-            return
-        value = tensor.to(self.device, dtype, copy=must_copy)
-        old = getattr(owner, leaf)
-        is_parameter = isinstance(old, nn.Parameter)
-        setattr(owner, leaf, nn.Parameter(value, requires_grad=old.requires_grad) if is_parameter else value)
+        dtype = type_in_network(name, stored, self.dtype)
+        value = reader.view(name) if dtype == stored.dtype and self.device.type == "cpu" else None
+        if value is not None:
+            self.num_mapped += stored.size_bytes
+        else:
+            value = self._new(stored.shape, dtype)
+            reader.copy_to(name, value)
+        self._set(name, value)
 
-    def _type_of(self, leaf: str, tensor: Tensor) -> torch.dtype:
-        """The type that a stored tensor gets: integers stay, and scales would lose three bits as bfloat16."""
-        if not tensor.is_floating_point() or (leaf == SCALE and self.dtype == torch.bfloat16):
-            return tensor.dtype
-        return self.dtype
+    def put_value(self, name: str, value: Tensor) -> None:
+        """Give the tensor `name` this value."""
+        self._set(name, value.to(self.device, type_in_network(name, value, self.dtype)))
 
-    def _is_equal(self, tensor: Tensor, dtype: torch.dtype, weight: Tensor) -> bool:
-        """Whether `tensor` would become `weight`; compared by parts, since each may be a gigabyte."""
-        parts = zip(tensor.split(ROWS_COMPARED_AT_ONCE), weight.split(ROWS_COMPARED_AT_ONCE), strict=True)
-        return weight.dtype == dtype and all(torch.equal(part.to(self.device, dtype), other) for part, other in parts)
-
-    def finish(self) -> None:
+    def finish(self, is_left_out: Callable[[str], bool]) -> None:
         """What the files do not hold: the head of a folder that stores one table for both, and computed buffers."""
-        for leaf in ("weight", SCALE):
-            if hasattr(self.head, leaf) and getattr(self.head, leaf).is_meta:
-                setattr(self.head, leaf, getattr(self.embedding, leaf))
-        self.network.config.tie_word_embeddings = self.head.weight is self.embedding.weight
+        share_table(self.network)
         self.network.config.dtype = self.dtype
         with torch.device(self.device):
             for module in self.network.modules():
                 if hasattr(module, "reset_buffers"):
                     module.reset_buffers()
         tensors = [*self.network.named_parameters(), *self.network.named_buffers()]
-        empty = [name for name, tensor in tensors if tensor.is_meta]
+        empty = [name for name, tensor in tensors if tensor.is_meta and not is_left_out(name)]
         assert not empty, f"left without values: {empty}"  # the doctor has compared the names
         self.network.to(self.dtype)  # moves nothing; tells quantized layers what to compute in
+
+    def _put_quantized(self, name: str, owner: QuantizedLinear | QuantizedEmbedding, reader: WeightReader) -> None:
+        """Quantize a stored float weight by blocks of rows: rows are rounded independently of each other."""
+        packed, scales, row = self._new(tuple(owner.weight.shape), torch.int8), [], 0
+        for block in reader.blocks(name):
+            integers, scale = quantize_rows(block.to(self.device), owner.bits, owner.group_size)
+            packed[row : row + len(block)] = integers
+            scales.append(scale)
+            row += len(block)
+        self._set(name, packed)
+        self._set(f"{name}_scale", torch.cat(scales))
+
+    def _new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        is_host = self.device.type == "cpu"
+        return new_tensor(shape, dtype) if is_host else torch.empty(shape, dtype=dtype, device=self.device)
+
+    def _set(self, name: str, value: Tensor) -> None:
+        owner_name, _, leaf = name.rpartition(".")
+        owner = self.network.get_submodule(owner_name)
+        old = getattr(owner, leaf)
+        is_parameter = isinstance(old, nn.Parameter)
+        setattr(owner, leaf, nn.Parameter(value, requires_grad=old.requires_grad) if is_parameter else value)

@@ -33,9 +33,9 @@ class StoredPrefix:
     has_projection: bool
 
     def read(self) -> dict[str, Tensor]:
-        """Name in the network -> value, as stored (small: a copy of its own)."""
+        """Name in the network -> value, as stored."""
         read = iter_tensors(self.files, lambda name: PREFIX_MARK in name)
-        return {_network_name(name): tensor.clone() for name, tensor in read}
+        return {_network_name(name): tensor for name, tensor in read}
 
 
 def find_prefix(path: str | Path) -> StoredPrefix:

@@ -5,8 +5,7 @@ Knows: the order of these steps. Does not know how each is done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,24 +15,25 @@ from transformers import GenerationConfig
 
 from chatglm.checkpoints import read_json
 from chatglm.demo import CHECKPOINT
-from chatglm.devices import (
-    DTYPE_NAMES,
-    MemoryEstimate,
-    available_memory,
-    choose_device,
-    choose_dtype,
-    dtype_remark,
-    format_bytes,
-)
-from chatglm.doctor import examine
-from chatglm.doctor.weights import bytes_in_memory, kept_parameters, memory_needed
-from chatglm.errors import DamagedFileError, InvalidRequestError, OutOfMemoryError
+from chatglm.devices import MemoryEstimate, choose_device
+from chatglm.doctor import Report, examine
+from chatglm.doctor.weights import kept_parameters
+from chatglm.errors import DamagedFileError, InvalidRequestError
 from chatglm.loading.licence import notice_once
-from chatglm.loading.network import Progress, fill_network
+from chatglm.loading.limits import NO_LIMIT, plan_blocks, quantizing_in_every_pass
+from chatglm.loading.memory import check_memory, check_memory_options, memory_errors, memory_needed, type_for
+from chatglm.loading.network import Progress, fill_network, mapping_remark
 from chatglm.loading.prefix import StoredPrefix, check_prefix_fits, configure_prefix, find_prefix
 from chatglm.loading.sources import find_folder
+from chatglm.loading.streaming import stream_blocks
+from chatglm.loading.tables import TABLE_BITS, TABLE_REMARK, wants_packed_table
 from chatglm.models import Family
 from chatglm.quantization.packing import check_bits
+from chatglm.sizes import parse_bytes
+
+
+def _nothing() -> None:
+    """What there is to end for a model that is all in memory."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class LoadedModel:
         family: which family it is of.
         folder: where it was loaded from.
         is_demo: whether it is the embedded demo model.
+        close: ends the reading of layers from the files, if there is any; the network cannot compute after it.
     """
 
     model: Any
@@ -53,6 +54,7 @@ class LoadedModel:
     family: Family
     folder: Path
     is_demo: bool
+    close: Callable[[], object] = _nothing
 
 
 def load(
@@ -62,12 +64,14 @@ def load(
     dtype: str | torch.dtype = "auto",
     quantize: int | None = None,
     ptuning_checkpoint: str | Path | None = None,
+    mmap: bool = False,
+    max_memory: int | str | None = None,
     progress: Progress | None = None,
     report: Callable[[str], None] | None = None,
 ) -> LoadedModel:
     """Load a model with its tokenizer.
 
-    Host memory peaks at the network in its final type plus one shard. Nothing stays behind when this raises.
+    Host memory peaks at the network in its final type and a few megabytes. Nothing stays behind when this raises.
 
     Args:
         model: None or "demo" for the embedded demo model, a folder, or a hub id.
@@ -76,49 +80,69 @@ def load(
         quantize: 4 or 8 packs the weights of an unquantized folder while they are read; a quantized folder needs
             nothing here.
         ptuning_checkpoint: folder (or file) of a P-Tuning v2 prefix trained on this model.
+        mmap: weights that need no conversion are used where they lie in the mapped files: hardly a wait at the start,
+            and one copy for all processes. The files must not be changed meanwhile. CPU only.
+        max_memory: bytes, or text like "2G", that the weights may take. Layers that do not fit are read from the files
+            again for every token. The KV cache of conversations comes on top. CPU only.
         progress: called with (bytes read, bytes to read) after each tensor.
         report: called with sentences for the user: memory estimate, remarks, licence of the weights.
 
     Raises:
         CheckpointError: something is wrong with the folder; names the file and the remedy.
-        DeviceError: no such device or type.
-        InvalidRequestError: quantize is not 4 or 8, or the folder is quantized to another width already.
+        DeviceError: no such device or type, or one where mmap or max_memory cannot be.
+        InvalidRequestError: quantize is not 4 or 8, the folder is quantized to another width already, max_memory is no
+            size, or options exclude each other.
         OutOfMemoryError: the model cannot fit; carries the numbers.
     """
-    say = report if report is not None else lambda sentence: None
+    say = report if report is not None else _unheard
     chosen_device = choose_device(device)  # first: a wrong flag needs no wait
+    limit = parse_bytes(max_memory) if max_memory is not None else None
+    check_memory_options(chosen_device, mmap, limit)
     folder = find_folder(model)
     prefix = find_prefix(ptuning_checkpoint) if ptuning_checkpoint is not None else None
     examined = examine(folder, prefix_elsewhere=prefix is not None)
     examined.raise_first()
-    family, config = examined.family, examined.config
-    assert family is not None  # a healthy report has both
-    assert config is not None
     settings = _generation_settings(folder)
     if quantize is not None:
-        _ask_for_quantized(folder, config, quantize)
-    network = _network_with_prefix(family, config, prefix)
-    parameters = kept_parameters(network, examined.tensors)
-    chosen_dtype = choose_dtype(dtype, chosen_device, bytes_in_memory(parameters, torch.float32))
-    need = memory_needed(parameters, config, chosen_dtype)
-    _check_memory(folder, need, config.max_sequence_length, chosen_dtype, chosen_device, say)
+        _ask_for_quantized(folder, examined.config, quantize, is_limited=limit is not None)
+    network = _empty_network(examined, prefix, chosen_device, say)
+    stored, config, parameters = examined.tensors, network.config, kept_parameters(network, examined.tensors)
+    chosen_dtype = type_for(dtype, chosen_device, parameters)
+    need = memory_needed(parameters, config, chosen_dtype, chosen_device)
+    plan = NO_LIMIT
+    if limit is not None:
+        plan = plan_blocks(network, folder, stored, chosen_dtype, limit)
+        need = MemoryEstimate(plan.weights_bytes, need.cache_bytes)
+    check_memory(folder, need, config.max_sequence_length, chosen_dtype, chosen_device, say)
     is_demo = folder.resolve() == CHECKPOINT.resolve()
-    if not is_demo and (notice := notice_once()):
-        say(notice)
-    with _memory_errors(folder, chosen_device):
-        fill_network(
+    for remark in (plan.remark, "" if is_demo else notice_once()):
+        if remark:
+            say(remark)
+    close: Callable[[], object] = _nothing
+    with memory_errors(folder, chosen_device):
+        filled = fill_network(
             network,
-            folder,
-            examined.tensors,
+            {name: tensor for name, tensor in stored.items() if not plan.has(name)},
             dtype=chosen_dtype,
             device=chosen_device,
             prefix=prefix.read() if prefix is not None else {},
+            is_mapped=mmap,
+            is_left_out=plan.has,
             progress=progress,
         )
+        if plan.streamed:
+            close = stream_blocks(network, plan.streamed, stored, dtype=chosen_dtype, num_slots=plan.num_slots)
+    if mmap and (remark := mapping_remark(folder, filled)):
+        say(remark)
     network.eval()
     if settings is not None:
         network.generation_config = settings
-    return LoadedModel(network, examined.tokenizer, family, folder, is_demo)
+    assert examined.family is not None  # a healthy report has one
+    return LoadedModel(network, examined.tokenizer, examined.family, folder, is_demo, close)
+
+
+def _unheard(sentence: str) -> None:
+    """What is said when nobody listens."""
 
 
 def checked_folder(path: str | Path) -> Path:
@@ -146,17 +170,24 @@ def _generation_settings(folder: Path) -> GenerationConfig | None:
         raise DamagedFileError(f"{path} holds a value that cannot be used: {error}.", "Delete this file.") from None
 
 
-def _network_with_prefix(family: Family, config: Any, prefix: StoredPrefix | None) -> Any:
-    """The empty network of `config`, made for `prefix` if there is one."""
+def _empty_network(
+    examined: Report, prefix: StoredPrefix | None, device: torch.device, say: Callable[[str], None]
+) -> Any:
+    """The network of an examined folder without memory: with room for `prefix`, and with the table as it is kept."""
+    family, config = examined.family, examined.config
+    assert family is not None  # a healthy report has one
     if prefix is not None:
         configure_prefix(config, prefix)
+    if wants_packed_table(config, examined.tensors, device):
+        config.quantization_embedding_bit = TABLE_BITS
+        say(TABLE_REMARK)
     network = family.empty_network(config)
     if prefix is not None:
         check_prefix_fits(prefix, {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()})
     return network
 
 
-def _ask_for_quantized(folder: Path, config: Any, bits: int) -> None:
+def _ask_for_quantized(folder: Path, config: Any, bits: int, *, is_limited: bool) -> None:
     """Make `config` that of a network with packed weights of `bits`."""
     check_bits(bits)
     if config.quantization_bit not in (0, bits):
@@ -164,56 +195,6 @@ def _ask_for_quantized(folder: Path, config: Any, bits: int) -> None:
             f"{folder} is quantized to {config.quantization_bit} bits already and cannot be quantized to {bits}.",
             "Leave --quantize out, or give the unquantized folder.",
         )
+    if is_limited and not config.quantization_bit:
+        raise quantizing_in_every_pass(folder, bits)
     config.quantization_bit = bits
-
-
-def _check_memory(
-    folder: Path,
-    need: MemoryEstimate,
-    context: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    say: Callable[[str], None],
-) -> None:
-    """Say what the model needs and what there is; raise OutOfMemoryError if the weights alone exceed it."""
-    free = available_memory(device)
-    sentence = memory_sentence(need, context, dtype, device, free)
-    if free is not None and need.weights_bytes > free:
-        raise OutOfMemoryError(f"{folder} does not fit: {sentence}", _smaller(dtype, device))
-    say(sentence)
-    if free is not None and need.total_bytes > free:
-        say("Long conversations may not fit; give a smaller --max-length.")
-    if remark := dtype_remark(dtype, device):
-        say(remark)
-
-
-def memory_sentence(
-    need: MemoryEstimate, context: int, dtype: torch.dtype, device: torch.device, free: int | None
-) -> str:
-    """What is needed and what there is, in one sentence."""
-    have = f"{format_bytes(free)} are free" if free is not None else "how much is free is unknown"
-    return (
-        f"{DTYPE_NAMES[dtype]} on {device} needs {format_bytes(need.weights_bytes)} for the weights and up to "
-        f"{format_bytes(need.cache_bytes)} for a conversation of {context} tokens; {have}."
-    )
-
-
-def _smaller(dtype: torch.dtype, device: torch.device) -> str:
-    if dtype == torch.float32:
-        return "--dtype bf16 halves the memory." if device.type == "cpu" else "--dtype fp16 halves the memory."
-    return "Close other programs, or use a machine (or --device) with more memory."
-
-
-@contextmanager
-def _memory_errors(folder: Path, device: torch.device) -> Iterator[None]:
-    """Allocation failures of torch, as our error: memory may go to others between the check and the load."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        # On a CPU, torch raises a plain RuntimeError when memory runs out.
-        is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not is_memory:
-            raise
-        raise OutOfMemoryError(
-            f"Memory ran out on {device} while loading {folder}.", "Close other programs, or use another --device."
-        ) from None

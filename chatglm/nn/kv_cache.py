@@ -1,9 +1,10 @@
 """The keys and values of the positions already computed, owned by whoever runs the request.
 
-Knows: storage that grows by doubling, so that appending token by token copies each position O(1) times.
-Does not know what the positions mean. It answers the two calls that the network makes (`update`, `get_seq_length`)
-with the same meaning as a transformers `Cache`, so either can be handed to the network.
-Shapes: B rows, H heads, S positions, D head width.
+Knows: storage that grows by doubling, so that appending token by token copies each position O(1) times; storing in
+another type than the network computes in. Does not know what the positions mean. It answers the two calls that the
+network makes (`update`, `get_seq_length`) with the same meaning as a transformers `Cache`, so either can be handed to
+the network.
+Shapes: B rows, H heads, S positions, N positions there is room for, D head width.
 """
 
 from __future__ import annotations
@@ -26,8 +27,18 @@ class AnyCache(Protocol):
 class KVCache:
     """Keys and values per layer, each [B, H, S, D] with S the number of positions stored."""
 
-    def __init__(self, num_layers: int, capacity: int = FIRST_CAPACITY) -> None:
-        """Args: num_layers: L. capacity: positions to reserve at first use."""
+    def __init__(
+        self, num_layers: int, capacity: int = FIRST_CAPACITY, storage_dtype: torch.dtype | None = None
+    ) -> None:
+        """An empty cache.
+
+        Args:
+            num_layers: L.
+            capacity: positions to reserve at first use.
+            storage_dtype: what to store; None = the type of what is given. What is given is always answered in its
+                own type, and once rounded is never rounded again, so that a position looks the same in every call.
+        """
+        self.storage_dtype = storage_dtype
         self._capacity = capacity
         self._keys: list[Tensor | None] = [None] * num_layers
         self._values: list[Tensor | None] = [None] * num_layers
@@ -38,21 +49,39 @@ class KVCache:
         return self._lengths[layer_idx]
 
     def update(self, key_BHTD: Tensor, value_BHTD: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """Append T positions to a layer; returns all its keys and values as views [B, H, S, D]."""
+        """Append T positions to a layer; returns all its keys and values [B, H, S, D] in the type of those given.
+
+        They are views of the storage where its type is the same.
+        """
         start = self._lengths[layer_idx]
         stop = start + key_BHTD.shape[2]
-        keys = self._grown(self._keys[layer_idx], key_BHTD, start, stop)
-        values = self._grown(self._values[layer_idx], value_BHTD, start, stop)
-        keys[:, :, start:stop] = key_BHTD
-        values[:, :, start:stop] = value_BHTD
+        keys = self._appended(self._keys[layer_idx], key_BHTD, start, stop)
+        values = self._appended(self._values[layer_idx], value_BHTD, start, stop)
         self._keys[layer_idx], self._values[layer_idx], self._lengths[layer_idx] = keys, values, stop
-        return keys[:, :, :stop], values[:, :, :stop]
+        return keys[:, :, :stop].to(key_BHTD.dtype), values[:, :, :stop].to(value_BHTD.dtype)
+
+    def room_for_one(self, layer_idx: int) -> tuple[Tensor, Tensor, int]:
+        """Storage of a layer for someone who appends a position himself and then calls `append_one`.
+
+        Returns:
+            keys and values [B, H, N, D], contiguous, in the storage's type, and how many of the N are filled, < N.
+
+        Raises:
+            IndexError: before the first update, when shapes are not known.
+        """
+        start = self._lengths[layer_idx]
+        stored_keys, stored_values = self._stored(layer_idx)
+        keys, values = (self._grown(stored, stored, start, start + 1) for stored in (stored_keys, stored_values))
+        self._keys[layer_idx], self._values[layer_idx] = keys, values
+        return keys, values, start
+
+    def append_one(self, layer_idx: int) -> None:
+        """Count the position that was written into `room_for_one`."""
+        self._lengths[layer_idx] += 1
 
     def layer(self, layer_idx: int) -> tuple[Tensor, Tensor]:
         """The stored keys and values of a layer, views [B, H, S, D]; IndexError before the first update."""
-        keys, values = self._keys[layer_idx], self._values[layer_idx]
-        if keys is None or values is None:
-            raise IndexError(f"layer {layer_idx} has stored nothing yet")
+        keys, values = self._stored(layer_idx)
         return keys[:, :, : self._lengths[layer_idx]], values[:, :, : self._lengths[layer_idx]]
 
     @property
@@ -60,11 +89,24 @@ class KVCache:
         """Bytes held, reserved room included."""
         return sum(t.numel() * t.element_size() for t in (*self._keys, *self._values) if t is not None)
 
-    def _grown(self, stored: Tensor | None, new_BHTD: Tensor, start: int, stop: int) -> Tensor:
+    def _stored(self, layer_idx: int) -> tuple[Tensor, Tensor]:
+        keys, values = self._keys[layer_idx], self._values[layer_idx]
+        if keys is None or values is None:
+            raise IndexError(f"layer {layer_idx} has stored nothing yet")
+        return keys, values
+
+    def _appended(self, stored: Tensor | None, new_BHTD: Tensor, start: int, stop: int) -> Tensor:
+        grown = self._grown(stored, new_BHTD, start, stop)
+        grown[:, :, start:stop] = new_BHTD
+        return grown
+
+    def _grown(self, stored: Tensor | None, like_BHTD: Tensor, start: int, stop: int) -> Tensor:
+        """Storage with room for `stop` positions that holds the first `start` of `stored`."""
         if stored is not None and stop <= stored.shape[2]:
             return stored
-        rows, heads, _, width = new_BHTD.shape
-        grown = new_BHTD.new_empty(rows, heads, max(stop, 2 * start, self._capacity), width)
+        rows, heads, _, width = like_BHTD.shape
+        room = max(stop, 2 * start, self._capacity)
+        grown = like_BHTD.new_empty(rows, heads, room, width, dtype=self.storage_dtype)
         if stored is not None:
             grown[:, :, :start] = stored[:, :, :start]
         return grown

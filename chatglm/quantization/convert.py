@@ -21,16 +21,16 @@ def named_linears(root: nn.Module, names: Collection[str]) -> Iterator[tuple[nn.
                 yield parent, name, child
 
 
-def quantize_linears(root: nn.Module, names: Collection[str], bits: int) -> None:
+def quantize_linears(root: nn.Module, names: Collection[str], bits: int, group_size: int = 0) -> None:
     """Replace layers by quantized ones of the same values, one by one: the peak is the network and one layer."""
     for parent, name, linear in named_linears(root, names):
-        setattr(parent, name, QuantizedLinear.of(linear, bits))
+        setattr(parent, name, QuantizedLinear.of(linear, bits, group_size))
         del linear
     gc.collect()
 
 
-def empty_linears(root: nn.Module, names: Collection[str], bits: int) -> None:
+def empty_linears(root: nn.Module, names: Collection[str], bits: int, group_size: int = 0) -> None:
     """Replace layers by quantized ones that wait for their values from a checkpoint."""
     for parent, name, linear in named_linears(root, names):
-        new = QuantizedLinear(linear.in_features, linear.out_features, bits, linear.bias is not None)
+        new = QuantizedLinear(linear.in_features, linear.out_features, bits, linear.bias is not None, group_size)
         setattr(parent, name, new)

@@ -1,7 +1,7 @@
 """Layers whose weight is stored as packed integers; state dict keys as published: weight, weight_scale, bias.
 
-Knows: holding packed weights through casts and moves, and computing with them by dequantizing (the reference).
-Does not know which layers of a network are replaced.
+Knows: holding packed weights through casts and moves, and gradients, for which they are dequantized.
+Does not know which layers of a network are replaced, or how products without gradients are computed quickly.
 """
 
 from __future__ import annotations
@@ -12,31 +12,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chatglm.quantization.packing import check_bits, dequantize, quantize_rows
+from chatglm.quantization import kernels
+from chatglm.quantization.packing import check_bits, check_group_size, dequantize, quantize_rows
 
 
 class _PackedWeight(nn.Module):
-    """Packed integers [O, I or I/2] with one scale per row.
+    """Packed integers [O, I or I/2] with one scale per row, or one per `group_size` columns of it.
 
     Attributes:
         bits: 4 or 8.
+        group_size: 0, or 32, 64 or 128.
         weight: int8, never trained.
-        weight_scale: half or float32.
+        weight_scale: per row [O], half or float32; per group [O, I / group_size], half.
         dtype: what the layer computes and answers in; follows `.half()`, `.to(...)` and the like.
     """
 
-    def __init__(self, num_rows: int, num_columns: int, bits: int) -> None:
+    def __init__(self, num_rows: int, num_columns: int, bits: int, group_size: int = 0) -> None:
         super().__init__()
         check_bits(bits, num_columns)
-        self.bits = bits
+        check_group_size(group_size, num_columns)
+        self.bits, self.group_size = bits, group_size
         self.dtype = torch.get_default_dtype()
         packed = torch.zeros(num_rows, num_columns * bits // 8, dtype=torch.int8)
         self.weight = nn.Parameter(packed, requires_grad=False)
-        self.weight_scale = nn.Parameter(torch.zeros(num_rows), requires_grad=False)
+        scale = torch.zeros(num_rows, num_columns // group_size).half() if group_size else torch.zeros(num_rows)
+        self.weight_scale = nn.Parameter(scale, requires_grad=False)
 
     def load_float(self, weight_OI: Tensor) -> None:
         """Quantize a weight [O, I] and hold the result."""
-        packed, scale = quantize_rows(weight_OI, self.bits)
+        packed, scale = quantize_rows(weight_OI, self.bits, self.group_size)
         self.weight = nn.Parameter(packed, requires_grad=False)
         self.weight_scale = nn.Parameter(scale, requires_grad=False)
 
@@ -44,7 +48,8 @@ class _PackedWeight(nn.Module):
         scale = self.weight_scale.data
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=scale.device)).dtype
         super()._apply(fn, recurse)
-        if self.weight_scale.dtype == torch.bfloat16:  # 8 bits of precision would spoil the scale: keep what it had
+        # bfloat16 has 8 bits of precision, which would spoil a scale; those of groups are many, so they stay half.
+        if self.weight_scale.dtype == torch.bfloat16 or self.group_size:
             kept = scale.to(self.weight_scale.device)
             self.weight_scale = nn.Parameter(kept, requires_grad=False)
         return self
@@ -68,26 +73,30 @@ class _PackedProduct(torch.autograd.Function):
 class QuantizedLinear(_PackedWeight):
     """x W^T + b with a packed W; the input's dtype is the result's."""
 
-    def __init__(self, in_features: int, out_features: int, bits: int, bias: bool = True) -> None:
-        super().__init__(out_features, in_features, bits)
+    def __init__(self, in_features: int, out_features: int, bits: int, bias: bool = True, group_size: int = 0) -> None:
+        super().__init__(out_features, in_features, bits, group_size)
         self.in_features, self.out_features = in_features, out_features
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
 
     @classmethod
-    def of(cls, linear: nn.Linear, bits: int) -> QuantizedLinear:
+    def of(cls, linear: nn.Linear, bits: int, group_size: int = 0) -> QuantizedLinear:
         """The quantized form of a linear layer; its bias is taken over."""
-        quantized = cls(linear.in_features, linear.out_features, bits, bias=False)
+        quantized = cls(linear.in_features, linear.out_features, bits, False, group_size)
         quantized.load_float(linear.weight.data)
         quantized.bias = linear.bias
         quantized.dtype = linear.weight.dtype
         return quantized
 
     def forward(self, x: Tensor) -> Tensor:
-        product = _PackedProduct.apply(x, self.weight, self.weight_scale, self.bits)
-        return product if self.bias is None else product + self.bias
+        bias = self.bias
+        if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+            product = _PackedProduct.apply(x, self.weight, self.weight_scale, self.bits)
+            return product if bias is None else product + bias
+        return kernels.linear(x, self.weight, self.weight_scale, self.bits, bias)
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, bits={self.bits}, bias={self.bias is not None}"
+        group = f", group_size={self.group_size}" if self.group_size else ""
+        return f"{self.in_features}, {self.out_features}, bits={self.bits}{group}, bias={self.bias is not None}"
 
 
 class QuantizedEmbedding(_PackedWeight):

@@ -1,11 +1,12 @@
 """Rounding a weight to integers and packing them, exactly as published int8 and int4 checkpoints are made.
 
-Knows: one scale per row, symmetric, the order of nibbles. Does not know layers.
+Knows: symmetric rounding, one scale per row or (our own extension) per group of columns, the order of nibbles.
+Does not know layers, or how scales could be chosen better than by the largest weight (chatglm.conversion.gptq).
 
     int4, one row of a weight [O, I]:   q0  q1  q2  q3  ...            int4 values -7..7, I of them (I even)
     packed, [O, I/2] bytes of int8:     q0|q1   q2|q3                  even column in the HIGH nibble, odd in the low
 
-Shapes: O output rows, I input columns.
+Shapes: O output rows, I input columns, G = I / group_size groups of a row.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from chatglm.errors import InvalidRequestError
 
 BITS = (4, 8)
+GROUP_SIZES = (32, 64, 128)
 
 
 def largest(bits: int) -> int:
@@ -31,24 +33,60 @@ def check_bits(bits: int, num_columns: int = 2) -> None:
         raise InvalidRequestError(f"A weight with {num_columns} columns cannot be packed to int4: the number is odd.")
 
 
-def quantize_rows(weight_OI: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Packed integers (int8, [O, I] or [O, I/2]) and scales [O] of a weight.
+def check_group_size(group_size: int, num_columns: int = 0) -> None:
+    """Raise InvalidRequestError unless it is 0 (a row has one scale), or 32, 64 or 128 and rows divide into it."""
+    if group_size and group_size not in GROUP_SIZES:
+        raise InvalidRequestError(f"Groups of columns have 32, 64 or 128 of them, not {group_size!r}.")
+    if group_size and num_columns % group_size:
+        raise InvalidRequestError(
+            f"A weight with {num_columns} columns does not divide into groups of {group_size}.",
+            "Give another group size, or none: one scale per row.",
+        )
 
-    q = round_half_even(w / scale), scale = max|row| / 127 or / 7. As upstream, a half weight is divided in half
-    precision by the scale rounded to half; a float32 weight keeps float32. A bfloat16 weight gets half scales too,
-    which have three bits more than its own. A row of zeros has scale 0 (upstream divides 0 by 0).
+
+def quantize_rows(weight_OI: Tensor, bits: int, group_size: int = 0) -> tuple[Tensor, Tensor]:
+    """Packed integers (int8, [O, I] or [O, I/2]) and scales, [O] or [O, G], of a weight.
+
+    q = round_half_even(w / scale), scale = max|row or group| / 127 or / 7; a row or group of zeros has scale 0
+    (upstream divides 0 by 0). Per row as upstream: a half weight is divided in half precision by the scale rounded to
+    half; a float32 weight keeps float32. A bfloat16 weight gets half scales too, which have three bits more than its
+    own. Per group, which no published file has, scales are half and the division is in float32.
 
     Raises:
-        InvalidRequestError: bits is not 4 or 8, or int4 and an odd number of columns.
+        InvalidRequestError: bits is not 4 or 8, int4 and an odd number of columns, or no such groups.
     """
     check_bits(bits, weight_OI.shape[1])
-    keeps_float32 = weight_OI.dtype == torch.float32
-    weight_OI = weight_OI.float() if weight_OI.dtype == torch.bfloat16 else weight_OI
-    scale = weight_OI.abs().amax(dim=1) / largest(bits)
-    scale = scale if keeps_float32 else scale.half()
+    check_group_size(group_size, weight_OI.shape[1])
+    if group_size:
+        grouped_OGg = weight_OI.float().unflatten(1, (-1, group_size))
+        scale = half_scale(grouped_OGg.abs().amax(dim=2) / largest(bits))
+        integers = round_to(grouped_OGg, scale.float()[..., None], bits).flatten(1)
+    else:
+        keeps_float32 = weight_OI.dtype == torch.float32
+        weight_OI = weight_OI.float() if weight_OI.dtype == torch.bfloat16 else weight_OI
+        scale = weight_OI.abs().amax(dim=1) / largest(bits)
+        scale = scale if keeps_float32 else scale.half()
+        integers = round_to(weight_OI, scale[:, None], bits)
+    return pack(integers, bits), scale
+
+
+def half_scale(scale: Tensor) -> Tensor:
+    """Float32 scales in half precision; rounded up where half has few digits left (below 6e-5), since a scale that is
+    much too small could not reach the largest weight."""
+    half = scale.half()
+    up = torch.nextafter(half, torch.full_like(half, torch.inf))
+    return torch.where(half.float() * 1.002 < scale, up, half)
+
+
+def round_to(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Integers (int8) of a weight; `scale` broadcasts to it and is not negative."""
     divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
-    integers = torch.round(weight_OI / divisor[:, None]).clamp(-largest(bits), largest(bits)).to(torch.int8)
-    return (pack_int4(integers) if bits == 4 else integers), scale
+    return torch.round(weight / divisor).clamp(-largest(bits), largest(bits)).to(torch.int8)
+
+
+def pack(integers: Tensor, bits: int) -> Tensor:
+    """Integers [..., I] as a checkpoint stores them: [..., I], or in pairs [..., I/2]."""
+    return pack_int4(integers) if bits == 4 else integers
 
 
 def pack_int4(integers: Tensor) -> Tensor:
@@ -63,11 +101,23 @@ def unpack_int4(packed: Tensor) -> Tensor:
 
 
 def dequantize(packed: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
-    """Integers times the scale of their row, [..., I] in `dtype`; `scale` has the leading shape of `packed`.
+    """Integers times the scale of their row or group, [..., I] in `dtype`.
 
     The product of at most 8 by 11 bits is exact in float32, so it is rounded once, to `dtype`.
+
+    Args:
+        packed: [..., I] or [..., I/2].
+        scale: [...] for one per row, [..., G] for groups; as many dimensions as `packed` has mean groups.
+        bits: 4 or 8.
+        dtype: of the result.
     """
     integers = unpack_int4(packed) if bits == 4 else packed
+    if scale.dim() == packed.dim():
+        return _multiplied(integers.unflatten(-1, (scale.shape[-1], -1)), scale, dtype).flatten(-2)
+    return _multiplied(integers, scale, dtype)
+
+
+def _multiplied(integers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     if scale.dtype == dtype:
         return integers.to(dtype) * scale[..., None]
     return (integers.float() * scale[..., None].float()).to(dtype)

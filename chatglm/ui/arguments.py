@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from chatglm.demo import DEMO_NAME
 from chatglm.errors import InvalidRequestError
 from chatglm.generation.config import CHAT_DEFAULTS, GenerationConfig
+from chatglm.sizes import parse_bytes
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Flag:
 
     Attributes:
         name: as typed, `--top-p`.
-        metavar: what stands for the value in `--help`.
+        metavar: what stands for the value in `--help`; empty for a switch, `--mmap` or `--no-mmap`.
         chinese: what it does.
         english: the same.
         parse: text to value; raises ValueError or ArgumentTypeError.
@@ -65,6 +66,17 @@ def _bits(text: str) -> int:
     return int(_one_of("4", "8")(text))
 
 
+def _size(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except InvalidRequestError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _switch(text: str) -> bool:
+    return _one_of("0", "1")(text) == "1"
+
+
 MODEL_FLAGS = (
     Flag(
         "--model",
@@ -89,6 +101,23 @@ MODEL_FLAGS = (
         "P-Tuning v2 训练得到的文件夹",
         "folder that P-Tuning v2 training wrote",
         shown_default="none",
+    ),
+    Flag(
+        "--mmap",
+        "",
+        "直接使用映射到内存的权重文件，启动几乎无需等待（仅限 CPU）",
+        "use weights in the mapped files: hardly a wait at the start (CPU only)",
+        parse=_switch,
+        default=False,
+        shown_default="off",
+    ),
+    Flag(
+        "--max-memory",
+        "SIZE",
+        "权重占用内存的上限，如 2G；放不下的层在每个 token 时重新读取（仅限 CPU）",
+        "most memory for the weights, e.g. 2G; layers beyond it are read for every token (CPU only)",
+        parse=_size,
+        shown_default="no limit",
     ),
 )
 
@@ -151,10 +180,12 @@ def add_flags(
         value = environment.get(flag.variable, "")
         default = _parse_variable(parser, flag, value) if value else flag.default
         shown = value or flag.shown_default or flag.default
-        words = f"{flag.chinese}\n{flag.english}\n(default: {shown}; ${flag.variable})"
-        group.add_argument(
-            flag.name, metavar=flag.metavar, type=flag.parse, default=default, help=words.replace("%", "%%")
-        )
+        words = f"{flag.chinese}\n{flag.english}\n(default: {shown}; ${flag.variable})".replace("%", "%%")
+        if flag.metavar:
+            group.add_argument(flag.name, metavar=flag.metavar, type=flag.parse, default=default, help=words)
+        else:
+            group.add_argument(flag.name, action=argparse.BooleanOptionalAction, help=words)
+            parser.set_defaults(**{flag.key: default})  # here, or some versions would write it into the help again
 
 
 def _parse_variable(parser: argparse.ArgumentParser, flag: Flag, value: str) -> Any:

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
 
+from chatglm.quantization import kernels
 from chatglm.quantization.convert import empty_linears, quantize_linears
 from chatglm.quantization.layers import QuantizedEmbedding, QuantizedLinear
 from chatglm.quantization.packing import dequantize
 
 
-def layer(bits: int) -> QuantizedLinear:
+@pytest.fixture(autouse=True)
+def _reference_kernel() -> Iterator[None]:
+    with kernels.use("reference"):
+        yield
+
+
+def layer(bits: int, group_size: int = 0) -> QuantizedLinear:
     torch.manual_seed(0)
-    return QuantizedLinear.of(nn.Linear(16, 6), bits)
+    return QuantizedLinear.of(nn.Linear(64, 6), bits, group_size)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("group_size", [0, 32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_casts_keep_the_bytes_and_change_the_arithmetic(bits: int, dtype: torch.dtype) -> None:
-    quantized = layer(bits)
+def test_casts_keep_the_bytes_and_change_the_arithmetic(bits: int, group_size: int, dtype: torch.dtype) -> None:
+    quantized = layer(bits, group_size)
     packed = quantized.weight.clone()
-    x = torch.randn(2, 3, 16)
+    x = torch.randn(2, 3, 64)
     reference = quantized(x)
     cast = quantized.to(dtype)
     assert torch.equal(cast.weight, packed)
-    assert cast.weight_scale.dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
+    row_type = torch.float32 if dtype == torch.bfloat16 else dtype
+    assert cast.weight_scale.dtype == (torch.float16 if group_size else row_type)
     assert cast.dtype == dtype
     result = cast(x.to(dtype))
     assert result.dtype == dtype
@@ -34,9 +45,10 @@ def test_casts_keep_the_bytes_and_change_the_arithmetic(bits: int, dtype: torch.
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_gradients_reach_the_input_and_the_bias_but_not_the_weight(bits: int) -> None:
-    quantized = layer(bits)
-    x = torch.randn(5, 16, requires_grad=True)
+@pytest.mark.parametrize("group_size", [0, 64])
+def test_gradients_reach_the_input_and_the_bias_but_not_the_weight(bits: int, group_size: int) -> None:
+    quantized = layer(bits, group_size)
+    x = torch.randn(5, 64, requires_grad=True)
     quantized(x).square().sum().backward()
     weight = dequantize(quantized.weight, quantized.weight_scale, bits, torch.float32)
     x2 = x.detach().clone().requires_grad_()
@@ -46,11 +58,12 @@ def test_gradients_reach_the_input_and_the_bias_but_not_the_weight(bits: int) ->
     assert quantized.weight.grad is None
 
 
-def test_state_dict_round_trip() -> None:
-    first, second = layer(4), QuantizedLinear(16, 6, 4)
+@pytest.mark.parametrize("group_size", [0, 32])
+def test_state_dict_round_trip(group_size: int) -> None:
+    first, second = layer(4, group_size), QuantizedLinear(64, 6, 4, group_size=group_size)
     second.load_state_dict(first.state_dict())
     assert list(first.state_dict()) == ["weight", "weight_scale", "bias"]
-    x = torch.randn(3, 16)
+    x = torch.randn(3, 64)
     assert torch.equal(first(x), second(x))
 
 

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatglm.errors import InvalidRequestError
-from chatglm.quantization.packing import dequantize, largest, pack_int4, quantize_rows, unpack_int4
+from chatglm.quantization.packing import (
+    GROUP_SIZES,
+    dequantize,
+    half_scale,
+    largest,
+    pack_int4,
+    quantize_rows,
+    unpack_int4,
+)
 
 
 def test_packing_is_bijective_over_all_bytes() -> None:
@@ -44,6 +52,51 @@ def test_error_is_at_most_half_a_step(
     assert int(integers.abs().max()) <= largest(bits)
 
 
+@given(
+    rows=st.integers(1, 5), groups=st.integers(1, 4), group_size=st.sampled_from(GROUP_SIZES),
+    bits=st.sampled_from([4, 8]), exponent=st.floats(-9, 3), seed=st.integers(0, 99),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_error_of_groups_is_at_most_half_a_step_of_each(
+    rows: int, groups: int, group_size: int, bits: int, exponent: float, seed: int, dtype: torch.dtype
+) -> None:
+    """Down to weights so small that half precision has hardly a digit left for their scale."""
+    generator = torch.Generator().manual_seed(seed)
+    spread = 10 ** torch.linspace(exponent - 1, exponent, groups).repeat_interleave(group_size)
+    weight = (torch.randn(rows, groups * group_size, generator=generator) * spread).to(dtype)
+    packed, scales = quantize_rows(weight, bits, group_size)
+    assert packed.shape == (rows, weight.shape[1] * bits // 8)
+    assert scales.shape == (rows, groups)
+    assert scales.dtype == torch.float16
+    error = (dequantize(packed, scales, bits, torch.float32) - weight.float()).abs().unflatten(1, (groups, -1))
+    step = scales.float()[..., None]
+    assert bool((error <= step * 0.50002).all())
+
+
+@given(exponent=st.floats(-12, 3), digits=st.floats(1, 10))
+@settings(max_examples=100, deadline=None)
+def test_half_scales_are_hardly_ever_too_small(exponent: float, digits: float) -> None:
+    scale = torch.tensor([digits * 10**exponent, 0.0])
+    half = half_scale(scale)
+    assert half[1] == 0
+    assert bool(half.float()[0] * 1.002 >= scale[0])
+    assert half.float()[0] <= scale[0] * 1.001 + 6e-8
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_groups_are_rows_of_their_own(bits: int, dtype: torch.dtype) -> None:
+    """Rounding in groups is rounding the groups as rows, and undoing it likewise."""
+    weight = torch.randn(3, 128).half()
+    packed, scales = quantize_rows(weight.float(), bits, 32)
+    rows, row_scales = quantize_rows(weight.float().reshape(12, 32), bits, 32)
+    assert torch.equal(packed.reshape(12, -1), rows)
+    assert torch.equal(scales.reshape(12, 1), row_scales)
+    dequantized = dequantize(packed, scales, bits, dtype)
+    assert torch.equal(dequantized.reshape(12, 32), dequantize(rows, row_scales[:, 0], bits, dtype))
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_rows_of_zeros_stay_zero(bits: int, dtype: torch.dtype) -> None:
@@ -61,3 +114,10 @@ def test_bad_widths_are_refused() -> None:
     with pytest.raises(InvalidRequestError, match="odd"):
         quantize_rows(torch.ones(2, 5), 4)
     assert quantize_rows(torch.ones(2, 5), 8)[0].shape == (2, 5)
+
+
+def test_bad_groups_are_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="32, 64 or 128 of them, not 16"):
+        quantize_rows(torch.ones(2, 64), 4, 16)
+    with pytest.raises(InvalidRequestError, match="96 columns does not divide into groups of 64"):
+        quantize_rows(torch.ones(2, 96), 4, 64)

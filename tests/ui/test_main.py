@@ -72,7 +72,11 @@ def test_missing_folder_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> N
         (["--dtype", "int3"], {}, "--dtype"),
         (["--quantize", "5"], {}, "--quantize"),
         (["--prompt", " "], {}, "--prompt is empty"),
+        (["--max-memory", "much"], {}, "--max-memory"),
+        (["--max-memory", "0"], {}, "--max-memory"),
         ([], {"CHATGLM_TOP_P": "much"}, "CHATGLM_TOP_P"),
+        ([], {"CHATGLM_MAX_MEMORY": "2 apples"}, "CHATGLM_MAX_MEMORY"),
+        ([], {"CHATGLM_MMAP": "maybe"}, "CHATGLM_MMAP"),
         ([], {"CHATGLM_QUANTIZE": "5"}, "CHATGLM_QUANTIZE"),
         ([], {"CHATGLM_MAX_LENGTH": "0"}, "max_length must be"),
     ],
@@ -94,20 +98,29 @@ def test_wrong_flags_are_refused_before_loading(
 
 def test_flags_go_before_variables_before_defaults() -> None:
     parser = Parser(prog="door", description="", epilog="")
-    variables = {"CHATGLM_MODEL": "/models/100% real", "CHATGLM_TOP_P": "0.5", "CHATGLM_SEED": ""}
+    variables = {
+        "CHATGLM_MODEL": "/models/100% real",
+        "CHATGLM_TOP_P": "0.5",
+        "CHATGLM_SEED": "",
+        "CHATGLM_MMAP": "1",
+        "CHATGLM_MAX_MEMORY": "2G",
+    }
     add_flags(parser, "model", MODEL_FLAGS, variables)
     add_flags(parser, "answers", ANSWER_FLAGS, variables)
-    arguments = parser.parse_args(["--top-p", "0.25", "--ptuning-checkpoint", "p"])
+    arguments = parser.parse_args(["--top-p", "0.25", "--ptuning-checkpoint", "p", "--max-memory", "1.5G"])
     assert model_options(arguments) == {
         "model": "/models/100% real",
         "device": "auto",
         "dtype": "auto",
         "quantize": None,
         "ptuning_checkpoint": "p",
+        "mmap": True,
+        "max_memory": 1_500_000_000,
     }
     nothing = {"max_length": None, "top_k": None, "temperature": None, "seed": None, "system": None}
     assert answer_options(arguments) == {**nothing, "top_p": 0.25}
     assert "(default: /models/100% real; $CHATGLM_MODEL)" in parser.format_help()
+    assert parser.parse_args(["--no-mmap"]).mmap is False
 
 
 def test_choice_of_reader(monkeypatch: pytest.MonkeyPatch) -> None:

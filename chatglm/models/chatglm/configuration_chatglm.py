@@ -10,7 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from chatglm.errors import UnsupportedModelError
+from chatglm.errors import InvalidRequestError, UnsupportedModelError
+from chatglm.quantization.packing import BITS, GROUP_SIZES
 
 LATER_FAMILY_KEYS = ("padded_vocab_size", "multi_query_attention", "kv_channels")
 
@@ -30,12 +31,17 @@ class ChatGLMConfig(PreTrainedConfig):
         max_sequence_length: context limit in tokens, prompt and answer together.
         position_encoding_2d: two position rows (true for every published checkpoint) or one.
         quantization_bit: 0, or 4/8 when the folder stores quantized layers.
-        quantization_embeddings: whether embedding and lm_head are quantized too (int4-qe folders).
+        quantization_embeddings: whether embedding and lm_head are quantized too, to as many bits (int4-qe folders).
+        quantization_embedding_bit: bits of the table that is embedding and lm_head, 0 = not quantized. None means what
+            `quantization_embeddings` says. Not a published key.
+        quantization_group_size: 32, 64 or 128 columns of a linear layer's weight share a scale; 0, as in every
+            published folder, a whole row does. Tables have one scale per row. Not a published key.
         pre_seq_len: P, prefix length of a P-Tuning v2 model; None without a prefix encoder.
         prefix_projection: whether the prefix encoder has its two-layer projection.
         tie_word_embeddings: whether loading ties lm_head to the embedding, if the files hold equal values or only one.
 
     Raises:
+        InvalidRequestError: a key of quantization has a value that means nothing, or two contradict each other.
         UnsupportedModelError: the keys are those of ChatGLM2 or ChatGLM3, which share `model_type` "chatglm".
     """
 
@@ -65,6 +71,8 @@ class ChatGLMConfig(PreTrainedConfig):
         pad_token_id: int = 3,
         quantization_bit: int = 0,
         quantization_embeddings: bool = False,
+        quantization_embedding_bit: int | None = None,
+        quantization_group_size: int = 0,
         pre_seq_len: int | None = None,
         prefix_projection: bool = False,
         tie_word_embeddings: bool = True,
@@ -82,12 +90,36 @@ class ChatGLMConfig(PreTrainedConfig):
         self.use_cache = use_cache
         self.mask_token_id = bos_token_id - 4 if mask_token_id is None else mask_token_id
         self.gmask_token_id = bos_token_id - 3 if gmask_token_id is None else gmask_token_id
-        self.quantization_bit = quantization_bit
-        self.quantization_embeddings = quantization_embeddings
+        self.quantization_bit = quantization_bit or 0
+        self.quantization_embeddings = bool(quantization_embeddings)
+        if quantization_embedding_bit is None:
+            quantization_embedding_bit = self.quantization_bit if quantization_embeddings else 0
+        self.quantization_embedding_bit = quantization_embedding_bit
+        self.quantization_group_size = quantization_group_size or 0
+        self._check_quantization()
         self.pre_seq_len = pre_seq_len
         self.prefix_projection = prefix_projection
         self.tie_word_embeddings = tie_word_embeddings
         super().__init__(bos_token_id=bos_token_id, eos_token_id=eos_token_id, pad_token_id=pad_token_id, **kwargs)
+
+    def _check_quantization(self) -> None:
+        """Raise InvalidRequestError for values that mean nothing or contradict each other."""
+        allowed = {
+            "quantization_bit": (0, *BITS),
+            "quantization_embedding_bit": (0, *BITS),
+            "quantization_group_size": (0, *GROUP_SIZES),
+        }
+        for key, values in allowed.items():
+            value = getattr(self, key)
+            if type(value) is not int or value not in values:
+                choices = f"{', '.join(map(str, values[:-1]))} or {values[-1]}"
+                raise InvalidRequestError(f"{key} is {choices}, not {value!r}.")
+        if self.quantization_embeddings and self.quantization_embedding_bit != self.quantization_bit:
+            raise InvalidRequestError(
+                f"quantization_embeddings means {self.quantization_bit} bits for embedding and lm_head, "
+                f"but quantization_embedding_bit says {self.quantization_embedding_bit}.",
+                "Leave one of the two out.",
+            )
 
 
 def refuse_later_families(keys: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ Shapes: B rows, T positions of the sequence.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +50,10 @@ class Layout:
 
     def positions(self, start: int, stop: int) -> Tensor:
         """Position ids of columns start..stop-1: int64 [B, 2, stop - start], or [B, stop - start] with one row."""
-        columns = torch.arange(start, stop, device=self.sop.device)[None]
+        return self.positions_at(torch.arange(start, stop, device=self.sop.device)[None])
+
+    def positions_at(self, columns: Tensor) -> Tensor:
+        """Position ids of columns [B or 1, T] of each row: int64 [B, 2, T], or [B, T] with one position row."""
         counted = (columns - self.num_pads).clamp(min=0)
         repeated = torch.where(columns < self.sop, counted, self.mask - self.num_pads)
         if not self.is_2d:
@@ -71,6 +75,19 @@ class Layout:
             seen = seen & key_mask[:, None, :stop].bool()
         # A pad sees itself: its output is never read, and a row that sees nothing would give NaN.
         return (seen | (keys == queries))[:, None]
+
+
+def join_layouts(layouts: Sequence[Layout]) -> Layout:
+    """The rows of several layouts as one of B rows."""
+    if len(layouts) == 1:
+        return layouts[0]
+    return Layout(
+        num_pads=torch.cat([layout.num_pads for layout in layouts]),
+        sop=torch.cat([layout.sop for layout in layouts]),
+        mask=torch.cat([layout.mask for layout in layouts]),
+        running=torch.cat([layout.running for layout in layouts]),
+        is_2d=layouts[0].is_2d,
+    )
 
 
 def find_layout(input_ids: Tensor, config: ChatGLMConfig, attention_mask: Tensor | None = None) -> Layout:

@@ -20,24 +20,26 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from chatglm.errors import InvalidRequestError
 from chatglm.generation.chat import ChatMixin
 from chatglm.generation.sampling import RequireFinite
+from chatglm.models.chatglm.batch import BatchMixin
 from chatglm.models.chatglm.configuration_chatglm import ChatGLMConfig
+from chatglm.models.chatglm.fused import cache_dtype, fuse
 from chatglm.models.chatglm.layout import Layout, causal_after, find_layout, some_visible
 from chatglm.models.chatglm.network import ChatGLMModel, ChatGLMPreTrainedModel
 from chatglm.models.chatglm.template import encode_chat
 from chatglm.nn.kv_cache import AnyCache, KVCache
 from chatglm.quantization.convert import empty_linears, quantize_linears
 from chatglm.quantization.layers import QuantizedEmbedding, QuantizedLinear
-from chatglm.quantization.packing import check_bits
+from chatglm.quantization.packing import check_bits, check_group_size
 
 logger = logging.getLogger(__name__)
 
-# What published int8 and int4 checkpoints hold as integers; embedding and head only with `quantization_embeddings`.
+# What published int8 and int4 checkpoints hold as integers; embedding and head only if the configuration says so.
 QUANTIZED_LAYERS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 EMBEDDING = "transformer.word_embeddings"
 HEAD_TENSORS = ("lm_head.weight", "lm_head.weight_scale")
 
 
-class ChatGLMForConditionalGeneration(ChatMixin, ChatGLMPreTrainedModel, GenerationMixin):
+class ChatGLMForConditionalGeneration(ChatMixin, BatchMixin, ChatGLMPreTrainedModel, GenerationMixin):
     """The network with its output head; what `AutoModel.from_pretrained` returns for a chatglm-6b folder."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}
@@ -50,32 +52,35 @@ class ChatGLMForConditionalGeneration(ChatMixin, ChatGLMPreTrainedModel, Generat
         super().__init__(config)
         self.transformer = ChatGLMModel(config)
         self.lm_head: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        if config.quantization_bit:
-            self._expect_quantized(config.quantization_bit)
+        self._expect_quantized()
         self.post_init()
         if self.transformer.prefix_encoder is not None:
             self.requires_grad_(False)
             self.transformer.prefix_encoder.requires_grad_(True)
 
-    def _expect_quantized(self, bits: int) -> None:
+    def _expect_quantized(self) -> None:
         """Make room for the packed weights of a quantized checkpoint."""
-        empty_linears(self.transformer.layers, QUANTIZED_LAYERS, bits)
-        if self.config.quantization_embeddings:
+        bits, table_bits = self.config.quantization_bit, self.config.quantization_embedding_bit
+        if bits:
+            empty_linears(self.transformer.layers, QUANTIZED_LAYERS, bits, self.config.quantization_group_size)
+            fuse(self.transformer)
+        if table_bits:
             size, width = self.config.vocab_size, self.config.hidden_size
-            self.transformer.word_embeddings = QuantizedEmbedding(size, width, bits)
-            self.lm_head = QuantizedLinear(width, size, bits, bias=False)
+            self.transformer.word_embeddings = QuantizedEmbedding(size, width, table_bits)
+            self.lm_head = QuantizedLinear(width, size, table_bits, bias=False)
             self._tied_weights_keys = {name: name.replace("lm_head", EMBEDDING) for name in HEAD_TENSORS}
 
-    def quantize(self, bits: int, empty_init: bool = False, **unused: Any) -> Any:
+    def quantize(self, bits: int, empty_init: bool = False, *, group_size: int = 0, **unused: Any) -> Any:
         """Replace the four linear layers of every block by packed ones; returns the model.
 
         Args:
             bits: 4 or 8; 0 leaves the model as it is.
             empty_init: only make room, for weights that are loaded afterwards.
+            group_size: 32, 64 or 128 columns share a scale; 0, as upstream, a whole row does.
             **unused: upstream's options for its own kernels, which are not needed.
 
         Raises:
-            InvalidRequestError: bits is something else.
+            InvalidRequestError: bits or group_size is something else, or rows do not divide into such groups.
         """
         if bits == 0:
             return self
@@ -83,8 +88,13 @@ class ChatGLMForConditionalGeneration(ChatMixin, ChatGLMPreTrainedModel, Generat
         if self.config.quantization_bit:
             logger.warning("Already quantized to %d bits.", self.config.quantization_bit)
             return self
-        (empty_linears if empty_init else quantize_linears)(self.transformer.layers, QUANTIZED_LAYERS, bits)
-        self.config.quantization_bit = bits
+        for num_columns in (self.config.hidden_size, self.config.inner_hidden_size):
+            check_bits(bits, num_columns)  # all layers before any is replaced
+            check_group_size(group_size, num_columns)
+        replace = empty_linears if empty_init else quantize_linears
+        replace(self.transformer.layers, QUANTIZED_LAYERS, bits, group_size)
+        fuse(self.transformer)
+        self.config.quantization_bit, self.config.quantization_group_size = bits, group_size
         return self
 
     @classmethod
@@ -208,8 +218,12 @@ class ChatGLMForConditionalGeneration(ChatMixin, ChatGLMPreTrainedModel, Generat
         return max(0, int(stored) - (self.config.pre_seq_len or 0))
 
     def new_cache(self, capacity: int) -> KVCache:
-        """An empty cache with room for `capacity` tokens (it grows beyond that)."""
-        return KVCache(self.config.num_layers, capacity + (self.config.pre_seq_len or 0))
+        """An empty cache with room for `capacity` tokens (it grows beyond that).
+
+        It stores half-precision numbers where the native kernels attend (fused.py).
+        """
+        room = capacity + (self.config.pre_seq_len or 0)
+        return KVCache(self.config.num_layers, room, cache_dtype(self.transformer))
 
     def prompt_layout(self, input_ids: Tensor) -> Layout:
         """Positions of a request whose prompt is `input_ids` [B, T], for `prefill` and `decode`."""
@@ -218,19 +232,14 @@ class ChatGLMForConditionalGeneration(ChatMixin, ChatGLMPreTrainedModel, Generat
     def prefill(self, input_ids: Tensor, layout: Layout, cache: KVCache) -> Tensor:
         """Scores [1, V] after a prompt [1, T] that ends with `<sop>` (and possibly the start of an answer).
 
-        The context is one pass with no mask, since all of it sees all of it; `<sop>` is the first decode step.
+        The context is one pass with no mask, since all of it sees all of it; the last id is the first decode step.
         """
-        context = int(layout.sop[0])
-        self.transformer(input_ids[:, :context], layout.positions(0, context), None, cache)
-        positions = layout.positions(context, input_ids.shape[1])
-        hidden_BTC = self.transformer(input_ids[:, context:], positions, causal_after(context, positions), cache)
-        return self.lm_head(hidden_BTC[:, -1])
+        self.fill_caches([input_ids], [layout], [cache])
+        return self.decode(input_ids[:, -1:], layout, cache)
 
     def decode(self, input_ids: Tensor, layout: Layout, cache: KVCache) -> Tensor:
         """Scores [1, V] after one more token id [1, 1]."""
-        column = self._num_past(cache)
-        hidden_BTC = self.transformer(input_ids, layout.positions(column, column + 1), None, cache)
-        return self.lm_head(hidden_BTC[:, -1])
+        return self.decode_together(input_ids, [layout], [cache])
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the library's; takes the tokenizer's padded [B, 1, T, T] mask too, and refuses NaN and infinite scores.

@@ -13,7 +13,9 @@ F MLP width, L layers, P prefix length.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -22,6 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from chatglm.models.chatglm.configuration_chatglm import ChatGLMConfig
 from chatglm.nn.attention import attend, attend_with_probabilities
 from chatglm.nn.kv_cache import AnyCache, concatenated
+from chatglm.nn.packed import Packed
 from chatglm.nn.prefix_encoder import PrefixEncoder
 from chatglm.nn.rotary import head_tables, rotate
 
@@ -29,6 +32,7 @@ from chatglm.nn.rotary import head_tables, rotate
 RESIDUAL_SCALE = math.sqrt(2 * 28)
 
 Pair = tuple[Tensor, Tensor]
+Cache = AnyCache | Packed
 
 
 class SelfAttention(nn.Module):
@@ -47,14 +51,13 @@ class SelfAttention(nn.Module):
         x_BTC: Tensor,
         tables: Pair,
         visible: Tensor | None,
-        cache: AnyCache | None,
+        cache: Cache | None,
         prefix: Pair | None,
         probabilities: list[Tensor] | None,
     ) -> Tensor:
-        # [B, T, 3C] -> [B, H, T, 3D]; -1 heads, so that a tensor-parallel rank may hold only some of them.
-        fused = self.query_key_value(x_BTC).unflatten(-1, (-1, 3 * self.head_width)).transpose(1, 2)
-        query, key, value = fused.chunk(3, dim=-1)
-        query, key = rotate(query, tables, self.num_parts), rotate(key, tables, self.num_parts)
+        query, key, value = self.turned(x_BTC, tables)
+        if isinstance(cache, Packed):
+            return self.dense(cache.attend(query, key, value, self.layer_id).transpose(1, 2).flatten(2))
         if prefix is not None:
             key, value = concatenated(prefix, key, value)
         if cache is not None:
@@ -65,6 +68,15 @@ class SelfAttention(nn.Module):
             mixed, weights = attend_with_probabilities(query, key, value, visible)
             probabilities.append(weights)
         return self.dense(mixed.transpose(1, 2).flatten(2))
+
+    def turned(self, x_BTC: Tensor, tables: Pair) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, turned by their positions, and values, each [B, H, T, D]."""
+        query, key, value = self.heads(self.query_key_value(x_BTC))
+        return rotate(query, tables, self.num_parts), rotate(key, tables, self.num_parts), value
+
+    def heads(self, qkv_BTC: Tensor) -> Sequence[Tensor]:
+        """[B, T, 3C] -> three of [B, H, T, D]; -1 heads, so that a tensor-parallel rank may hold only some of them."""
+        return qkv_BTC.unflatten(-1, (-1, 3 * self.head_width)).transpose(1, 2).chunk(3, dim=-1)
 
 
 class GLU(nn.Module):
@@ -94,14 +106,14 @@ class GLMBlock(GradientCheckpointingLayer):
         x_BTC: Tensor,
         tables: Pair,
         visible: Tensor | None,
-        cache: AnyCache | None = None,
+        cache: Cache | None = None,
         prefix: Pair | None = None,
         probabilities: list[Tensor] | None = None,
     ) -> Tensor:
         a = self.input_layernorm(x_BTC)
-        y = RESIDUAL_SCALE * a + self.attention(a, tables, visible, cache, prefix, probabilities)
+        y = torch.add(self.attention(a, tables, visible, cache, prefix, probabilities), a, alpha=RESIDUAL_SCALE)
         m = self.post_attention_layernorm(y)
-        return RESIDUAL_SCALE * m + self.mlp(m)
+        return torch.add(self.mlp(m), m, alpha=RESIDUAL_SCALE)
 
 
 class ChatGLMPreTrainedModel(PreTrainedModel):
@@ -143,7 +155,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         input_ids_BT: Tensor | None,
         position_ids: Tensor,
         visible: Tensor | None = None,
-        cache: AnyCache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         hidden_states: list[Tensor] | None = None,
         probabilities: list[Tensor] | None = None,
@@ -154,7 +166,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             input_ids_BT: token ids, or None with `inputs_embeds` [B, T, C].
             position_ids: [B, 2, T], or [B, T] with one position row.
             visible: bool [B, 1, T, S] without the prefix's columns, True = may be seen; None = everything is.
-            cache: filled with this call's keys and values, and attended to.
+            cache: filled with this call's keys and values, and attended to; several requests' as one (B = 1) if packed.
             inputs_embeds: embeddings to use in place of `input_ids_BT`.
             hidden_states: if given, receives the input of every layer and the result.
             probabilities: if given, receives every layer's attention [B, H, T, S].
@@ -173,7 +185,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             hidden_states.append(x_BTC)
         return x_BTC
 
-    def _prefixes(self, x_BTC: Tensor, cache: AnyCache | None) -> list[Pair | None]:
+    def _prefixes(self, x_BTC: Tensor, cache: Cache | None) -> list[Pair | None]:
         """The prefix of each layer where it must be put in front: in the first call, before the cache holds it."""
         if self.prefix_encoder is None or (cache is not None and cache.get_seq_length() > 0):
             return [None] * len(self.layers)

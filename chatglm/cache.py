@@ -1,0 +1,44 @@
+"""The folder of this program's small files on this machine.
+
+Knows: where it is, and that it belongs to its user alone. Does not know what is kept in it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+OWNER_ONLY = 0o700
+
+
+def cache_folder() -> Path:
+    """The folder of this program's small files: $CHATGLM_CACHE, or the system's place for caches."""
+    if chosen := os.environ.get("CHATGLM_CACHE"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "chatglm"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "chatglm"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chatglm"
+
+
+def make_private_folder(folder: Path) -> Path:
+    """`folder`, made if it is absent so that nobody else can read or write in it.
+
+    A folder that is there keeps its permissions; folders above it are made as the system makes them.
+
+    Raises:
+        OSError: it cannot be made, or something else has its name.
+    """
+    folder.mkdir(mode=OWNER_ONLY, parents=True, exist_ok=True)
+    return folder
+
+
+def is_private(path: Path) -> bool:
+    """Whether a file or folder belongs to this user and nobody else may write to it; False where it is absent."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022

@@ -1,0 +1,130 @@
+"""What quantizing did to a model: numbers, a table of them, a JSON file.
+
+Knows: errors per layer, perplexity, agreement. Does not know how they are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+REPORT_NAME = "quantization_report.json"
+
+
+@dataclass
+class LayerErrors:
+    """Errors of one packed weight, each relative: |difference| / |what it should be|.
+
+    Attributes:
+        name: of the weight.
+        weight: of the weight itself.
+        output: of the layer's outputs over the calibration text.
+        output_if_rounded: what plain rounding would have done to them.
+        damping: that GPTQ needed.
+        held_out_output: of the layer's outputs over the evaluation text.
+    """
+
+    name: str
+    weight: float
+    output: float | None = None
+    output_if_rounded: float | None = None
+    damping: float | None = None
+    held_out_output: float | None = None
+
+    @property
+    def kind(self) -> str:
+        """The layer's own name, the same in every block."""
+        return self.name.removesuffix(".weight").rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Two models on one text.
+
+    Attributes:
+        num_tokens: that were predicted.
+        perplexity_before: of the model as it was.
+        perplexity_after: of the quantized one.
+        agreement: share of positions where the two find the same token the most probable.
+        logit_error: |difference of the scores| / |scores before|.
+        layers: name of each quantized weight -> relative error of its layer's outputs, for the same inputs.
+    """
+
+    num_tokens: int
+    perplexity_before: float
+    perplexity_after: float
+    agreement: float
+    logit_error: float
+    layers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class QuantizationReport:
+    """All that is known of one run.
+
+    Attributes:
+        settings: what was asked for.
+        layers: the packed weights, in the order in which they were packed.
+        evaluation: if a text was given for it.
+    """
+
+    settings: dict[str, Any]
+    layers: list[LayerErrors] = field(default_factory=list)
+    evaluation: Evaluation | None = None
+
+    def add(self, evaluation: Evaluation) -> None:
+        """Take in an evaluation, and its errors per layer."""
+        self.evaluation = evaluation
+        for layer in self.layers:
+            layer.held_out_output = evaluation.layers.get(layer.name)
+
+    def as_json(self) -> dict[str, Any]:
+        """For `quantization_report.json`."""
+        result: dict[str, Any] = {
+            **self.settings,
+            "layers": [_known(asdict(layer)) for layer in self.layers],
+        }
+        if self.evaluation is not None:
+            result["evaluation"] = _known({**asdict(self.evaluation), "layers": None})
+        return result
+
+    def render(self) -> str:
+        """A small table: errors per kind of layer (mean over the blocks), then what they do to the model."""
+        columns: list[tuple[str, Callable[[LayerErrors], float | None]]] = [
+            ("weight error", lambda layer: layer.weight),
+            ("output error", lambda layer: layer.output),
+            ("if rounded", lambda layer: layer.output_if_rounded),
+            ("held-out output error", lambda layer: layer.held_out_output),
+        ]
+        columns = [column for column in columns if any(column[1](layer) is not None for layer in self.layers)]
+        kinds = list(dict.fromkeys(layer.kind for layer in self.layers))
+        rows = [["layer", *(title for title, _ in columns)]]
+        for kind in kinds:
+            of_kind = [layer for layer in self.layers if layer.kind == kind]
+            rows.append([kind, *(_mean(value(layer) for layer in of_kind) for _, value in columns)])
+        lines = [f"{row[0]:<18}" + "".join(f"{cell:>23}" for cell in row[1:]) for row in rows]
+        return "\n".join([*lines, *self._verdict()])
+
+    def _verdict(self) -> list[str]:
+        if self.evaluation is None:
+            return []
+        found = self.evaluation
+        return [
+            f"perplexity {found.perplexity_before:.4g} -> {found.perplexity_after:.4g}, same most probable token at "
+            f"{found.agreement:.2%} of {found.num_tokens} positions, scores moved by {found.logit_error:.2%}"
+        ]
+
+
+def _mean(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{sum(known) / len(known):.3%}" if known else "-"
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not None, numbers with six digits."""
+    return {
+        key: float(f"{value:.6g}") if isinstance(value, float) else value
+        for key, value in values.items()
+        if value is not None
+    }

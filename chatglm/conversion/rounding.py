@@ -1,0 +1,76 @@
+"""Packing stored weights by plain rounding, some rows at a time, with the error that it makes.
+
+Knows: readers and plans. Does not know where the result goes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator
+
+import torch
+from torch import Tensor
+
+from chatglm.checkpoints import StoredTensor, WeightReader
+from chatglm.conversion.plan import Packing, Plan
+from chatglm.conversion.report import LayerErrors
+from chatglm.doctor.weights import EMBEDDING_NAME, HEAD_NAME
+from chatglm.quantization.packing import dequantize, quantize_rows
+
+Progress = Callable[[int, int], None]
+
+
+def rounded_tensors(
+    reader: WeightReader,
+    stored: dict[str, StoredTensor],
+    plan: Plan | None,
+    errors: list[LayerErrors],
+    left_out: Collection[str] = (),
+    progress: Progress | None = None,
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of the new folder, in the order of the old files.
+
+    Args:
+        reader: of the old folder.
+        stored: its tensors.
+        plan: which of them are packed; None copies all.
+        errors: gets those of each packed weight.
+        left_out: names of tensors that are made elsewhere.
+        progress: called with (bytes read, bytes to read).
+    """
+    wanted = {name: tensor for name, tensor in stored.items() if name not in left_out}
+    num_read, num_all = 0, sum(tensor.size_bytes for tensor in wanted.values())
+    for name, tensor in wanted.items():
+        packing = plan.packings.get(name) if plan is not None else None
+        if plan is None or packing is None:
+            yield name, reader.read(name)
+        else:
+            packed, scale, error = round_stored(reader, name, packing)
+            errors.append(LayerErrors(name, weight=error))
+            yield name, packed
+            yield f"{name}_scale", scale
+            if name == EMBEDDING_NAME and plan.copies_head:
+                yield HEAD_NAME, packed.clone()
+                yield f"{HEAD_NAME}_scale", scale.clone()
+        reader.forget(name)
+        num_read += tensor.size_bytes
+        if progress is not None:
+            progress(num_read, num_all)
+
+
+def round_stored(reader: WeightReader, name: str, packing: Packing) -> tuple[Tensor, Tensor, float]:
+    """A stored weight packed, its scales, and |dequantized - weight| / |weight|; some rows are in memory as floats."""
+    packed, scales, lost, whole = [], [], 0.0, 0.0
+    for block in reader.blocks(name):
+        integers, scale = quantize_rows(block, packing.bits, packing.group_size)
+        exact = block.double()
+        lost += float((dequantize(integers, scale, packing.bits, torch.float32) - exact).square().sum())
+        whole += float(exact.square().sum())
+        packed.append(integers.clone())  # the block's memory is used again
+        scales.append(scale)
+    return torch.cat(packed), torch.cat(scales), relative(lost, whole)
+
+
+def relative(lost: float, whole: float) -> float:
+    """The square root of a ratio of sums of squares; 0 where both are 0."""
+    return math.sqrt(lost / whole) if whole else (math.inf if lost else 0.0)

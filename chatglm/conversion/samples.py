@@ -1,0 +1,140 @@
+"""Texts for calibration and evaluation: a file of them becomes token ids as the model sees them when it chats.
+
+Knows: plain text and JSON lines of conversations. Does not know networks.
+
+    plain text      pieces of equal length; the first half of each is the prompt, the second is what is to be said
+    JSON lines      {"prompt": ..., "response": ..., "history": [[question, answer], ...]}, `history` may be absent;
+                    {"content": ..., "summary": ...} is read as prompt and response
+
+Shapes: T tokens of a sample.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chatglm.devices import format_bytes
+from chatglm.doctor import Report
+from chatglm.errors import ChatGLMError, InvalidRequestError
+from chatglm.messages import History, check_history, to_messages
+
+LONGEST = 512  # tokens of a sample
+MAX_FILE_BYTES = 64 * 2**20
+KEYS = (("prompt", "response"), ("content", "summary"))
+BUNDLED = Path(__file__).with_name("conversations.jsonl")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and what is said then.
+
+    Attributes:
+        input_ids: prompt, [gMASK], `<sop>`, answer.
+        first: column of `<sop>`, the first from which a token of the answer is predicted.
+    """
+
+    input_ids: list[int]
+    first: int
+
+
+def read_samples(path: Path, report: Report, num_tokens: int, min_tokens: int, seed: int) -> list[Sample]:
+    """Samples from a text file, in an order given by `seed`, until they have `num_tokens`.
+
+    Args:
+        path: plain UTF-8 text, or JSON lines if its name ends in .jsonl.
+        report: of the model's folder, with its tokenizer.
+        num_tokens: about so many, prompts included; fewer if the text is shorter.
+        min_tokens: with fewer the samples would be of no use.
+        seed: which samples are taken of a text that has more.
+
+    Raises:
+        ChatGLMError: the file cannot be read.
+        InvalidRequestError: it holds too little text, or lines of another form.
+    """
+    text = _read_text(path)
+    codec = _Codec(report)
+    samples = list(_conversations(path, text, codec) if path.suffix == ".jsonl" else _pieces(text, codec))
+    random.Random(seed).shuffle(samples)
+    chosen: list[Sample] = []
+    count = 0
+    for sample in samples:
+        if count >= num_tokens:
+            break
+        chosen.append(sample)
+        count += len(sample.input_ids)
+    if count < min_tokens:
+        raise InvalidRequestError(f"{path} has {count} tokens of text; at least {min_tokens} are needed.")
+    return chosen
+
+
+def count_tokens(samples: Sequence[Sample]) -> int:
+    """Tokens of all samples, prompts included."""
+    return sum(len(sample.input_ids) for sample in samples)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if (size := path.stat().st_size) > MAX_FILE_BYTES:
+            sizes = f"{format_bytes(size)} of text; {format_bytes(MAX_FILE_BYTES)} are read at most"
+            raise ChatGLMError(f"{path} has {sizes}.", "Give a part of it.")
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ChatGLMError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except UnicodeDecodeError:
+        raise ChatGLMError(f"{path} is not UTF-8 text.", "Convert it, or give another file.") from None
+
+
+class _Codec:
+    """The tokenizer of a folder, and how its model writes a prompt."""
+
+    def __init__(self, report: Report) -> None:
+        assert report.family is not None  # a healthy report has one
+        self.tokenizer = report.tokenizer
+        self.encode_chat: Callable[..., Any] = report.family.model_class.encode_chat
+        self.eos_token_id: int = report.config.eos_token_id
+        self.longest = min(LONGEST, report.config.max_sequence_length)
+
+    def sample(self, prompt: list[int], answer: list[int]) -> Sample:
+        """Prompt ids, special ones included, and answer ids; what is too long loses its beginning or its end."""
+        answer = answer[: self.longest // 2]
+        prompt = prompt[-(self.longest - len(answer)) :]
+        return Sample(prompt + answer, len(prompt) - 1)
+
+
+def _pieces(text: str, codec: _Codec) -> Iterator[Sample]:
+    ids: list[int] = codec.tokenizer.encode_plain(text)
+    for start in range(0, len(ids), codec.longest - 2):
+        piece = ids[start : start + codec.longest - 2]
+        if len(piece) > 1:
+            half = len(piece) // 2
+            yield codec.sample(codec.tokenizer.build_inputs_with_special_tokens(piece[:half]), piece[half:])
+
+
+def _conversations(path: Path, text: str, codec: _Codec) -> Iterator[Sample]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            prompt, response, history = _fields(json.loads(line))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InvalidRequestError(
+                f"Line {number} of {path} is no conversation ({error}).",
+                'Each line is {"prompt": "...", "response": "..."}; plain text belongs in a .txt file.',
+            ) from None
+        asked = codec.encode_chat(codec.tokenizer, to_messages(prompt, history), 10**9).input_ids
+        yield codec.sample(asked, [*codec.tokenizer.encode_plain(response), codec.eos_token_id])
+
+
+def _fields(row: Any) -> tuple[str, str, History]:
+    """Prompt, response and history of one line; raises ValueError or TypeError for anything else."""
+    if not isinstance(row, dict):
+        raise ValueError("no object")
+    for asked, answered in KEYS:
+        if isinstance(row.get(asked), str) and isinstance(row.get(answered), str):
+            return row[asked], row[answered], check_history(row.get("history"))
+    raise ValueError("no prompt and response")

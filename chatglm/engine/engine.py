@@ -1,0 +1,234 @@
+"""Continuous batching: requests join and leave between the steps of one network.
+
+Knows: the thread that owns the network, the lock, the order of a step. Does not know a family, prompts as text, or
+who its callers are.
+
+    callers, any thread              engine thread, one step
+    submit() --> Scheduler   ------> 1  those no longer wanted end
+                  slots, blocks      2  prompts of newcomers: one call
+    Handle  <-- Outbox       <------ 3  one id for each running request: one call
+                                     4  slots and blocks of the ended are free, then the deltas go out
+
+The thread starts with the first request and ends when there has been nothing to do for a while.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from chatglm.engine.blocks import BLOCK_TOKENS, BlockPool, count_blocks
+from chatglm.engine.handle import Handle
+from chatglm.engine.request import Request
+from chatglm.engine.runner import BatchModel, Runner, next_prompts
+from chatglm.engine.scheduler import Scheduler
+from chatglm.engine.stats import Stats
+from chatglm.errors import ChatGLMError, QueueFullError
+from chatglm.generation.config import GenerationConfig
+from chatglm.generation.decode import never
+from chatglm.generation.next_token import ScoresProcessor
+
+logger = logging.getLogger(__name__)
+
+_started: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+IDLE_SECONDS = 5.0
+# A step that is under way cannot be stopped; closing waits so much longer for it than it was asked to.
+STEP_SECONDS = 30.0
+
+
+class Engine:
+    """Answers many requests at once on one network, which only the engine's own thread touches."""
+
+    def __init__(
+        self,
+        model: BatchModel,
+        tokenizer: Any,
+        *,
+        max_running: int = 16,
+        max_waiting: int = 64,
+        memory_limit: int | None = None,
+    ) -> None:
+        """Make room for requests; nothing runs yet.
+
+        Args:
+            model: the network, in eval mode.
+            tokenizer: tells the surface of each token.
+            max_running: requests that are answered at the same time.
+            max_waiting: requests beyond those that may wait for a slot or for memory.
+            memory_limit: bytes for the caches of all running requests; None = a share of what is free now.
+
+        Raises:
+            InvalidRequestError: the limits leave no room for anything.
+        """
+        self._model = model
+        self._tokenizer = tokenizer
+        self._runner = Runner(model)
+        self._scheduler = Scheduler(BlockPool(count_blocks(model, memory_limit, max_running)), max_running, max_waiting)
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+        self._counts: Counter[str] = Counter()
+
+    def submit(
+        self,
+        input_ids: Sequence[int],
+        config: GenerationConfig,
+        *,
+        deadline: float | None = None,
+        dropped_rounds: int = 0,
+        processors: Sequence[ScoresProcessor] = (),
+        is_cancelled: Callable[[], bool] = never,
+    ) -> Handle:
+        """Take a request and return at once; its answer is made whether or not anybody reads it.
+
+        Args:
+            input_ids: prompt ids as the tokenizer makes them.
+            config: limits, sampling, stop strings.
+            deadline: seconds from now, waiting included, after which it ends with the text made until then.
+            dropped_rounds: what the deltas say of rounds left out of the prompt.
+            processors: transformers' logits processors, called with ids [1, n] and scores [1, V].
+            is_cancelled: asked before every step, beside `Handle.cancel`.
+
+        Raises:
+            PromptTooLongError: the prompt leaves no room for an answer.
+            InvalidRequestError: the prompt cannot be used, or the answer may need more memory than there is.
+            QueueFullError: as many requests run and wait as may.
+            ChatGLMError: the engine is closed.
+        """
+        request = Request(
+            self._model,
+            self._tokenizer,
+            input_ids,
+            config,
+            deadline=deadline,
+            dropped_rounds=dropped_rounds,
+            processors=processors,
+            is_cancelled=is_cancelled,
+        )
+        with self._changed:
+            if self._is_closed:
+                raise ChatGLMError("The engine is closed and takes no more requests.")
+            try:
+                self._scheduler.add(request)
+            except QueueFullError:
+                self._counts["refused"] += 1
+                raise
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="chatglm-engine", daemon=True)
+                self._thread.start()
+                _started.add(self)
+            self._changed.notify_all()
+        return Handle(request.outbox, request.cancel)
+
+    def stats(self) -> Stats:
+        """Figures of this moment."""
+        with self._changed:
+            scheduler, counts = self._scheduler, self._counts
+            return Stats(
+                running=len(scheduler.running),
+                waiting=len(scheduler.waiting),
+                finished=counts["stop"] + counts["length"],
+                cancelled=counts["cancelled"],
+                expired=counts["deadline"],
+                failed=counts["error"],
+                refused=counts["refused"],
+                prompt_tokens_total=counts["prompt tokens"],
+                tokens_total=counts["tokens"],
+                steps_total=counts["steps"],
+                slots_used=len(scheduler.running),
+                slots_total=scheduler.max_running,
+                blocks_free=scheduler.pool.free,
+                blocks_total=scheduler.pool.total,
+                block_tokens=BLOCK_TOKENS,
+            )
+
+    def close(self, timeout: float = 0.0) -> None:
+        """Take no more requests, let those that are here go on for a while, cancel the rest, end the thread.
+
+        Args:
+            timeout: seconds that requests may still take; the step then under way is waited for beyond that.
+        """
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._scheduler.is_empty, timeout)
+            for request in (*self._scheduler.running, *self._scheduler.waiting):
+                request.cancel()
+            thread = self._thread
+        if thread is not None:
+            thread.join(STEP_SECONDS)
+
+    # --- the engine's thread ---
+
+    def _run(self) -> None:
+        while self._wait_for_work():
+            try:
+                self._step()
+            except BaseException as error:  # a defect of ours: nobody may be left waiting for ever
+                logger.exception("A step of the engine failed.")
+                self._fail_all(error)
+
+    def _wait_for_work(self) -> bool:
+        """Sleep until there is a request; False if the thread should end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closed or not self._scheduler.is_empty, IDLE_SECONDS)
+            if not self._scheduler.is_empty:
+                return True
+            self._thread = None
+            return False
+
+    def _step(self) -> None:
+        with self._changed:
+            present = [*self._scheduler.running, *self._scheduler.waiting]
+        for request in present:
+            request.end_if_unwanted()
+        running = self._settle(present)
+        self._prefill(next_prompts(running))
+        self._decode([request for request in running if request.cache is not None])
+        self._settle(running)
+
+    def _prefill(self, newcomers: Sequence[Request]) -> None:
+        if newcomers:
+            self._runner.prefill(newcomers)
+            self._counts["prompt tokens"] += sum(r.prompt.shape[1] for r in newcomers if r.cache is not None)
+
+    def _decode(self, requests: Sequence[Request]) -> None:
+        if requests:
+            num_made = sum(request.tokens.num_made for request in requests)
+            self._runner.decode(requests)
+            self._counts["tokens"] += sum(request.tokens.num_made for request in requests) - num_made
+            self._counts["steps"] += 1
+
+    def _settle(self, requests: Sequence[Request]) -> list[Request]:
+        """Free what the ended held, then let the callers see what is new; returns those that run now."""
+        with self._changed:
+            for request in requests:
+                if request.finish_reason is not None:
+                    self._scheduler.remove(request)
+                    self._counts[request.finish_reason] += 1
+            running = list(self._scheduler.running)
+            self._changed.notify_all()
+        for request in requests:
+            request.publish()
+        return running
+
+    def _fail_all(self, error: BaseException) -> None:
+        with self._changed:
+            present = [*self._scheduler.running, *self._scheduler.waiting]
+        for request in present:
+            if request.finish_reason is None:
+                request.fail(error)
+        self._settle(present)
+
+
+@atexit.register
+def _close_started() -> None:
+    """End every thread before the interpreter goes: one that is still in the network then aborts the process."""
+    for engine in list(_started):
+        engine.close()

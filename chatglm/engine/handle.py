@@ -1,0 +1,86 @@
+"""What a caller holds of a request: the deltas as they come, in a thread or in asyncio, and the way to end it.
+
+Knows: how answers are read. Does not know how they are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+
+from chatglm.engine.outbox import Outbox
+from chatglm.generation.decode import Delta, FinishReason
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole answer: the fold of its deltas.
+
+    Attributes:
+        text: all of it.
+        finish_reason: why it ended.
+        prompt_tokens: ids of the prompt, specials included.
+        completion_tokens: ids made, the end token not counted.
+        dropped_rounds: oldest rounds left out because the prompt did not fit.
+    """
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    dropped_rounds: int
+
+
+class Handle:
+    """One request. Iterate it with `for` or `async for`, as often as needed: each time from the first delta.
+
+    The last delta has a finish reason: "stop", "length", "cancelled", "deadline", or "error", after which the error
+    itself is raised. A request whose handle is dropped before that is cancelled.
+    """
+
+    def __init__(self, outbox: Outbox, cancel: Callable[[], None]) -> None:
+        self._outbox = outbox
+        self._cancel = cancel
+
+    def __iter__(self) -> Iterator[Delta]:
+        index = 0
+        while self._outbox.wait_for(index):
+            yield self._outbox[index]
+            index += 1
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        index = 0
+        while await self._outbox.async_wait_for(index):
+            yield self._outbox[index]
+            index += 1
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer has ended, for whatever reason."""
+        return self._outbox.done
+
+    def cancel(self) -> None:
+        """End the request within one step of the network, unless it has ended; the last delta then says so."""
+        self._cancel()
+
+    def result(self, timeout: float | None = None) -> Completion:
+        """The whole answer, once it has ended.
+
+        Args:
+            timeout: seconds to wait; None = as long as it takes. The request goes on when they are over.
+
+        Raises:
+            TimeoutError: they are over.
+            ChatGLMError: the request failed.
+        """
+        if not self._outbox.wait_until_done(timeout):
+            raise TimeoutError(f"The answer has not ended within {timeout} seconds.")
+        deltas = list(self)
+        last = deltas[-1]
+        assert last.finish_reason is not None  # of the last delta only
+        text = "".join(delta.text for delta in deltas)
+        return Completion(text, last.finish_reason, last.prompt_tokens, last.completion_tokens, last.dropped_rounds)
+
+    def __del__(self) -> None:
+        if not self._outbox.done:
+            self._cancel()

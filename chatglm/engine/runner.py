@@ -1,0 +1,117 @@
+"""What one step does with the network: the prompts of newcomers in one call, the next ids of all in another.
+
+Knows: which calls a network offers, and that an error belongs to one request. Does not know slots, queues or threads.
+Shapes: B requests, n ids of a prompt, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from chatglm.engine.request import Request
+from chatglm.generation.decode import DecodableModel, memory_errors
+
+# Prompts go into one call up to so many ids together: short ones gain by sharing the reading of the weights, long ones
+# do not, and those who are being answered should not wait for long.
+PROMPT_TOKENS = 256
+
+
+class BatchModel(DecodableModel, Protocol):
+    """What a family's network offers to the engine.
+
+    Attributes:
+        visibility: "prefix" if every id of a prompt sees all of it, "causal" if only what is before it. Whole prompts
+            are right for both; only a causal one could be cut or share its beginning with another.
+        position_bytes: bytes that a cache takes for one position.
+    """
+
+    visibility: str
+    position_bytes: int
+
+    def cache_positions(self, num_tokens: int) -> int:
+        """Positions that a cache for so many tokens holds, those that belong to the network itself included."""
+        ...
+
+    def fill_caches(self, prompts: Sequence[Tensor], layouts: Sequence[Any], caches: Sequence[Any]) -> None:
+        """Take in all but the last id of each prompt [1, n], each into its own empty cache.
+
+        After an error the caches are not used again.
+        """
+        ...
+
+    def decode_together(self, input_ids: Tensor, layouts: Sequence[Any], caches: Sequence[Any]) -> Tensor:
+        """Scores [B, V] after one more id [B, 1] of each request. An error leaves all caches as they were."""
+        ...
+
+
+class Runner:
+    """Runs requests on a network, in the thread that calls it."""
+
+    def __init__(self, model: BatchModel) -> None:
+        self._model = model
+
+    def prefill(self, requests: Sequence[Request]) -> None:
+        """Take in the prompts; a request whose prompt cannot be taken in ends."""
+        try:
+            self._fill(requests)
+        except Exception as error:
+            if len(requests) == 1:
+                requests[0].fail(error)
+                return
+            for request in requests:
+                self.prefill([request])
+
+    def decode(self, requests: Sequence[Request]) -> None:
+        """One more id for each; a request whose step fails ends, the others go on."""
+        try:
+            scores = self._scores(requests)
+        except Exception as error:
+            if len(requests) == 1:
+                requests[0].fail(error)
+                return
+            for request in requests:
+                self.decode([request])
+            return
+        for request, row in zip(requests, scores.split(1), strict=True):
+            self._take(request, row)
+
+    def _take(self, request: Request, scores: Tensor) -> None:
+        try:
+            with torch.inference_mode():
+                request.take(scores)
+        except Exception as error:
+            request.fail(error)
+
+    def _fill(self, requests: Sequence[Request]) -> None:
+        prompts = [request.prompt for request in requests]
+        with torch.inference_mode(), memory_errors(sum(prompt.shape[1] for prompt in prompts)):
+            caches = [self._model.new_cache(request.num_positions) for request in requests]
+            self._model.fill_caches(prompts, [request.layout for request in requests], caches)
+        for request, cache in zip(requests, caches, strict=True):
+            request.cache = cache
+
+    def _scores(self, requests: Sequence[Request]) -> Tensor:
+        last = torch.cat([request.tokens.ids[:, -1:] for request in requests])
+        layouts = [request.layout for request in requests]
+        caches = [request.cache for request in requests]
+        with torch.inference_mode(), memory_errors(max(request.tokens.ids.shape[1] for request in requests)):
+            if len(requests) == 1:
+                return self._model.decode(last, layouts[0], caches[0])
+            return self._model.decode_together(last, layouts, caches)
+
+
+def next_prompts(requests: Sequence[Request]) -> list[Request]:
+    """The first requests without a cache whose prompts go into one call; at least one if there is one."""
+    chosen: list[Request] = []
+    num_tokens = 0
+    for request in requests:
+        if request.cache is None:
+            num_tokens += request.prompt.shape[1]
+            if chosen and num_tokens > PROMPT_TOKENS:
+                break
+            chosen.append(request)
+    return chosen

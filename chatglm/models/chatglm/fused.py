@@ -1,0 +1,117 @@
+"""What lies between the products of a block, by the native kernels; swapped in from outside: the network never asks.
+
+Knows: which calls the kernels take (float32 on a CPU without gradients; for attention one new position of a request,
+or of several that are packed, and caches of 16-bit numbers) and leaves all others to the plain layers. Does not know
+how the kernels work, or which models gain by them.
+Shapes: C model width, T positions of the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from chatglm.models.chatglm.network import GLU, Cache, ChatGLMModel, Pair, SelfAttention
+from chatglm.nn.kv_cache import KVCache
+from chatglm.nn.packed import PackedSteps
+from chatglm.quantization import kernels
+
+STORAGE_DTYPE = torch.float16
+
+
+class FusedSelfAttention(SelfAttention):
+    """A SelfAttention whose decode steps are one kernel between two products, and whose prompts are turned in place;
+    names and layers are the plain one's."""
+
+    def __init__(self, plain: SelfAttention) -> None:
+        nn.Module.__init__(self)
+        self.layer_id, self.head_width, self.num_parts = plain.layer_id, plain.head_width, plain.num_parts
+        self.query_key_value, self.dense = plain.query_key_value, plain.dense
+        self.train(plain.training)
+
+    def forward(
+        self,
+        x_BTC: Tensor,
+        tables: Pair,
+        visible: Tensor | None,
+        cache: Cache | None,
+        prefix: Pair | None,
+        probabilities: list[Tensor] | None,
+    ) -> Tensor:
+        is_bare = visible is None and prefix is None and probabilities is None
+        caches = self._steps(x_BTC, cache) if is_bare else ()
+        if not caches:
+            return super().forward(x_BTC, tables, visible, cache, prefix, probabilities)
+        qkv = self.query_key_value(x_BTC)
+        if isinstance(cache, PackedSteps):
+            cos, sin = tables
+            rows = range(len(caches))
+            parts = [(qkv[:, n], (cos[:, :, n], sin[:, :, n]), caches[n]) for n in rows]
+            mixed_1TC = torch.cat([self._attend_one(*part) for part in parts], dim=1)
+        else:
+            mixed_1TC = self._attend_one(qkv, tables, caches[0])
+            caches[0].append_one(self.layer_id)
+        return self.dense(mixed_1TC)
+
+    def turned(self, x_BTC: Tensor, tables: Pair) -> tuple[Tensor, Tensor, Tensor]:
+        if not _is_plain_inference(x_BTC) or tables[0].shape[0] != x_BTC.shape[0]:
+            return super().turned(x_BTC, tables)
+        query, key, value = self.heads(kernels.rotate_(self.query_key_value(x_BTC), tables, self.num_parts))
+        return query, key, value
+
+    def _attend_one(self, qkv: Tensor, tables: Pair, cache: KVCache) -> Tensor:
+        keys, values, length = cache.room_for_one(self.layer_id)
+        return kernels.attend_one(qkv, tables, keys, values, length, self.num_parts)
+
+    def _steps(self, x_BTC: Tensor, cache: Cache | None) -> Sequence[KVCache]:
+        """The cache of each position of the call, if the kernels take them; packed ones count it themselves."""
+        caches = cache.caches if isinstance(cache, PackedSteps) else (cache,) if isinstance(cache, KVCache) else ()
+        is_taken = (
+            x_BTC.shape[0] == 1
+            and x_BTC.shape[1] == len(caches)
+            and _is_plain_inference(x_BTC)
+            and all(one.storage_dtype is STORAGE_DTYPE and one.get_seq_length(self.layer_id) > 0 for one in caches)
+        )
+        return caches if is_taken else ()
+
+
+class FusedGLU(GLU):
+    """A GLU whose activation is computed where it lies."""
+
+    def __init__(self, plain: GLU) -> None:
+        nn.Module.__init__(self)
+        self.dense_h_to_4h, self.dense_4h_to_h = plain.dense_h_to_4h, plain.dense_4h_to_h
+        self.train(plain.training)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        if not _is_plain_inference(x_BTC):
+            return super().forward(x_BTC)
+        return self.dense_4h_to_h(kernels.gelu_(self.dense_h_to_4h(x_BTC)))
+
+
+def _is_plain_inference(x_BTC: Tensor) -> bool:
+    is_taken = x_BTC.dtype is torch.float32 and x_BTC.is_cpu and not torch.is_grad_enabled()
+    return is_taken and kernels.backend_name() == "native"
+
+
+def fuse(network: ChatGLMModel) -> None:
+    """Replace attention and MLP of every block; once is enough, more does nothing."""
+    for layer in network.layers:
+        if type(layer.attention) is SelfAttention:
+            layer.attention = FusedSelfAttention(layer.attention)
+        if type(layer.mlp) is GLU:
+            layer.mlp = FusedGLU(layer.mlp)
+
+
+def cache_dtype(network: ChatGLMModel) -> torch.dtype | None:
+    """What a request's cache should store: what the kernels take, if they can take this network now.
+
+    None, the network's own type, for one that is not fused, was cast or moved since, or has other kernels chosen.
+    """
+    is_fused = isinstance(network.layers[0].attention, FusedSelfAttention)
+    norm = network.final_layernorm.weight
+    if is_fused and norm.is_cpu and norm.dtype is torch.float32 and kernels.backend_name() == "native":
+        return STORAGE_DTYPE
+    return None

@@ -1,0 +1,82 @@
+"""Several requests in one call of a network: their positions lie behind one another in a single row.
+
+Knows: whose positions are where, and that each request attends within its own cache only, exactly as it would alone.
+Does not know what the positions mean.
+
+    requests of 3, 1 and 2 positions      row of the call: [a a a b c c]     products see 6 positions at once
+                                          attention: a with cache A, b with cache B, c with cache C
+
+A long request costs a short one nothing, and no mask is needed. Positions behind those of the last request belong to
+nobody: they are computed, stored nowhere and attend to nothing.
+Shapes: T positions of the call, H heads, S positions of one cache, N positions a cache has room for, D head width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from chatglm.nn.attention import attend
+from chatglm.nn.kv_cache import KVCache
+
+
+class Packed(ABC):
+    """What a network is given in the place of one request's cache."""
+
+    def __init__(self, caches: Sequence[KVCache]) -> None:
+        self.caches = caches
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions the first request has stored; 0 for all or for none of them."""
+        return self.caches[0].get_seq_length(layer_idx)
+
+    @abstractmethod
+    def attend(self, query_1HTD: Tensor, key_1HTD: Tensor, value_1HTD: Tensor, layer_idx: int) -> Tensor:
+        """Store the keys and values of the call, each with its request; returns the attention output [1, H, T, D]."""
+
+
+class PackedPrompts(Packed):
+    """Prompts, each of which sees all of itself and what its cache holds."""
+
+    def __init__(self, caches: Sequence[KVCache], lengths: Sequence[int]) -> None:
+        super().__init__(caches)
+        self._lengths = lengths
+
+    def attend(self, query_1HTD: Tensor, key_1HTD: Tensor, value_1HTD: Tensor, layer_idx: int) -> Tensor:
+        mixed = torch.zeros_like(query_1HTD)
+        stop = 0
+        for cache, length in zip(self.caches, self._lengths, strict=True):
+            start, stop = stop, stop + length
+            keys, values = cache.update(key_1HTD[:, :, start:stop], value_1HTD[:, :, start:stop], layer_idx)
+            mixed[:, :, start:stop] = attend(query_1HTD[:, :, start:stop], keys, values, None)
+        return mixed
+
+
+class PackedSteps(Packed):
+    """One new position of each request, in caches that hold something already.
+
+    What a call stores counts only from `commit` on: a call that fails half-way leaves every cache as it was.
+    """
+
+    def attend(self, query_1HTD: Tensor, key_1HTD: Tensor, value_1HTD: Tensor, layer_idx: int) -> Tensor:
+        mixed = torch.zeros_like(query_1HTD)
+        for number, cache in enumerate(self.caches):
+            keys, values, length = cache.room_for_one(layer_idx)
+            keys[:, :, length], values[:, :, length] = key_1HTD[:, :, number], value_1HTD[:, :, number]
+            seen = slice(0, length + 1)
+            mixed[:, :, number : number + 1] = attend(
+                query_1HTD[:, :, number : number + 1],
+                keys[:, :, seen].to(query_1HTD.dtype),
+                values[:, :, seen].to(query_1HTD.dtype),
+                None,
+            )
+        return mixed
+
+    def commit(self, num_layers: int) -> None:
+        """The call has succeeded in all its layers."""
+        for cache in self.caches:
+            for layer_idx in range(num_layers):
+                cache.append_one(layer_idx)

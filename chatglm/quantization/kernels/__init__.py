@@ -1,0 +1,77 @@
+"""Products with packed weights, and what lies between them: one call each, and behind it this machine's kernels.
+
+Knows: the one dispatch, by device. On a CPU `choose` says which kernels; every other device uses the reference.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+from torch import Tensor
+
+from chatglm.quantization.kernels import attention, choose, elementwise, reference
+from chatglm.quantization.kernels.build import NoLibraryError
+from chatglm.quantization.kernels.choose import use
+
+__all__ = ["attend_one", "backend_name", "gelu_", "linear", "rotate_", "use"]
+
+
+def linear(x: Tensor, weight: Tensor, scale: Tensor, bits: int, bias: Tensor | None = None) -> Tensor:
+    """x W^T + bias with W packed; no gradients.
+
+    Args:
+        x: activations [..., I] of any float type, on any device.
+        weight: int8 [O, I * bits / 8] as `quantization.packing` makes it, on the same device.
+        scale: half or float32, [O], or [O, I / group size].
+        bits: 4 or 8.
+        bias: [O], or None.
+
+    Returns:
+        [..., O] in x's type.
+
+    Raises:
+        InvalidRequestError: $CHATGLM_KERNEL names no kernel (at the first use).
+        OutOfMemoryError: no memory for the activations.
+    """
+    if x.is_cpu and weight.is_cpu:
+        return choose.current().linear(x, weight, scale, bits, bias)
+    return reference.linear(x, weight, scale, bits, bias)
+
+
+def attend_one(
+    qkv: Tensor, tables: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, length: int, parts: int
+) -> Tensor:
+    """Rotary, append to a half-precision cache and attention of one position; see `attention.attend_one`.
+
+    Only the native library has this and the next two: for callers that have seen `backend_name() == "native"`.
+
+    Raises:
+        NoLibraryError: there is no native library.
+    """
+    return attention.attend_one(_library(), qkv, tables, keys, values, length, parts)
+
+
+def rotate_(qkv: Tensor, tables: tuple[Tensor, Tensor], parts: int) -> Tensor:
+    """Rotary of a whole prompt in place; see `elementwise.rotate_` and `attend_one`."""
+    return elementwise.rotate_(_library(), qkv, tables, parts)
+
+
+def gelu_(x: Tensor) -> Tensor:
+    """GELU in place; see `elementwise.gelu_` and `attend_one`."""
+    return elementwise.gelu_(_library(), x)
+
+
+def _library() -> ctypes.CDLL:
+    native = choose.native_kernels()
+    if native is None:
+        raise NoLibraryError("This needs the native kernels.")
+    return native.library
+
+
+def backend_name() -> str:
+    """What `linear` uses on a CPU: "reference", "torch", "native" or "exact". The first call may compile.
+
+    Raises:
+        InvalidRequestError: $CHATGLM_KERNEL names no kernel.
+    """
+    return choose.current().name

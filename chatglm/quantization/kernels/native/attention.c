@@ -1,0 +1,74 @@
+/* One new position of one request: turns queries and keys, splits heads among threads; the rest is attention_head.h.
+ *
+ * Turning is here because this file is compiled for the plainest processor, which has no multiply-and-add: its results
+ * are those of the same formula in separate tensor operators, to the last bit. So are the keys that are stored, which
+ * could otherwise fall to the other side when they are rounded to half.
+ */
+#include <math.h>
+#include <stdlib.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "attention.h"
+
+#define WORTH_A_THREAD 32768 /* bytes of cache below which waking another thread costs more than it saves */
+
+static HeadKernel kernel_in_use(void) {
+#if HAS_X86
+    int32_t isa = chatglm_isa();
+    if (isa == ISA_AVX512) return attend_head_avx512;
+    if (isa == ISA_AVX2) return attend_head_avx2;
+#endif
+    return attend_head_scalar;
+}
+
+static int thread_number(void) {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+/* Each half of a part turned by the other (nn/rotary.py): x cos + (-second, first) sin. */
+static void turn(float *result, const float *x, const float *cosine, const float *sine, int64_t width, int parts) {
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#endif
+    int64_t half = width / parts / 2;
+    for (int64_t first = 0; first < width; first += 2 * half) {
+        for (int64_t i = first; i < first + half; i++) {
+            float a = x[i], b = x[i + half];
+            result[i] = a * cosine[i] - b * sine[i];
+            result[i + half] = b * cosine[i + half] + a * sine[i + half];
+        }
+    }
+}
+
+int32_t chatglm_attend_one(float *result, const float *qkv, const float *cosine, const float *sine, uint16_t *keys,
+                           uint16_t *values, int64_t heads, int64_t width, int64_t capacity, int64_t length,
+                           int32_t parts, int32_t threads) {
+    HeadKernel attend_head = kernel_in_use();
+    int64_t padded = padded_width(width);
+    size_t row = (size_t)width * sizeof(float), space_size = (size_t)(4 * padded) * sizeof(float);
+    float *spaces;
+    if (posix_memalign((void **)&spaces, LINE, (size_t)threads * space_size)) return 1;
+    memset(spaces, 0, (size_t)threads * space_size);
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (4 * heads * width * length > WORTH_A_THREAD)
+    for (int64_t h = 0; h < heads; h++) {
+        float *query = spaces + thread_number() * 4 * padded, *key = query + padded, *value = key + padded;
+        float *total = value + padded;
+        const float *new = qkv + 3 * h * width;
+        turn(query, new, cosine, sine, width, parts);
+        turn(key, new + width, cosine, sine, width, parts);
+        memcpy(value, new + 2 * width, row);
+        for (int64_t d = 0; d < width; d++) query[d] *= 1.0f / sqrtf((float)width);
+        int64_t first = h * capacity * width;
+        Head head = {query, key, value, keys + first, values + first, width, length};
+        attend_head(total, &head);
+        memcpy(result + h * width, total, row);
+    }
+    free(spaces);
+    return 0;
+}

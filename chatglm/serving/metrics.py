@@ -1,0 +1,116 @@
+"""What the server counts, in Prometheus' words, in a registry of its own.
+
+Knows: names of figures and when an answer's clock runs. Does not know HTTP doors or the engine, which it only asks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
+
+from chatglm.engine import Stats
+from chatglm.generation.decode import Delta
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
+
+
+class Metrics:
+    """Figures of one server.
+
+    Args:
+        read_stats: gives the engine's figures of the moment.
+    """
+
+    def __init__(self, read_stats: Callable[[], Stats]) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        self._registry.register(_EngineCollector(read_stats))
+        self.requests = Counter(
+            "chatglm_http_requests", "HTTP requests answered.", ["path", "status"], registry=self._registry
+        )
+        self.answers = Counter(
+            "chatglm_answers", "Answers ended, by finish reason.", ["finish_reason"], registry=self._registry
+        )
+        self.first_token = Histogram(
+            "chatglm_time_to_first_token_seconds",
+            "From admission to the first token, waiting included.",
+            registry=self._registry,
+            buckets=_SECONDS,
+        )
+        self.duration = Histogram(
+            "chatglm_answer_seconds", "From admission to the end.", registry=self._registry, buckets=_SECONDS
+        )
+
+    def watch(self) -> Watch:
+        """A clock for an answer that has just been admitted."""
+        return Watch(self)
+
+    def render(self) -> bytes:
+        """Everything, in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class Watch:
+    """One answer's clock."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._start = time.perf_counter()
+        self._has_token = False
+        self._has_ended = False
+
+    def see(self, delta: Delta) -> None:
+        """Take note of a delta as it is read."""
+        if delta.completion_tokens and not self._has_token:
+            self._has_token = True
+            self._metrics.first_token.observe(time.perf_counter() - self._start)
+        if delta.finish_reason is not None:
+            self._end(delta.finish_reason)
+
+    def leave(self) -> None:
+        """Nobody reads on. An answer that had not ended counts as cancelled."""
+        self._end("cancelled")
+
+    def _end(self, reason: str) -> None:
+        if not self._has_ended:
+            self._has_ended = True
+            self._metrics.answers.labels(reason).inc()
+            self._metrics.duration.observe(time.perf_counter() - self._start)
+
+
+class _EngineCollector(Collector):
+    """The engine's own figures, read when they are asked for."""
+
+    def __init__(self, read_stats: Callable[[], Stats]) -> None:
+        self._read_stats = read_stats
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._read_stats()
+        for name, words, value in (
+            ("running", "Requests that are being answered.", stats.running),
+            ("waiting", "Requests that wait for their turn.", stats.waiting),
+            ("slots", "Requests that can be answered at once.", stats.slots_total),
+            ("cache_blocks", "Blocks of the KV cache in all.", stats.blocks_total),
+            ("cache_blocks_free", "Blocks of the KV cache that no request holds.", stats.blocks_free),
+        ):
+            yield GaugeMetricFamily(f"chatglm_{name}", words, value)
+        for name, words, value in (
+            ("refused", "Requests refused because the queue was full.", stats.refused),
+            ("prompt_tokens", "Tokens of prompts read.", stats.prompt_tokens_total),
+            ("completion_tokens", "Tokens of answers made.", stats.tokens_total),
+        ):
+            yield CounterMetricFamily(f"chatglm_{name}", words, value)

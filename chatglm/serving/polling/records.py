@@ -1,0 +1,141 @@
+"""The records clients poll: which ids are taken, how far each answer is, how long it is kept.
+
+Knows: ids, counts and ages. Does not know HTTP, threads of work or models. Every method may be called from any thread.
+
+    accepted                running                    finished                     gone
+    is_handled False  --->  is_handled True      --->  is_finished True       --->  after `ttl` seconds, or when there
+    response ""             response grows             response stays               are more than `max_records`
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+
+class Code(IntEnum):
+    """Upstream's codes."""
+
+    OK = 0
+    BUSY = 100
+    EXISTS = 101
+    UNKNOWN = 102
+
+
+@dataclass
+class Record:
+    """One question and its answer so far.
+
+    Attributes:
+        timestamp: when it was accepted, in seconds since 1970.
+        response: all text until now.
+        is_handled: whether a thread has taken it up.
+        is_finished: whether the response will not change any more.
+        error: why there is no (whole) answer; "" if there is nothing wrong.
+    """
+
+    timestamp: float
+    response: str = ""
+    is_handled: bool = False
+    is_finished: bool = False
+    error: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Upstream's four fields, and `error` where there was one."""
+        fields = {
+            "is_finished": self.is_finished,
+            "is_handled": self.is_handled,
+            "response": self.response,
+            "timestamp": self.timestamp,
+        }
+        return {**fields, "error": self.error} if self.error else fields
+
+
+class Records:
+    """Those of one server.
+
+    Args:
+        max_unfinished: how many may be running and waiting.
+        ttl: seconds that a finished record is kept.
+        max_records: how many are kept at most; the one finished first goes first, an unfinished one never.
+        clock: seconds since 1970.
+    """
+
+    def __init__(
+        self, max_unfinished: int, ttl: float, max_records: int, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._max_unfinished = max_unfinished
+        self._ttl = ttl
+        self._max_records = max_records
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._unfinished: dict[str, Record] = {}
+        self._finished: OrderedDict[str, tuple[Record, float]] = OrderedDict()  # with the time of its end, in order
+
+    def accept(self, request_id: str) -> Code:
+        """Make a record for a new id. Busy is found out before a known id, as upstream does."""
+        with self._lock:
+            self._forget_old()
+            if len(self._unfinished) >= self._max_unfinished:
+                return Code.BUSY
+            if request_id in self._unfinished or request_id in self._finished:
+                return Code.EXISTS
+            self._unfinished[request_id] = Record(self._clock())
+            return Code.OK
+
+    def reject(self, request_id: str) -> None:
+        """Take an accepted id back, as if it had never come."""
+        with self._lock:
+            self._unfinished.pop(request_id, None)
+
+    def handle(self, request_id: str) -> None:
+        """A thread has taken it up."""
+        with self._lock:
+            if record := self._unfinished.get(request_id):
+                record.is_handled = True
+
+    def append(self, request_id: str, text: str) -> None:
+        """The answer has grown."""
+        with self._lock:
+            if record := self._unfinished.get(request_id):
+                record.response += text
+
+    def finish(self, request_id: str, error: str = "") -> None:
+        """The answer will not change any more; its place is free. Nothing happens if it has ended before."""
+        with self._lock:
+            record = self._unfinished.pop(request_id, None)
+            if record is not None:
+                record.is_finished, record.error = True, error
+                self._finished[request_id] = (record, self._clock())
+                self._forget_old()
+
+    def read(self, request_id: str) -> dict[str, Any] | None:
+        """The record as JSON; None if there is none."""
+        with self._lock:
+            self._forget_old()
+            record = self._unfinished.get(request_id)
+            if record is None and request_id in self._finished:
+                record = self._finished[request_id][0]
+            return None if record is None else record.as_json()
+
+    @property
+    def num_unfinished(self) -> int:
+        """How many run or wait."""
+        return len(self._unfinished)
+
+    def __len__(self) -> int:
+        return len(self._unfinished) + len(self._finished)
+
+    def _forget_old(self) -> None:
+        """Done at every access, so that no thread has to wake up for it. The oldest come first, so few are looked at."""
+        now = self._clock()
+        while self._finished:
+            _, ended = next(iter(self._finished.values()))
+            if now - ended < self._ttl and len(self) <= self._max_records:
+                return
+            self._finished.popitem(last=False)

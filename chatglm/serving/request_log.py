@@ -1,0 +1,70 @@
+"""Upstream's line about every answer, on stdout, without ever making a request wait for a slow terminal.
+
+Knows: the form of the line, and that whoever reads stdout may stop reading. Does not know HTTP.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+MAX_PENDING = 1000
+CLOSING_SECONDS = 1.0
+
+
+def answer_line(time: str, prompt: str, response: str) -> str:
+    """The line, in upstream's form.
+
+    Control characters of the prompt are escaped, so that no prompt can forge a line or move the cursor.
+    """
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in prompt)
+    return f'[{time}] ", prompt:"{shown}", response:"{response!r}"'
+
+
+class Printer:
+    """Prints lines from a thread of its own; where a thousand wait already, a line is dropped.
+
+    Past Python's buffers, whose lock a blocked write would hold until the process is killed.
+
+    Args:
+        descriptor: where to write; None = stdout.
+    """
+
+    def __init__(self, descriptor: int | None = None) -> None:
+        self._descriptor = sys.stdout.fileno() if descriptor is None else descriptor
+        self._encoding = sys.stdout.encoding or "utf-8"
+        self._lines: queue.Queue[str | None] = queue.Queue(MAX_PENDING)
+        self._thread = threading.Thread(target=self._run, name="chatglm-request-log", daemon=True)
+        self._thread.start()
+
+    def print(self, line: str) -> None:
+        """Print a line some time soon; never waits."""
+        with suppress(queue.Full):
+            self._lines.put_nowait(line)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait a moment for what is pending, not for a reader that has stopped."""
+        try:
+            self._lines.put(None, timeout=CLOSING_SECONDS)
+        except queue.Full:
+            return
+        self._thread.join(CLOSING_SECONDS)
+
+    def _run(self) -> None:
+        while (line := self._lines.get()) is not None:
+            rest = f"{line}\n".encode(self._encoding, "backslashreplace")
+            while rest:
+                try:
+                    rest = rest[os.write(self._descriptor, rest) :]
+                except OSError:  # whoever read has gone; there is nobody to tell
+                    break

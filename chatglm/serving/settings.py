@@ -1,0 +1,51 @@
+"""How a server is set up: where it listens, whom it lets in, how many it serves at once.
+
+Knows: names, defaults, units. Does not know flags (`arguments.py`) or what is done with a setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8000
+MAX_BODY_BYTES = 10 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One server.
+
+    Attributes:
+        host: address to listen on; 127.0.0.1 is reachable from this machine only.
+        port: 0 takes any free one.
+        api_key: what clients must send as `Authorization: Bearer KEY`; None lets everybody in.
+        cors: origins of web pages that may call; ("*",) is all, () is none.
+        max_running: answers made at once.
+        max_waiting: requests that may wait for their turn; one more is refused.
+        cache_memory: bytes for the KV caches of all running requests; None = a share of what is free.
+        request_timeout: seconds from a request's arrival until its answer is ended; None = no limit.
+        shutdown_timeout: seconds that running answers get to finish after SIGTERM, before they are cancelled.
+        heartbeat: seconds of silence after which a stream carries a comment line.
+        logs_requests: whether prompts and answers are printed, as upstream does.
+        defaults: generation parameters used where a request gives none.
+        record_ttl: polling API: seconds a finished record is kept.
+        max_records: polling API: records kept at most; the oldest finished ones go first.
+    """
+
+    host: str = DEFAULT_HOST
+    port: int = DEFAULT_PORT
+    api_key: str | None = None
+    cors: tuple[str, ...] = ()
+    max_running: int = 10
+    max_waiting: int = 20
+    cache_memory: int | None = None
+    request_timeout: float | None = None
+    shutdown_timeout: float = 10.0
+    heartbeat: float = 15.0
+    logs_requests: bool = True
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    record_ttl: float = 3600.0
+    max_records: int = 1000

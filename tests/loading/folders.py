@@ -1,0 +1,49 @@
+"""Quantized folders, made as `python -m chatglm quantize` and the original make them.
+
+Knows: which weights are packed. Does not know what a test does with them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chatglm.models import FAMILIES
+from chatglm.quantization.packing import quantize_rows
+from tests.folders import random_tensors, tiny_config, write_config, write_tokenizer, write_weights
+
+
+def quantized_folder(
+    folder: Path,
+    bits: int,
+    layout: str = "safetensors",
+    *,
+    tied: bool = True,
+    table_bits: int = 0,
+    group_size: int = 0,
+    **changes: Any,
+) -> Path:
+    """A folder with half scales and biases; the table is half too, or packed to `table_bits`."""
+    plain = tiny_config(**changes)
+    config = plain | {
+        "quantization_bit": bits,
+        "quantization_embedding_bit": table_bits,
+        "quantization_group_size": group_size,
+    }
+    family = FAMILIES["chatglm"]
+    wanted = family.empty_network(family.config_class.from_dict(config)).state_dict()
+    tensors = {}
+    for name, tensor in random_tensors(plain, tied=tied).items():
+        if f"{name}_scale" in wanted:
+            is_table = ".layers." not in name
+            packed = quantize_rows(tensor, table_bits) if is_table else quantize_rows(tensor, bits, group_size)
+            tensors[name], tensors[f"{name}_scale"] = packed
+        else:
+            tensors[name] = tensor
+    assert all(tensor.dtype in (torch.int8, torch.float16) for tensor in tensors.values())
+    write_config(folder, config)
+    write_weights(folder, tensors, layout)
+    write_tokenizer(folder)
+    return folder

@@ -1,0 +1,215 @@
+"""Real servers for tests: in a thread, on a free port of this machine, or as a process of its own.
+
+Knows: how to start, find and end them within bounds. Does not know what is asked of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from chatglm.errors import InvalidScoresError
+from chatglm.generation import next_token
+from chatglm.pipeline import Pipeline
+from chatglm.serving.application import create_app
+from chatglm.serving.desk import Desk
+from chatglm.serving.http_server import make_server
+from chatglm.serving.listening import bind, url
+from chatglm.serving.polling.application import create_app as create_polling_app
+from chatglm.serving.polling.server import make_server as make_polling_server
+from chatglm.serving.polling.workers import Workers
+from chatglm.serving.settings import Settings
+from chatglm.serving.startup import Start
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 60.0
+# Some 200 kB of chunks.
+MUCH = {"messages": [{"role": "user", "content": "hello"}], "n": 8, "max_tokens": 120, "stream": True}
+BROKEN = "The model produced NaN or infinite scores."
+
+
+def eventually(is_true: Callable[[], Any], seconds: float = PATIENCE_S) -> Any:
+    """What `is_true` gives once it is something; fails when the time is over."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if result := is_true():
+            return result
+        time.sleep(0.02)
+    raise AssertionError("it did not happen in time")
+
+
+class Server:
+    """A server in a thread: where it is, and the desk behind it."""
+
+    def __init__(self, address: str, desk: Desk, workers: Workers | None = None) -> None:
+        self.url = address
+        self.client = httpx.Client(base_url=address, timeout=PATIENCE_S)
+        self.desk = desk
+        self.workers = workers
+
+    def post(self, path: str, **arguments: Any) -> httpx.Response:
+        return self.client.post(path, **arguments)
+
+    def get(self, path: str, **arguments: Any) -> httpx.Response:
+        return self.client.get(path, **arguments)
+
+    def is_idle(self) -> bool:
+        """Nothing runs or waits, and every slot and block is free."""
+        stats = self.desk.stats()
+        return (stats.running, stats.waiting, stats.slots_used) == (0, 0, 0) and stats.blocks_free == stats.blocks_total
+
+
+def break_after(patch: pytest.MonkeyPatch, num_steps: int) -> None:
+    """From then on every step of every request fails."""
+    steps = itertools.count()
+
+    def break_down(scores: object) -> None:
+        if next(steps) >= num_steps:
+            raise InvalidScoresError(BROKEN)
+
+    patch.setattr(next_token, "require_finite", break_down)
+
+
+@contextmanager
+def serving(pipeline: Pipeline, **settings: Any) -> Iterator[Server]:
+    """The FastAPI server on uvicorn."""
+    chosen = Settings(port=0, **settings)
+    desk = Desk(pipeline, chosen)
+    with bind("127.0.0.1", 0) as bound:
+        server = make_server(create_app(desk), desk)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+        thread.start()
+        try:
+            eventually(lambda: server.started)
+            running = Server(url(bound), desk)
+            with running.client:
+                yield running
+        finally:
+            server.should_exit = True
+            thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+
+
+@contextmanager
+def polling(pipeline: Pipeline, **settings: Any) -> Iterator[Server]:
+    """The Flask server on waitress."""
+    chosen = Settings(port=0, **settings)
+    desk = Desk(pipeline, chosen)
+    workers = Workers(desk)
+    with bind("127.0.0.1", 0) as bound:
+        address = url(bound)
+        server = make_polling_server(create_polling_app(workers, chosen), Start(chosen, bound, pipeline))
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        try:
+            running = Server(address, desk, workers)
+            with running.client:
+                yield running
+        finally:
+            desk.close()
+            workers.drain(0, lambda: True)
+            server.task_dispatcher.shutdown()
+            server.trigger.pull_trigger(server.close)
+
+
+def open_socket(url: str, path: str, body: dict[str, Any], reads: bool = True) -> socket.socket:
+    """A client that has asked and can be closed at any moment; one that never reads has no room for the answer."""
+    client = socket.socket()
+    if not reads:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    client.settimeout(PATIENCE_S)
+    client.connect(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+    content = json.dumps(body).encode()
+    head = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(content)}"]
+    client.sendall("\r\n".join([*head, "", ""]).encode() + content)
+    return client
+
+
+class Process:
+    """`python SCRIPT` with flags: its address once it listens, all it printed, its exit code."""
+
+    def __init__(self, *command: str, environment: dict[str, str] | None = None) -> None:
+        self._lines: list[str] = []
+        self._process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8", **(environment or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+        self.stdout = _Reader(self._process.stdout)
+        self.stderr = _Reader(self._process.stderr)
+
+    def wait_until_listening(self) -> str:
+        """Its address."""
+
+        def address() -> str | None:
+            assert self._process.poll() is None, self.stderr.text
+            found = re.search(r"listening on (http://\S+)", self.stdout.text)
+            return found[1] if found else None
+
+        return str(eventually(address, 120))
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        code = self._process.wait(PATIENCE_S)
+        self.stdout.join()
+        self.stderr.join()
+        return code
+
+    def end(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait(PATIENCE_S)
+        self.stdout.join()
+        self.stderr.join()
+
+
+class _Reader:
+    """Reads a pipe to its end, so that the process never waits for us."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.text = ""
+        self._pipe = pipe
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join(PATIENCE_S)
+        self._pipe.close()
+
+    def _read(self) -> None:
+        for line in self._pipe:
+            self.text += line
+
+
+@contextmanager
+def process(*command: str, environment: dict[str, str] | None = None) -> Iterator[Process]:
+    """A process that is gone after the block."""
+    started = Process(*command, environment=environment)
+    try:
+        yield started
+    finally:
+        started.end()

@@ -1,0 +1,150 @@
+"""The table of docs/api.md, cell by cell: its rows are the rows of this test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+
+from chatglm.pipeline import Pipeline
+from tests.serving.servers import Server, eventually, polling, serving
+
+KEY = "sesame"
+HUGE = "1e999"  # JSON that no float holds; Python would write Infinity
+DOORS = ("POST /", "POST /stream", "/v1/chat/completions", "polling /chat")
+PATHS = dict(zip(DOORS, ("/", "/stream", "/v1/chat/completions", "/chat"), strict=True))
+
+
+def read_table() -> dict[tuple[str, str], int]:
+    """{(row, door): status} as the document says."""
+    document = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    lines = document.split("## What bad requests get")[1].split("## ")[0].splitlines()
+    rows = [[cell.strip().replace("`", "") for cell in line.strip("|").split("|")] for line in lines if "|" in line]
+    header, _, *body = rows
+    assert tuple(header[1:]) == DOORS
+    return {(row[0], door): int(status) for row in body for door, status in zip(DOORS, row[1:], strict=True)}
+
+
+TABLE = read_table()
+
+
+class Sent(NamedTuple):
+    """A request that differs from a good one in one thing."""
+
+    content: bytes | None = None
+    change: dict[str, Any] = {}
+    remove: tuple[str, ...] = ()
+    prompt: Any = "hello"
+    history: Any = ()
+    method: str = "POST"
+    path: str | None = None
+    headers: dict[str, str] = {}
+
+    def bytes_for(self, door: str, request_id: str) -> bytes:
+        """The body."""
+        if self.content is not None:
+            return self.content
+        return json.dumps(self._body(door, request_id)).replace(f'"{HUGE}"', HUGE).encode()
+
+    def _body(self, door: str, request_id: str) -> dict[str, Any]:
+        """The good request of a door, with the change."""
+        if door == "/v1/chat/completions":
+            past = [{"role": "user", "content": part} for pair in self.history for part in pair]
+            good = {"messages": [*past, {"role": "user", "content": self.prompt}], "max_tokens": 2}
+        elif door == "polling /chat":
+            good = {"request_id": request_id, "query": self.prompt, "history": self.history}
+        else:
+            good = {"prompt": self.prompt, "history": self.history}
+        kept = {name: value for name, value in good.items() if name not in self.remove}
+        return {**kept, **self.change}
+
+
+SENT = {
+    "malformed JSON": Sent(content=b'{"prompt": "hello"'),
+    "empty body": Sent(content=b""),
+    "JSON that is no object": Sent(content=b'["hello"]'),
+    "nested 100,000 deep": Sent(content=b"[" * 100_000),
+    "NaN": Sent(change={"temperature": float("nan")}),
+    "a number too large for a float": Sent(change={"temperature": HUGE}),
+    "invalid UTF-8": Sent(content='{"prompt": "你好"}'.encode("gbk")),
+    "half a surrogate pair": Sent(prompt="\ud83d"),
+    "no prompt": Sent(remove=("prompt", "messages", "query")),
+    "empty prompt": Sent(prompt=""),
+    "prompt longer than the context": Sent(prompt="fox " * 3000),
+    "prompt of a million characters": Sent(prompt="fox!" * 250_000),
+    "body of 11 MB": Sent(content=b" " * 11 * 1024**2),
+    "prompt is a number": Sent(prompt=1),
+    "history is not pairs": Sent(history=[["a"]]),
+    "history holds a number": Sent(history=[["a", 1]]),
+    "temperature below 0": Sent(change={"temperature": -1}),
+    "top_p above 1": Sent(change={"top_p": 1.5}),
+    "max_length is a string": Sent(change={"max_length": "long"}),
+    "max_length below 0": Sent(change={"max_length": -5}),
+    "unknown field": Sent(change={"temprature": 1}),
+    "wrong method": Sent(method="PUT"),
+    "unknown path": Sent(path="/nowhere"),
+    "content type text/xml": Sent(headers={"content-type": "text/xml"}),
+    "wrong API key": Sent(headers={"authorization": "Bearer guess"}),
+    "no API key": Sent(headers={"authorization": ""}),
+}
+
+
+@pytest.fixture(scope="module")
+def doors(babbler: Pipeline) -> Iterator[dict[str, Server]]:
+    """Both servers, with a key."""
+    defaults = {"max_length": 60}
+    with (
+        serving(babbler, api_key=KEY, defaults=defaults) as api,
+        polling(babbler, api_key=KEY, defaults=defaults) as poll,
+    ):
+        yield {door: poll if door == "polling /chat" else api for door in DOORS}
+
+
+def test_the_document_and_the_tests_have_the_same_rows() -> None:
+    assert list(dict.fromkeys(row for row, _ in TABLE)) == list(SENT)
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("row", SENT)
+def test_cell(doors: dict[str, Server], row: str, door: str) -> None:
+    sent = SENT[row]
+    if row == "history is not pairs" and door == "/v1/chat/completions":
+        sent = Sent(change={"messages": [["user", "hello"]]})
+    path = PATHS[door] if sent.path is None else ("/v1" if "/v1" in door else "") + sent.path
+    headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}", **sent.headers}
+    reply = doors[door].client.request(sent.method, path, content=sent.bytes_for(door, row), headers=headers)
+    assert reply.status_code == TABLE[row, door], reply.text[:500]
+    if reply.status_code >= 400:
+        require_a_sentence(reply, door)
+    if door == "polling /chat":  # the id is as free as before
+        workers = doors[door].workers
+        assert workers is not None
+        if reply.status_code == 200:
+            eventually(lambda: not workers.records.num_unfinished)
+        else:
+            assert workers.records.read(row) is None
+
+
+def require_a_sentence(reply: httpx.Response, door: str) -> None:
+    """In the form of the door, with nothing of a traceback."""
+    body = reply.json()
+    if door == "/v1/chat/completions":
+        assert set(body) == {"error"}
+        assert set(body["error"]) == {"message", "type", "param", "code"}
+        sentence = body["error"]["message"]
+    elif door == "polling /chat":
+        assert set(body) == {"code", "msg"}
+        assert body["code"] == reply.status_code
+        sentence = body["msg"]
+    else:
+        assert set(body) == {"detail"}
+        sentence = body["detail"]
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
+    assert len(sentence) < 300
+    assert "Error" not in sentence
+    assert "Traceback" not in reply.text
