@@ -108,12 +108,14 @@ def measure_decode(model: Any, names: list[str], ceilings: Ceilings) -> dict[str
 
 
 def measure_prefill(model: Any, names: list[str], ceilings: Ceilings) -> dict[str, Any]:
-    """Tokens per second and the fraction of the int8 peak, per kernel and length; medians over rounds."""
+    """Tokens per second and the fraction of the int8 peak, per kernel and length; native ones: medians over rounds."""
     result: dict[str, Any] = {}
     for length in PROMPTS:
         for name in names:
+            if name == "reference" and length != PROMPTS[0]:
+                continue  # minutes
             rates, fractions = [], []
-            for _ in range(1 if name == "reference" else ROUNDS):
+            for _ in range(ROUNDS if name == "native" else 1):
                 with kernels.use(name):
                     peak = ceilings.int8_operations_per_second()
                     seconds = Request(model, length).prefill()
@@ -179,19 +181,18 @@ def measure_starts(folder: Path) -> dict[str, Any]:
 
 def print_table(title: str, rows: dict[str, dict[str, float]]) -> None:
     columns = list(next(iter(rows.values())))
-    print(f"\n{title:24}" + "".join(f"{column:>24}" for column in columns))
+    print(f"\n{title:24}" + "".join(f"{column:>24}" for column in columns), flush=True)
     for name, row in rows.items():
         print(f"{name:24}" + "".join(f"{row[column]:24.3g}" for column in columns))
 
 
-def ratios(decode: dict[str, Any], prefill: dict[str, Any], context: int) -> dict[str, dict[str, float]]:
+def ratios(names: list[str], decode: dict[str, Any], prefill: dict[str, Any]) -> dict[str, dict[str, float]]:
     """How many times faster the native kernels are than each of the others."""
-    best = decode[f"native {context}"]["tokens_per_s"], prefill["native 512"]["tokens_per_s"]
-    names = [key.rsplit(" ", 1)[0] for key in decode if key.endswith(f" {context}")]
+    measured = ((f"decode at {CONTEXTS[0]}", decode, CONTEXTS[0]), (f"prefill of {PROMPTS[0]}", prefill, PROMPTS[0]))
     return {
         f"native / {name}": {
-            f"decode at {context}": best[0] / decode[f"{name} {context}"]["tokens_per_s"],
-            "prefill of 512": best[1] / prefill[f"{name} 512"]["tokens_per_s"],
+            title: rates[f"native {length}"]["tokens_per_s"] / rates[f"{name} {length}"]["tokens_per_s"]
+            for title, rates, length in measured
         }
         for name in names
         if name != "native"
@@ -199,7 +200,7 @@ def ratios(decode: dict[str, Any], prefill: dict[str, Any], context: int) -> dic
 
 
 def run(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    """Write the folder, measure, delete it."""
+    """Write the folder, measure, print tables as they are complete, delete the folder."""
     from chatglm.loading import load
 
     with tempfile.TemporaryDirectory(prefix="chatglm-cpu-") as name:
@@ -211,14 +212,18 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
         write_folder(folder, args.layers, **keys)
         say("starting fresh processes")
         starts = measure_starts(folder)
+        print_table("start", starts)
         say("loading")
         model = load(folder, device="cpu").model
         ceilings = Ceilings()
         read, peak = ceilings.read_bytes_per_second(), ceilings.int8_operations_per_second()
+        print(f"\n{'read loop':24}{read / 1e9:24.1f} GB/s\n{'int8 peak':24}{peak / 1e9:24.0f} GOP/s")
         say("decoding")
         decode = measure_decode(model, args.kernels, ceilings)
+        print_table("decode at context", decode)
         say("prompts")
         prefill = measure_prefill(model, args.kernels, ceilings)
+        print_table("prefill of", prefill)
     return {
         "layers": args.layers,
         "bits": args.bits,
@@ -245,12 +250,8 @@ def main() -> None:
         print(json.dumps(measure_start(args.start, args.mmap)))
         return
     result = run(args, lambda sentence: print(sentence, file=sys.stderr))
-    print(f"{'read loop':24}{result['read_gb_per_s']:24.1f} GB/s\n{'int8 peak':24}{result['int8_gops']:24.0f} GOP/s")
-    print_table("start", result["start"])
-    print_table("decode at context", result["decode"])
-    print_table("prefill of", result["prefill"])
     if "native" in args.kernels and len(args.kernels) > 1:
-        print_table("times faster", ratios(result["decode"], result["prefill"], CONTEXTS[0]))
+        print_table("times faster", ratios(args.kernels, result["decode"], result["prefill"]))
     print(json.dumps(result))
 
 

@@ -4,8 +4,8 @@
     python -m benchmarks.load_memory --layers 2 --hidden-size 1024 --shards 4 --dtypes bf16
 
 The checkpoint has the architecture of ChatGLM-6B (its vocabulary included, both embedding tables stored and equal) and
-is deleted afterwards. The floor is the network in its final type; allowed above it is one shard. Prints a table, and
-one JSON line last. Linux only (reads /proc/self/status).
+is deleted afterwards. The floor is the network in its final type; allowed above it are 60 MB for the tokenizer, code
+pages and a buffer. Prints a table, and one JSON line last. Linux only (reads /proc/self/status).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from chatglm.models import FAMILIES
 from tests.folders import tiny_config, write_config, write_tokenizer
 
 DTYPE_SIZES = {"fp32": 4, "bf16": 2, "fp16": 2}
+ALLOWED_BYTES = 60 * 10**6
 
 
 def make_checkpoint(folder: Path, args: argparse.Namespace) -> None:
@@ -139,17 +140,16 @@ def main() -> None:
 
 
 def print_table(summary: dict[str, Any]) -> None:
-    """The numbers in GB, and the peak as a share of network + largest shard."""
+    """The numbers in GB, and the peak as a share of what is allowed."""
     shard = summary["largest_shard_bytes"]
     size = summary["file_bytes"]
     print(f"{summary['format']}: {size / 1e9:.2f} GB in {summary['shards']} shards, largest {shard / 1e9:.2f} GB")
     print("dtype  network GB  peak GB  allowed GB  peak/allowed  after GB  seconds")
     for run in summary["runs"]:
         model, peak, after = (run[f"{name}_bytes"] / 1e9 for name in ("model", "peak", "after"))
-        allowed = model + shard / 1e9
-        share = peak / allowed
+        allowed = model + ALLOWED_BYTES / 1e9
         print(
-            f"{run['dtype']:5}  {model:10.2f}  {peak:7.2f}  {allowed:10.2f}  {share:12.2f}  {after:8.2f}  "
+            f"{run['dtype']:5}  {model:10.2f}  {peak:7.2f}  {allowed:10.2f}  {peak / allowed:12.2f}  {after:8.2f}  "
             f"{run['seconds']:7.2f}"
         )
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.load_memory import ALLOWED_BYTES
 from chatglm.errors import (
     DamagedFileError,
     DeviceError,
@@ -568,7 +569,7 @@ def test_a_hub_model_that_does_not_exist(hub: Callable[[Download], None]) -> Non
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("form", ["bin", "safetensors"])
-def test_peak_memory_is_the_network_and_one_shard(form: str) -> None:
+def test_peak_memory_is_the_network(form: str) -> None:
     """About 300 MB in 4 shards, read in a fresh process."""
     size = ["--vocab-size", "20000", "--hidden-size", "1024", "--layers", "9", "--shards", "4"]
     command = [sys.executable, "-m", "benchmarks.load_memory", *size, "--format", form, "--dtypes", "fp16", "fp32"]
@@ -576,5 +577,4 @@ def test_peak_memory_is_the_network_and_one_shard(form: str) -> None:
     summary = json.loads(output.splitlines()[-1])
     assert 250e6 < summary["file_bytes"] < 350e6
     for run in summary["runs"]:
-        slack = 60e6  # the tokenizer, code pages and buffers of the allocator
-        assert run["peak_bytes"] < run["model_bytes"] + summary["largest_shard_bytes"] + slack
+        assert run["peak_bytes"] < run["model_bytes"] + ALLOWED_BYTES

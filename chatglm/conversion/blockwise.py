@@ -71,7 +71,7 @@ class BlockwiseNetwork:
         if transformer.prefix_encoder is not None:
             with self._loaded(transformer.prefix_encoder, "transformer.prefix_encoder"):
                 self._prefixes = transformer.prefix_encoder(1, torch.float32)
-        with self._loaded(transformer.word_embeddings, "transformer.word_embeddings"):
+        with self._loaded(transformer.word_embeddings, "transformer.word_embeddings", as_stored=True):
             return [self._embedded(sample) for sample in samples]
 
     def _embedded(self, sample: Sample) -> Activations:
@@ -129,9 +129,11 @@ class BlockwiseNetwork:
         return self._read(name).to(self.device)
 
     @contextmanager
-    def _loaded(self, part: nn.Module, path: str) -> Iterator[nn.Module]:
+    def _loaded(self, part: nn.Module, path: str, *, as_stored: bool = False) -> Iterator[nn.Module]:
+        """Give a part its values, in float32 or `as_stored`, while the `with` block runs."""
         values = {name: self._read(f"{path}.{name}").to(self.device) for name in part.state_dict()}
-        values = {name: value.float() if value.is_floating_point() else value for name, value in values.items()}
+        if not as_stored:
+            values = {name: value.float() if value.is_floating_point() else value for name, value in values.items()}
         part.load_state_dict(values, assign=True)
         del values
         try:

@@ -19,8 +19,10 @@ from chatglm.conversion.report import Evaluation
 from chatglm.conversion.rounding import Progress, relative
 from chatglm.conversion.samples import Sample
 from chatglm.doctor import Report
+from chatglm.errors import InvalidScoresError
 
 MIN_TOKENS = 32
+LARGEST_EXPONENT = 700.0  # of a float64; a network of random weights can be that surprised
 
 
 def evaluate(
@@ -38,6 +40,9 @@ def evaluate(
         samples: the text; what is said in each is predicted, prompts are not.
         device: where both compute, in float32.
         progress: called with (parts done, parts to do).
+
+    Raises:
+        InvalidScoresError: a network gives NaN or infinity for this text.
     """
     losses = _LayerLosses()
     with BlockwiseNetwork(before, device) as old, BlockwiseNetwork(after, device) as new:
@@ -146,4 +151,7 @@ class _Distribution:
         self.score_N = torch.where(is_here, found_N, self.score_N)
 
     def perplexity(self) -> float:
-        return math.exp(float((self.log_sum_N - self.score_N).double().mean()))
+        mean = float((self.log_sum_N - self.score_N).double().mean())
+        if not math.isfinite(mean):
+            raise InvalidScoresError("The scores for the evaluation text are not finite.", "Are the weights sound?")
+        return math.exp(min(mean, LARGEST_EXPONENT))

@@ -63,9 +63,9 @@ def round_stored(reader: WeightReader, name: str, packing: Packing) -> tuple[Ten
     packed, scales, lost, whole = [], [], 0.0, 0.0
     for block in reader.blocks(name):
         integers, scale = quantize_rows(block, packing.bits, packing.group_size)
-        exact = block.double()
-        lost += float((dequantize(integers, scale, packing.bits, torch.float32) - exact).square().sum())
-        whole += float(exact.square().sum())
+        difference = dequantize(integers, scale, packing.bits, torch.float32).sub_(block)
+        lost += float(difference.norm()) ** 2
+        whole += float(torch.linalg.vector_norm(block, dtype=torch.float32)) ** 2
         packed.append(integers.clone())  # the block's memory is used again
         scales.append(scale)
     return torch.cat(packed), torch.cat(scales), relative(lost, whole)

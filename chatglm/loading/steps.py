@@ -20,7 +20,7 @@ from chatglm.doctor import Report, examine
 from chatglm.doctor.weights import kept_parameters
 from chatglm.errors import DamagedFileError, InvalidRequestError
 from chatglm.loading.licence import notice_once
-from chatglm.loading.limits import NO_LIMIT, plan_blocks, quantizing_in_every_pass
+from chatglm.loading.limits import NO_LIMIT, Plan, plan_blocks, quantizing_in_every_pass
 from chatglm.loading.memory import check_memory, check_memory_options, memory_errors, memory_needed, type_for
 from chatglm.loading.network import Progress, fill_network, mapping_remark
 from chatglm.loading.prefix import StoredPrefix, check_prefix_fits, configure_prefix, find_prefix
@@ -106,23 +106,21 @@ def load(
     if quantize is not None:
         _ask_for_quantized(folder, examined.config, quantize, is_limited=limit is not None)
     network = _empty_network(examined, prefix, chosen_device, say)
-    stored, config, parameters = examined.tensors, network.config, kept_parameters(network, examined.tensors)
+    parameters = kept_parameters(network, examined.tensors)
     chosen_dtype = type_for(dtype, chosen_device, parameters)
-    need = memory_needed(parameters, config, chosen_dtype, chosen_device)
-    plan = NO_LIMIT
+    need, plan = memory_needed(parameters, network.config, chosen_dtype, chosen_device), NO_LIMIT
     if limit is not None:
-        plan = plan_blocks(network, folder, stored, chosen_dtype, limit)
+        plan = plan_blocks(network, folder, examined.tensors, chosen_dtype, limit)
         need = MemoryEstimate(plan.weights_bytes, need.cache_bytes)
-    check_memory(folder, need, config.max_sequence_length, chosen_dtype, chosen_device, say)
+    check_memory(folder, need, network.config.max_sequence_length, chosen_dtype, chosen_device, say)
     is_demo = folder.resolve() == CHECKPOINT.resolve()
     for remark in (plan.remark, "" if is_demo else notice_once()):
         if remark:
             say(remark)
-    close: Callable[[], object] = _nothing
     with memory_errors(folder, chosen_device):
         filled = fill_network(
             network,
-            {name: tensor for name, tensor in stored.items() if not plan.has(name)},
+            {name: tensor for name, tensor in examined.tensors.items() if not plan.has(name)},
             dtype=chosen_dtype,
             device=chosen_device,
             prefix=prefix.read() if prefix is not None else {},
@@ -130,8 +128,7 @@ def load(
             is_left_out=plan.has,
             progress=progress,
         )
-        if plan.streamed:
-            close = stream_blocks(network, plan.streamed, stored, dtype=chosen_dtype, num_slots=plan.num_slots)
+        close = _stream(network, plan, examined, chosen_dtype)
     if mmap and (remark := mapping_remark(folder, filled)):
         say(remark)
     network.eval()
@@ -185,6 +182,13 @@ def _empty_network(
     if prefix is not None:
         check_prefix_fits(prefix, {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()})
     return network
+
+
+def _stream(network: Any, plan: Plan, examined: Report, dtype: torch.dtype) -> Callable[[], object]:
+    """Let the blocks of `plan` be read as they are needed; what ends that."""
+    if not plan.streamed:
+        return _nothing
+    return stream_blocks(network, plan.streamed, examined.tensors, dtype=dtype, num_slots=plan.num_slots)
 
 
 def _ask_for_quantized(folder: Path, config: Any, bits: int, *, is_limited: bool) -> None:

@@ -49,9 +49,9 @@ class _PackedWeight(nn.Module):
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=scale.device)).dtype
         super()._apply(fn, recurse)
         # bfloat16 has 8 bits of precision, which would spoil a scale; those of groups are many, so they stay half.
-        if self.weight_scale.dtype == torch.bfloat16 or self.group_size:
-            kept = scale.to(self.weight_scale.device)
-            self.weight_scale = nn.Parameter(kept, requires_grad=False)
+        if (self.weight_scale.dtype == torch.bfloat16 or self.group_size) and not scale.is_meta:
+            # In place: a table's embedding and head share their scales, and go on doing so.
+            self.weight_scale.data = scale.to(self.weight_scale.device)
         return self
 
 

@@ -13,16 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from chatglm.engine import Handle, Stats
-from chatglm.errors import PromptTooLongError
 from chatglm.pipeline import Pipeline
 from chatglm.serving.answer import Answer
 from chatglm.serving.errors import ShuttingDownError
 from chatglm.serving.metrics import Metrics
 from chatglm.serving.settings import Settings
-
-# No token of any published vocabulary stands for more characters (the run of 80 blanks is the longest).
-LONGEST_TOKEN = 80
-
 
 class Desk:
     """One per server.
@@ -58,7 +53,6 @@ class Desk:
             InvalidRequestError: the request cannot be answered.
         """
         self._require_open()
-        self._refuse_hopeless(query)
         given = {"system": system, **parameters}
         chosen = {**self.settings.defaults, **{name: value for name, value in given.items() if value is not None}}
         handle = self.pipeline.submit(query, history, deadline=self.settings.request_timeout, **chosen)
@@ -95,11 +89,3 @@ class Desk:
     def _require_open(self) -> None:
         if self._is_closed:
             raise ShuttingDownError("The server is shutting down.", "Try again when it is back.")
-
-    def _refuse_hopeless(self, query: str) -> None:
-        """Megabytes are refused by their length alone: turning them into tokens first would take seconds."""
-        limit = self.pipeline.context_limit
-        if len(query) > limit * LONGEST_TOKEN:
-            raise PromptTooLongError(
-                f"The message has {len(query)} characters, which cannot fit into {limit} tokens.", "Shorten it."
-            )

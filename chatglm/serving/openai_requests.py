@@ -15,14 +15,13 @@ from pydantic import BeforeValidator, Field
 
 from chatglm.messages import Message
 from chatglm.serving.openai_messages import Conversation, to_conversation
-from chatglm.serving.options import MAX_SEED, FromOne, FromZero, Number, StopStrings, Strict, Text, listed, whole_number
+from chatglm.serving.options import NUM_SEEDS, FromOne, FromZero, Number, StopStrings, Strict, Text, listed, whole_number
 
 MAX_CHOICES = 8
 MAX_PROMPTS = 16
 _Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)]
-_AnySeed = Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED)]
 Choices = Annotated[_Choices, whole_number(_Choices)]
-AnySeed = Annotated[_AnySeed, whole_number(_AnySeed)]
+Seed = Annotated[int, whole_number(int)]
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, for /v1/completions
 
 
@@ -102,7 +101,7 @@ class CompletionOptions(Strict):
     repetition_penalty: Annotated[Number, Field(ge=0.1, le=10)] | None = None
     max_tokens: FromOne | None = Field(None, description="Tokens of the answer; more than fits is clamped.")
     max_length: FromOne | None = Field(None, description="Tokens of prompt and answer together.")
-    seed: AnySeed | None = None
+    seed: Seed | None = None
     stop: StopStrings | None = None
 
     @property
@@ -123,7 +122,7 @@ class CompletionOptions(Strict):
             "max_new_tokens": self.max_tokens,
             "max_length": self.max_length,
             "stop": self.stop,
-            "seed": None if self.seed is None else (self.seed + choice) % 2**64,
+            "seed": None if self.seed is None else (self.seed + choice) % NUM_SEEDS,
         }
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 MAX_STOP_STRINGS = 16
-MAX_SEED = 2**63 - 1
+NUM_SEEDS = 2**63  # larger ones begin again at 0
 Text = Annotated[str, Field(min_length=1)]
 Round = Annotated[list[str], Field(min_length=2, max_length=2)]
 
@@ -33,10 +33,8 @@ def listed(value: Any) -> Any:
 
 _FromZero = Annotated[int, Field(ge=0)]
 _FromOne = Annotated[int, Field(ge=1)]
-_Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 FromZero = Annotated[_FromZero, whole_number(_FromZero)]
 FromOne = Annotated[_FromOne, whole_number(_FromOne)]
-Seed = Annotated[_Seed, whole_number(_Seed)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 _StopList = Annotated[list[Text], Field(max_length=MAX_STOP_STRINGS)]
 StopStrings = Annotated[_StopList, BeforeValidator(listed, json_schema_input_type=Text | _StopList)]
@@ -81,13 +79,14 @@ class AnswerOptions(Strict):
     top_k: FromZero | None = Field(None, description="0 = all tokens.")
     temperature: Annotated[Number, Field(ge=0)] | None = Field(None, description="0 = greedy.")
     repetition_penalty: Annotated[Number, Field(ge=0.1, le=10)] | None = None
-    seed: Seed | None = Field(None, description="Same seed, same answer.")
+    seed: FromZero | None = Field(None, description="Same seed, same answer.")
     stop: StopStrings | None = Field(None, description="Strings that end the answer; they are not part of it.")
     system: str | None = Field(None, description="Instruction put in front of the conversation.")
 
     def parameters(self) -> dict[str, Any]:
         """Generation parameters and `system`; None = the default."""
-        return {name: getattr(self, name) for name in AnswerOptions.model_fields}
+        values = {name: getattr(self, name) for name in AnswerOptions.model_fields}
+        return {**values, "seed": None if self.seed is None else self.seed % NUM_SEEDS}
 
 
 class StreamRequest(AnswerOptions):

@@ -45,7 +45,12 @@ def make_router(desk: Desk) -> APIRouter:
     return router
 
 
-EVENT_STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string", "contentMediaType": "application/json"}},
+    "required": ["data"],
+}
+EVENT_STREAM: dict[str, Any] = {"text/event-stream": {"itemSchema": _EVENT}}
 
 
 def event_stream(events: AsyncIterator[ServerSentEvent], settings: Settings) -> EventSourceResponse:

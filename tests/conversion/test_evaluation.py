@@ -11,10 +11,11 @@ import torch
 
 from chatglm.conversion import blockwise, evaluate, examined, make_plan, quantize_folder, read_samples
 from chatglm.conversion.samples import Sample
+from chatglm.errors import InvalidScoresError
 from chatglm.loading import load
 from chatglm.quantization import kernels
 from tests.conversion.text import write_text
-from tests.folders import make_folder
+from tests.folders import make_folder, write_weights
 
 CPU = torch.device("cpu")
 
@@ -80,3 +81,13 @@ def test_more_bits_are_less_error(tmp_path: Path) -> None:
     errors = [evaluate(report, examined(folder), samples, CPU) for folder in (coarse, tmp_path / "fine")]
     assert 10 * errors[1].logit_error < errors[0].logit_error
     assert all(10 * errors[1].layers[name] < error for name, error in errors[0].layers.items())
+
+
+def test_scores_that_are_not_finite_are_no_agreement(tmp_path: Path) -> None:
+    tensors = make_folder(tmp_path / "model", "safetensors")
+    tensors["transformer.final_layernorm.weight"][0] = float("nan")
+    write_weights(tmp_path / "model", tensors, "safetensors")
+    report = examined(tmp_path / "model")
+    samples = read_samples(write_text(tmp_path / "text.txt", 100), report, 10**9, 1, 0)
+    with pytest.raises(InvalidScoresError, match="not finite"):
+        evaluate(report, report, samples, CPU)

@@ -16,6 +16,7 @@ from chatglm.generation.config import GenerationConfig
 from chatglm.generation.decode import Delta, stream_text
 from chatglm.models.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
 from chatglm.pipeline import load_pipeline
+from tests.engine.rounding import skip_without_even_bfloat16
 from tests.golden.cases import build
 
 PREFIXES = ("prefix_embedding", "prefix_projection")
@@ -86,6 +87,8 @@ def alone(model: Any, request: Asked) -> list[Delta]:
 @given(requests=st.lists(asked, min_size=2, max_size=5))
 @settings(max_examples=8, deadline=None)
 def test_together_as_alone(name: str, requests: list[Asked]) -> None:
+    if "bf16" in name:
+        skip_without_even_bfloat16()
     model = network(name)
     engine = Engine(model, IdTokenizer(), max_running=4)
     handles = []

@@ -48,7 +48,8 @@ class BatchMixin:
         """Rows of a product from which on each row's result is the same, bit for bit, however many there are.
 
         On a CPU bfloat16 products have a kernel of their own for a single row. It rounds differently, which tells in
-        eight bits of precision, and is not faster; so a single row takes one more along that nobody reads.
+        eight bits of precision, and is not faster; so a single row takes one more along that nobody reads. Processors
+        with AVX-512 but without bfloat16 instructions need more than that, and answers may differ there.
         """
         is_on_cpu = self.transformer.final_layernorm.weight.is_cpu
         return 2 if is_on_cpu and self._compute_dtype == torch.bfloat16 else 1

@@ -27,6 +27,11 @@ from chatglm.messages import Message
 from chatglm.models.chatglm.tokenization_chatglm import ChatGLMTokenizer
 
 
+# No token of the vocabulary stands for more characters: the longest is the run of 80 blanks. What is longer than so
+# many characters for every token that fits is dropped or refused unread: encoding megabytes takes seconds.
+LONGEST_TOKEN = 80
+
+
 @dataclass(frozen=True)
 class EncodedPrompt:
     """A prompt as the model takes it.
@@ -45,6 +50,15 @@ class _Conversation:
     system: str
     rounds: list[tuple[str, str]]
     query: str
+
+    def rounds_beyond(self, num_characters: int) -> int:
+        """How many of the oldest rounds lie beyond the newest so many characters."""
+        left = num_characters - len(self.system) - len(self.query)
+        for number in reversed(range(len(self.rounds))):
+            left -= len(self.rounds[number][0]) + len(self.rounds[number][1])
+            if left < 0:
+                return number + 1
+        return 0
 
     def render(self, dropped_rounds: int = 0) -> str:
         rounds = self.rounds[dropped_rounds:]
@@ -85,12 +99,19 @@ def encode_chat(tokenizer: ChatGLMTokenizer, messages: Sequence[Message], limit:
         ids = tokenizer.encode_plain(conversation.render(dropped_rounds))
         return tokenizer.build_inputs_with_special_tokens(ids)
 
-    input_ids = encode(0)
+    num_characters = len(conversation.system) + len(conversation.query)
+    if num_characters > limit * LONGEST_TOKEN:
+        raise PromptTooLongError(
+            f"The message is {num_characters} characters long; fewer than {limit} tokens fit.",
+            "Shorten it, or raise max_length.",
+        )
+    beyond = conversation.rounds_beyond(limit * LONGEST_TOKEN)
+    input_ids = encode(beyond)
     if len(input_ids) < limit:
-        return EncodedPrompt(input_ids, 0)
+        return EncodedPrompt(input_ids, beyond)
     num_rounds = len(conversation.rounds)
     # Every dropped round shortens the prompt, so the fewest that help are found by halving.
-    dropped = bisect.bisect_left(range(num_rounds), True, key=lambda number: len(encode(number)) < limit)
+    dropped = bisect.bisect_left(range(num_rounds), True, lo=beyond, key=lambda number: len(encode(number)) < limit)
     input_ids = encode(dropped)
     if len(input_ids) >= limit:
         raise PromptTooLongError(

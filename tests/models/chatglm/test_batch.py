@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+from tests.engine.rounding import skip_without_even_bfloat16
 from tests.golden.cases import FLOAT32_BOUND, build
 
 FOLDERS = ("chatglm_v1/main", "chatglm_v1/prefix_embedding", "chatglm_v1/prefix_projection", "chatglm_v1/positions_1d")
@@ -68,6 +69,7 @@ def test_alone_is_a_pass_over_the_whole_sequence(folder: str) -> None:
 @torch.inference_mode()
 def test_bfloat16_is_the_same_to_the_bit_in_any_company() -> None:
     """A single row has a kernel of its own for weights of some size, which rounds differently; so no row is single."""
+    skip_without_even_bfloat16()
     main = build("chatglm_v1/main").config.to_dict()
     sizes = {"hidden_size": 2048, "inner_hidden_size": 4096, "num_layers": 1, "num_attention_heads": 16}
     torch.manual_seed(0)

@@ -98,3 +98,6 @@ def test_a_query_too_long_by_itself_is_refused_with_its_length() -> None:
     with pytest.raises(PromptTooLongError, match=rf"{alone} tokens.*fewer than {alone} fit"):
         encode_chat(tok, messages, limit=alone)
     assert encode_chat(tok, messages, limit=alone + 1).dropped_rounds == len(PAST)
+
+
+def test_megabytes_are_dropped_or_refused_unread(name: str) -> None: ...

@@ -134,7 +134,7 @@ def instruction_set(isa: int) -> Iterator[None]:
         library.chatglm_use_isa(len(ISA_NAMES) - 1)
 
 
-def multiply(function: Callable[..., int], product: Product, threads: int = 2) -> Tensor:
+def multiply(function: Callable[..., int], product: Product, threads: int = 1) -> Tensor:
     """One of the library's products; every tensor ends at a page that must not be touched, the result is poisoned."""
     x, weight, scale = guarded(product.x), guarded(product.weight), guarded(product.scale)
     bias = None if product.bias is None else guarded(product.bias)

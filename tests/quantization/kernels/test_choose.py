@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from chatglm.errors import InvalidRequestError, OutOfMemoryError
 from chatglm.quantization import kernels
@@ -186,6 +187,7 @@ def test_one_openmp_for_torch_and_the_library() -> None:
         pytest.skip("This system does not list the libraries of a process.")
     native()
     product = random_product(1, 300, 1024, 8)
+    torch.set_num_threads(2)
     with kernels.use("native"):
         kernels.linear(product.x, *product.arguments)
     paths = {Path(line.split()[-1]) for line in maps.read_text().splitlines() if line.endswith((".so.1", ".so"))}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatglm.quantization.kernels import self_test
@@ -59,7 +59,7 @@ def test_products_of_ragged_shapes(bits: int) -> None:
         assert_is_product(multiply(native().library.chatglm_linear_int8, product), product, BOUND, as_int8=True)
 
 
-@laws
+@settings(laws, max_examples=50)
 @given(
     bits=st.sampled_from([4, 8]),
     group_size=st.sampled_from([0, 32, 64, 128]),

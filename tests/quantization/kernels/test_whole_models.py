@@ -30,15 +30,6 @@ NEW_TOKENS = 12
 LOGIT_BOUNDS = {"exact": 2e-5, "torch": 0.01, "native": 0.03}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These models are too small for two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @functools.cache
 def demo(bits: int) -> LoadedModel:
     native()
