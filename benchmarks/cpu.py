@@ -112,8 +112,8 @@ def measure_prefill(model: Any, names: list[str], ceilings: Ceilings) -> dict[st
     result: dict[str, Any] = {}
     for length in PROMPTS:
         for name in names:
-            if name == "reference" and length != PROMPTS[0]:
-                continue  # minutes
+            if name in ("reference", "exact") and length != PROMPTS[0]:
+                continue  # minutes, and per token no different
             rates, fractions = [], []
             for _ in range(ROUNDS if name == "native" else 1):
                 with kernels.use(name):

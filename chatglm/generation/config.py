@@ -22,6 +22,10 @@ CHAT_DEFAULTS: dict[str, Any] = {
 }
 
 
+# Scores divided by less would leave the range of float32; sampling is greedy long before.
+LEAST_TEMPERATURE = 1e-6
+
+
 @dataclass(frozen=True)
 class GenerationConfig:
     """How one answer is made.
@@ -73,7 +77,7 @@ class GenerationConfig:
     @property
     def is_greedy(self) -> bool:
         """Whether the best token is always taken."""
-        return not self.do_sample or self.temperature == 0 or self.top_k == 1
+        return not self.do_sample or self.temperature < LEAST_TEMPERATURE or self.top_k == 1
 
     @classmethod
     def names(cls) -> set[str]:

@@ -51,6 +51,13 @@ def _origins(text: str) -> tuple[str, ...]:
     return origins
 
 
+def _key(text: str) -> str:
+    """An API key; an empty one would leave the door open for want of a variable's value."""
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise argparse.ArgumentTypeError("a key is made of ASCII characters without blanks, and not empty")
+    return text
+
+
 def _switch(text: str) -> bool:
     if text not in ("0", "1"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither 0 nor 1")
@@ -162,7 +169,8 @@ def make_parser(
     parser.add_argument(
         "--api-key",
         metavar="KEY",
-        default=environment.get(API_KEY_VARIABLE) or None,
+        type=_key,
+        default=environment.get(API_KEY_VARIABLE),
         help=f"客户端须以 Authorization: Bearer KEY 提供的密钥\nkey that clients must send as a bearer token\n"
         f"(default: none; ${API_KEY_VARIABLE} keeps it out of the process list)",
     )
@@ -175,7 +183,7 @@ def make_settings(arguments: argparse.Namespace) -> Settings:
     return Settings(
         host=arguments.host,
         port=arguments.port,
-        api_key=arguments.api_key or None,
+        api_key=arguments.api_key,
         cors=arguments.cors,
         max_running=arguments.max_running,
         max_waiting=arguments.max_waiting,

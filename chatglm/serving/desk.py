@@ -19,6 +19,7 @@ from chatglm.serving.errors import ShuttingDownError
 from chatglm.serving.metrics import Metrics
 from chatglm.serving.settings import Settings
 
+
 class Desk:
     """One per server.
 

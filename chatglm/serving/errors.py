@@ -135,7 +135,7 @@ class Refusal:
 
 
 def refuse(error: Exception) -> Refusal:
-    """`Refusal.of` where nobody else would log a defect of ours, as in the middle of a stream."""
+    """`Refusal.of`, and a line with the traceback in the log if the error is a defect of ours."""
     if not isinstance(error, ChatGLMError):
         logger.error("An answer failed.", exc_info=error)
     return Refusal.of(error)

@@ -9,10 +9,14 @@ from collections.abc import Callable, Coroutine, MutableMapping
 from typing import Any
 
 from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 
+from chatglm.errors import ChatGLMError
 from chatglm.serving.bodies import parse_json, require_json_type
 from chatglm.serving.errors import InvalidBodyError
+from chatglm.serving.refusals import respond
 
 # Kept for the length of a scope, beside FastAPI's own entries.
 _ERROR = "chatglm.body_error"
@@ -46,10 +50,13 @@ class StrictJsonRoute(APIRoute):
             request = StrictJsonRequest(_as_json(request.scope), request.receive)
             try:
                 return await handle(request)
-            except Exception:
+            except Exception as error:
                 if _ERROR in request.scope:
                     raise request.scope[_ERROR] from None
-                raise
+                if isinstance(error, (ChatGLMError, HTTPException, RequestValidationError)):
+                    raise
+                # Beyond this point a defect would be answered too, but its connection be closed.
+                return respond(error, request.url.path)
 
         return read_and_handle
 

@@ -15,7 +15,17 @@ from pydantic import BeforeValidator, Field
 
 from chatglm.messages import Message
 from chatglm.serving.openai_messages import Conversation, to_conversation
-from chatglm.serving.options import NUM_SEEDS, FromOne, FromZero, Number, StopStrings, Strict, Text, listed, whole_number
+from chatglm.serving.options import (
+    NUM_SEEDS,
+    FromOne,
+    FromZero,
+    Number,
+    StopStrings,
+    Strict,
+    Text,
+    listed,
+    whole_number,
+)
 
 MAX_CHOICES = 8
 MAX_PROMPTS = 16

@@ -14,14 +14,14 @@ from starlette.exceptions import HTTPException
 
 from chatglm.errors import ChatGLMError
 from chatglm.serving.bodies import describe
-from chatglm.serving.errors import InvalidFieldError, Refusal
+from chatglm.serving.errors import InvalidFieldError, refuse
 
 OPENAI_PREFIX = "/v1/"
 
 
 def respond(error: Exception, path: str) -> JSONResponse:
     """What a client of `path` gets to see of an error."""
-    refusal = Refusal.of(error)
+    refusal = refuse(error)
     if not path.startswith(OPENAI_PREFIX):
         return JSONResponse({"detail": refusal.sentence}, refusal.row.status, refusal.headers)
     # OpenAI's own server has no 422.

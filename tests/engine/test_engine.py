@@ -557,6 +557,30 @@ def test_closing_while_callers_storm_in_and_cancel() -> None:
     assert stats.blocks_free == stats.blocks_total
 
 
+def test_two_thousand_mixed_requests_leave_nothing_behind() -> None:
+    """A tenth leaves early, a tenth breaks, a tenth cannot be taken at all."""
+    model = CountingModel(context=200)
+    config = GenerationConfig(seed=5, max_new_tokens=6)
+
+    def call(number: int) -> str | None:
+        prompt = {1: [3, RAISES], 2: [1] * 200}.get(number % 10, [number % 37 + 1, 2])
+        try:
+            handle = one.submit(prompt, config)
+            if number % 10 == 0:
+                handle.cancel()
+            return handle.result(SOON).finish_reason
+        except (BrokenStepError, PromptTooLongError) as error:
+            return type(error).__name__
+
+    with running(model, max_running=8, max_waiting=8, memory_limit=600) as one, ThreadPoolExecutor(16) as pool:
+        ends = list(pool.map(call, range(2000)))
+        stats = one.stats()
+    assert (ends.count("BrokenStepError"), ends.count("PromptTooLongError")) == (200, 200)
+    assert set(ends[::10]) <= {"cancelled", "stop", "length"}
+    assert (stats.finished, stats.failed) == (1600 - stats.cancelled, 200)
+    assert model.most_positions <= 600
+
+
 def engine_threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name == "chatglm-engine"}
 

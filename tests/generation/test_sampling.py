@@ -106,6 +106,13 @@ def test_greedy_and_seeds() -> None:
     assert new_generator(None, cpu) is None
 
 
+@pytest.mark.parametrize("temperature", [1e-40, 1e-320])
+def test_a_temperature_next_to_nothing_is_greedy(temperature: float) -> None:
+    """Divided by it the scores would be infinite."""
+    scores = torch.tensor([1.0, 30.0, 29.9, -5.0])
+    assert pick(scores, GenerationConfig(temperature=temperature), None) == 1
+
+
 def test_drawing_follows_the_probabilities() -> None:
     scores = torch.tensor([2.0, 1.0, 0.0, -50.0])
     config = GenerationConfig(temperature=1.0, top_k=0, top_p=1.0)

@@ -73,13 +73,13 @@ class Server:
         return (stats.running, stats.waiting, stats.slots_used) == (0, 0, 0) and stats.blocks_free == stats.blocks_total
 
 
-def break_after(patch: pytest.MonkeyPatch, num_steps: int) -> None:
+def break_after(patch: pytest.MonkeyPatch, num_steps: int, error: type[Exception] = InvalidScoresError) -> None:
     """From then on every step of every request fails."""
     steps = itertools.count()
 
     def break_down(scores: object) -> None:
         if next(steps) >= num_steps:
-            raise InvalidScoresError(BROKEN)
+            raise error(BROKEN)
 
     patch.setattr(next_token, "require_finite", break_down)
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from chatglm.pipeline import Pipeline
-from tests.serving.servers import MUCH, PATIENCE_S, Server, eventually, open_socket, serving
+from tests.serving.servers import BROKEN, MUCH, PATIENCE_S, Server, break_after, eventually, open_socket, serving
 
 STREAMED = {
     "/stream": {"prompt": "hello"},
@@ -128,6 +128,23 @@ def test_health_answers_while_answers_are_made(endless: Server) -> None:
     for each in sockets:
         each.close()
     eventually(endless.is_idle)
+
+
+def test_a_defect_of_ours_is_a_sentence_too(endless: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not written for people stays in the log."""
+    with monkeypatch.context() as patch:
+        break_after(patch, 0, RuntimeError)
+        replies = {path: endless.post(path, json=body) for path, body in WHOLE.items()}
+        streams = {path: endless.post(path, json=body).text for path, body in STREAMED.items()}
+    for path, reply in replies.items():
+        assert reply.status_code == 500, path
+        assert "its log says why" in reply.text
+        assert BROKEN not in reply.text
+    for text in streams.values():
+        assert "its log says why" in text
+        assert BROKEN not in text
+    eventually(endless.is_idle)
+    assert endless.post("/", json={"prompt": "hello", "max_length": 9}).status_code == 200
 
 
 def test_the_server_end_cancels_what_does_not_finish(babbler: Pipeline) -> None:

@@ -101,6 +101,8 @@ def test_a_port_in_use_is_found_out_before_the_model_is_loaded(script: str) -> N
         (["--port", "99999"], "'99999' is not a whole number of 0 to 65535"),
         (["--max-running", "0"], "'0' is not a whole number of 1 or more"),
         (["--cors", "localhost"], "'localhost' is no origin"),
+        (["--api-key", ""], "a key is made of ASCII characters"),
+        (["--api-key", "a b"], "a key is made of ASCII characters"),
         (["--request-timeout", "-1"], "'-1' is not a number of seconds"),
         (["--top-p", "7"], "top_p must be at least 0 and at most 1"),
     ],

@@ -1,4 +1,4 @@
-"""Schemathesis against the OpenAPI schema: what it calls valid is answered, what it does not is refused, nothing breaks.
+"""Schemathesis: what the OpenAPI schema calls valid is answered, what it does not is refused, nothing breaks.
 
 The model has a context of 48 tokens, so that every answer is short.
 """
@@ -18,6 +18,7 @@ from tests.folders import make_folder
 from tests.serving.servers import Server, eventually, serving
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
+COMMAND = (sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG))
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +34,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_every_operation_keeps_its_promises(short: Server, tmp_path: Path) -> None:
     """Examples, boundary values, random bodies and sequences; the seed is fixed, so a failure comes again."""
     result = subprocess.run(
-        [sys.executable, "-m", "schemathesis.cli", "--config-file", CONFIG, "run", f"{short.url}/openapi.json"]
-        + ["--seed", "1", "--no-color"],
+        [*COMMAND, "run", f"{short.url}/openapi.json", "--seed", "1", "--no-color"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -16,6 +16,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from chatglm.serving.access import check_key
 from chatglm.serving.bodies import Model, parse_json, require_json_type, validate
 from chatglm.serving.errors import BodyTooLargeError, refuse
+from chatglm.serving.metrics import CONTENT_TYPE
 from chatglm.serving.polling.records import Code
 from chatglm.serving.polling.requests import PollingChat, PollingId
 from chatglm.serving.polling.workers import Workers
@@ -61,6 +62,10 @@ def _add_routes(app: Flask, workers: Workers) -> None:
     @app.get("/health")
     def health() -> Response:
         return jsonify({"status": "ok"})
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        return Response(workers.render_metrics(), content_type=CONTENT_TYPE)
 
 
 def _add_access(app: Flask, settings: Settings) -> None:

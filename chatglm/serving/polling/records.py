@@ -132,7 +132,7 @@ class Records:
         return len(self._unfinished) + len(self._finished)
 
     def _forget_old(self) -> None:
-        """Done at every access, so that no thread has to wake up for it. The oldest come first, so few are looked at."""
+        """Done at every access, so that no thread has to wake up for it. The oldest come first."""
         now = self._clock()
         while self._finished:
             _, ended = next(iter(self._finished.values()))

@@ -8,6 +8,7 @@ Knows: waitress, signals, the bound of a shutdown. Does not know routes.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from typing import Any
@@ -33,6 +34,8 @@ LAST_READS_SECONDS = 1.5
 def make_server(app: Any, start: Start) -> Any:
     """A waitress server on the bound socket."""
     start.bound.listen(MAX_CONNECTIONS)
+    # Requests that wait for one of the threads are no news: each takes a millisecond.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     return create_server(
         app,
         sockets=[start.bound],

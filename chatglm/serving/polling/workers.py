@@ -70,6 +70,10 @@ class Workers:
             self._end(request_id, *task)
         return Code.OK
 
+    def render_metrics(self) -> bytes:
+        """Figures of the server in Prometheus' text format."""
+        return self._desk.metrics.render()
+
     def drain(self, timeout: float, is_urgent: Callable[[], bool]) -> None:
         """Let what runs and waits go on for some seconds, or until it is urgent; cancel the rest, wait for threads."""
         end = time.monotonic() + timeout

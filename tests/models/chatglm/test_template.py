@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chatglm.errors import InvalidRequestError, PromptTooLongError
 from chatglm.messages import Message, check_history, to_messages
-from chatglm.models.chatglm.template import encode_chat, render
+from chatglm.models.chatglm.template import LONGEST_TOKEN, encode_chat, render
+from chatglm.models.chatglm.tokenization_chatglm import ChatGLMTokenizer
+from tests.folders import make_folder
 from tests.tokenizers import ALL, TRAINED, golden_items, laws, tokenizer
 
 PAST = [("你好", "你好！"), ("1+1=?", "2\n"), ("  a", "b\tc")]
@@ -100,4 +104,26 @@ def test_a_query_too_long_by_itself_is_refused_with_its_length() -> None:
     assert encode_chat(tok, messages, limit=alone + 1).dropped_rounds == len(PAST)
 
 
-def test_megabytes_are_dropped_or_refused_unread(name: str) -> None: ...
+def test_megabytes_are_dropped_or_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    tok = tokenizer("small")
+    num_read: list[int] = []
+    encode = tok.encode_plain
+    monkeypatch.setattr(tok, "encode_plain", lambda text: num_read.append(len(text)) or encode(text))
+    history = [("hello " * 500, "world " * 500)] * 200 + [("hello", "world")]
+    assert encode_chat(tok, to_messages("hello", history), limit=100).dropped_rounds == 200
+    assert max(num_read) < 100 * LONGEST_TOKEN + 1000
+    num_read.clear()
+    with pytest.raises(PromptTooLongError, match="1000000 characters long; fewer than 100 tokens fit"):
+        encode_chat(tok, to_messages("x" * 1_000_000, []), limit=100)
+    assert not num_read
+
+
+def test_what_could_fit_is_never_dropped_unread(tmp_path: Path) -> None:
+    """Blanks are the most characters a token can stand for."""
+    make_folder(tmp_path)
+    tok = ChatGLMTokenizer.from_pretrained(tmp_path)
+    blanks = " " * LONGEST_TOKEN
+    assert len(tok.encode_plain(blanks * 5)) <= 6
+    messages = to_messages(blanks * 5, [(blanks * 5, blanks * 5)])
+    length = len(encode_chat(tok, messages, limit=2048).input_ids)
+    assert encode_chat(tok, messages, limit=length + 1).dropped_rounds == 0

@@ -1,0 +1,32 @@
+"""The load script: a small mix in every run, the long one on request."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from benchmarks.load import run, started
+from tests.serving.servers import Server
+
+GROWTH_MB = 60
+
+
+def test_a_small_mix(server: Server) -> None:
+    report = asyncio.run(run(server.url, num_requests=40, num_clients=8))
+    assert report["wrong"] == []
+    assert report["statuses"]["malformed"] == 4
+    assert report["statuses"]["200"] + report["statuses"]["left"] == 36
+    assert report["still_running"] == report["blocks_not_free"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_two_thousand_requests_leave_nothing_behind() -> None:
+    with started([]) as url:
+        report = asyncio.run(run(url, num_requests=2000, num_clients=25))
+    assert report["wrong"] == []
+    assert report["statuses"]["malformed"] == 200
+    assert report["still_running"] == report["blocks_not_free"] == 0
+    after_warm_up, at_the_end = report["memory_mb"]
+    assert at_the_end - after_warm_up < GROWTH_MB
