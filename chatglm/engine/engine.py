@@ -189,7 +189,7 @@ class Engine:
         for request in present:
             request.end_if_unwanted()
         running = self._settle(present)
-        self._prefill(next_prompts(running))
+        self._prefill(next_prompts(running, self._model.prompt_tokens_at_once))
         self._decode([request for request in running if request.cache is not None])
         self._settle(running)
 

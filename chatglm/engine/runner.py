@@ -15,10 +15,6 @@ from torch import Tensor
 from chatglm.engine.request import Request
 from chatglm.generation.decode import DecodableModel, memory_errors
 
-# Prompts go into one call up to so many ids together: short ones gain by sharing the reading of the weights, long ones
-# do not, and those who are being answered should not wait for long.
-PROMPT_TOKENS = 256
-
 
 class BatchModel(DecodableModel, Protocol):
     """What a family's network offers to the engine.
@@ -27,10 +23,12 @@ class BatchModel(DecodableModel, Protocol):
         visibility: "prefix" if every id of a prompt sees all of it, "causal" if only what is before it. Whole prompts
             are right for both; only a causal one could be cut or share its beginning with another.
         position_bytes: bytes that a cache takes for one position.
+        prompt_tokens_at_once: ids of several prompts that are taken in faster by one call than one prompt by one.
     """
 
     visibility: str
     position_bytes: int
+    prompt_tokens_at_once: int
 
     def cache_positions(self, num_tokens: int) -> int:
         """Positions that a cache for so many tokens holds, those that belong to the network itself included."""
@@ -104,14 +102,17 @@ class Runner:
             return self._model.decode_together(last, layouts, caches)
 
 
-def next_prompts(requests: Sequence[Request]) -> list[Request]:
-    """The first requests without a cache whose prompts go into one call; at least one if there is one."""
+def next_prompts(requests: Sequence[Request], num_tokens_at_once: int) -> list[Request]:
+    """The first requests without a cache whose prompts go into one call, so that nobody waits long for it.
+
+    So many that they have no more ids than that together, but at least one if there is one.
+    """
     chosen: list[Request] = []
     num_tokens = 0
     for request in requests:
         if request.cache is None:
             num_tokens += request.prompt.shape[1]
-            if chosen and num_tokens > PROMPT_TOKENS:
+            if chosen and num_tokens > num_tokens_at_once:
                 break
             chosen.append(request)
     return chosen

@@ -50,6 +50,7 @@ class CountingModel:
     device = torch.device("cpu")
     visibility = "prefix"
     position_bytes = 1
+    prompt_tokens_at_once = 256
 
     def __init__(self, context: int = 1000, on_step: Callable[[], object] = lambda: None) -> None:
         self.config = SimpleNamespace(max_sequence_length=context, eos_token_id=END)

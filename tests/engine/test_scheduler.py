@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from chatglm.engine.blocks import BLOCK_TOKENS, BlockPool, blocks_for, count_blocks
 from chatglm.engine.request import Request
-from chatglm.engine.runner import PROMPT_TOKENS, next_prompts
+from chatglm.engine.runner import next_prompts
 from chatglm.engine.scheduler import Scheduler
 from chatglm.errors import InvalidRequestError, QueueFullError
 from chatglm.generation.config import GenerationConfig
@@ -99,18 +99,18 @@ def test_blocks_come_from_the_memory_limit(monkeypatch: pytest.MonkeyPatch) -> N
     assert context < count_blocks(model, None, 4) < 4 * context
 
 
-@given(st.lists(st.tuples(st.integers(1, 400), st.booleans()), max_size=12))
+@given(st.lists(st.tuples(st.integers(1, 400), st.booleans()), max_size=12), st.integers(0, 600))
 @settings(deadline=None)
-def test_prompts_share_a_call_up_to_a_bound_in_order(prompts: list[tuple[int, bool]]) -> None:
+def test_prompts_share_a_call_up_to_a_bound_in_order(prompts: list[tuple[int, bool]], at_once: int) -> None:
     """A pair is the length of a prompt and whether it has been taken in already."""
     requests = [request(10, length) for length, _ in prompts]
     for one, (_, is_filled) in zip(requests, prompts, strict=True):
         one.cache = object() if is_filled else None
     fresh = [one for one in requests if one.cache is None]
-    chosen = next_prompts(requests)
+    chosen = next_prompts(requests, at_once)
     assert chosen == fresh[: len(chosen)]
     assert bool(chosen) == bool(fresh)
     total = sum(one.prompt.shape[1] for one in chosen)
-    assert len(chosen) <= 1 or total <= PROMPT_TOKENS
+    assert len(chosen) <= 1 or total <= at_once
     if len(chosen) < len(fresh):
-        assert total + fresh[len(chosen)].prompt.shape[1] > PROMPT_TOKENS
+        assert total + fresh[len(chosen)].prompt.shape[1] > at_once

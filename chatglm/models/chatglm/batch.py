@@ -20,6 +20,8 @@ from chatglm.models.chatglm.network import ChatGLMModel
 from chatglm.nn.kv_cache import KVCache
 from chatglm.nn.packed import Packed, PackedPrompts, PackedSteps
 
+PROMPT_TOKENS_AT_ONCE = 256
+
 
 class BatchMixin:
     """The calls of `chatglm.engine.runner.BatchModel`, for a network with its output head."""
@@ -35,13 +37,14 @@ class BatchMixin:
         return 2 * self.config.num_layers * self.config.hidden_size * stored.itemsize
 
     @property
-    def _compute_dtype(self) -> torch.dtype:
-        return self.transformer.final_layernorm.weight.dtype
+    def prompt_tokens_at_once(self) -> int:
+        """Short prompts gain by sharing the reading of the weights. Packed weights are soon read, and their kernels
+        round differently for many rows: there each prompt has a call of its own."""
+        return 0 if self.config.quantization_bit else PROMPT_TOKENS_AT_ONCE
 
     @property
-    def _is_quantized(self) -> bool:
-        """Packed weights gain nothing from longer prompts, and their kernels round differently for few rows."""
-        return self.config.quantization_bit > 0
+    def _compute_dtype(self) -> torch.dtype:
+        return self.transformer.final_layernorm.weight.dtype
 
     @property
     def _least_rows(self) -> int:
@@ -64,11 +67,7 @@ class BatchMixin:
         The contexts of all are one pass without a mask; an answer's start behind `<sop>` is a causal one of its own.
         """
         self._store_prefix(caches)
-        if self._is_quantized:
-            for prompt, layout, cache in zip(prompts, layouts, caches, strict=True):
-                self._fill_contexts([prompt], [layout], [cache])
-        else:
-            self._fill_contexts(prompts, layouts, caches)
+        self._fill_contexts(prompts, layouts, caches)
         for prompt, layout, cache in zip(prompts, layouts, caches, strict=True):
             start, stop = int(layout.sop[0]), prompt.shape[1] - 1
             if stop > start:
