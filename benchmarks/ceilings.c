@@ -35,8 +35,10 @@ double read_seconds(const uint8_t *bytes, int64_t size, int threads) {
 TARGET static int32_t multiply_bytes(int64_t rounds) {
     __m512i sums[12], u = _mm512_set1_epi8(3), s = _mm512_set1_epi8(5), all = _mm512_setzero_si512();
     for (int i = 0; i < 12; i++) sums[i] = _mm512_set1_epi32(i);
-    for (int64_t round = 0; round < rounds; round++)
+    for (int64_t round = 0; round < rounds; round++) {
+#pragma GCC unroll 12
         for (int i = 0; i < 12; i++) __asm__ volatile("vpdpbusd %2, %1, %0" : "+v"(sums[i]) : "v"(u), "v"(s));
+    }
     for (int i = 0; i < 12; i++) all = _mm512_add_epi32(all, sums[i]);
     return _mm512_reduce_add_epi32(all);
 }

@@ -19,7 +19,7 @@ from chatglm.checkpoints.pages import new_tensor
 from chatglm.quantization.kernels.build import NoLibraryError, find_compiler
 
 READ_BYTES = 1 << 30
-ROUNDS = 4_000_000
+ROUNDS = 20_000_000
 
 
 class Ceilings:
