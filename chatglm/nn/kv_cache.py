@@ -53,18 +53,31 @@ class KVCache:
 
         They are views of the storage where its type is the same.
         """
+        self.append(key_BHTD, value_BHTD, layer_idx)
+        keys, values = self.layer(layer_idx)
+        return keys.to(key_BHTD.dtype), values.to(value_BHTD.dtype)
+
+    def append(self, key_BHTD: Tensor, value_BHTD: Tensor, layer_idx: int) -> None:
+        """Append T positions to a layer, for someone who reads its `storage`."""
         start = self._lengths[layer_idx]
         stop = start + key_BHTD.shape[2]
-        keys = self._appended(self._keys[layer_idx], key_BHTD, start, stop)
-        values = self._appended(self._values[layer_idx], value_BHTD, start, stop)
-        self._keys[layer_idx], self._values[layer_idx], self._lengths[layer_idx] = keys, values, stop
-        return keys[:, :, :stop].to(key_BHTD.dtype), values[:, :, :stop].to(value_BHTD.dtype)
+        self._keys[layer_idx] = self._appended(self._keys[layer_idx], key_BHTD, start, stop)
+        self._values[layer_idx] = self._appended(self._values[layer_idx], value_BHTD, start, stop)
+        self._lengths[layer_idx] = stop
+
+    def storage(self, layer_idx: int) -> tuple[Tensor, Tensor, int]:
+        """Keys and values [B, H, N, D] of a layer, contiguous, in the storage's type, and how many of the N are filled.
+
+        Raises:
+            IndexError: before the first update.
+        """
+        return *self._stored(layer_idx), self._lengths[layer_idx]
 
     def room_for_one(self, layer_idx: int) -> tuple[Tensor, Tensor, int]:
         """Storage of a layer for someone who appends a position himself and then calls `append_one`.
 
         Returns:
-            keys and values [B, H, N, D], contiguous, in the storage's type, and how many of the N are filled, < N.
+            As `storage`, with fewer than N filled.
 
         Raises:
             IndexError: before the first update, when shapes are not known.

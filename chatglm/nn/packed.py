@@ -43,12 +43,12 @@ class PackedPrompts(Packed):
 
     def __init__(self, caches: Sequence[KVCache], lengths: Sequence[int]) -> None:
         super().__init__(caches)
-        self._lengths = lengths
+        self.lengths = lengths
 
     def attend(self, query_1HTD: Tensor, key_1HTD: Tensor, value_1HTD: Tensor, layer_idx: int) -> Tensor:
         mixed = torch.zeros_like(query_1HTD)
         stop = 0
-        for cache, length in zip(self.caches, self._lengths, strict=True):
+        for cache, length in zip(self.caches, self.lengths, strict=True):
             start, stop = stop, stop + length
             keys, values = cache.update(key_1HTD[:, :, start:stop], value_1HTD[:, :, start:stop], layer_idx)
             mixed[:, :, start:stop] = attend(query_1HTD[:, :, start:stop], keys, values, None)

@@ -6,6 +6,7 @@ Knows: the order of things, and that torch is imported only after the flags are 
 from __future__ import annotations
 
 import argparse
+import os
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -116,6 +117,9 @@ def _started(arguments: argparse.Namespace) -> Iterator[Start]:
 
 
 def _load(arguments: argparse.Namespace, settings: Settings) -> Pipeline:
+    # A server's own threads need the processors too. OpenMP's would spin while they wait for one that has lost its
+    # processor, and answers that take a second could then take minutes. Read by the library when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if sys.stderr.isatty():
         say(LOADING)
     from chatglm.pipeline import load_pipeline  # torch and transformers: seconds, so not before the flags are right

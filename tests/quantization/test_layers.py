@@ -58,6 +58,14 @@ def test_gradients_reach_the_input_and_the_bias_but_not_the_weight(bits: int, gr
     assert quantized.weight.grad is None
 
 
+def test_a_bias_learns_where_inputs_need_no_gradient() -> None:
+    quantized = layer(4)
+    quantized(torch.randn(5, 64)).sum().backward()
+    assert torch.equal(quantized.bias.grad, torch.full((6,), 5.0))
+    with torch.no_grad():
+        assert not quantized(torch.randn(5, 64)).requires_grad
+
+
 @pytest.mark.parametrize("group_size", [0, 32])
 def test_state_dict_round_trip(group_size: int) -> None:
     first, second = layer(4, group_size), QuantizedLinear(64, 6, 4, group_size=group_size)

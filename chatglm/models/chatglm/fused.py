@@ -1,8 +1,8 @@
 """What lies between the products of a block, by the native kernels; swapped in from outside: the network never asks.
 
-Knows: which calls the kernels take (float32 on a CPU without gradients; for attention one new position of a request,
-or of several that are packed, and caches of 16-bit numbers) and leaves all others to the plain layers. Does not know
-how the kernels work, or which models gain by them.
+Knows: which calls the kernels take (float32 on a CPU without gradients; for attention a prompt or one new position of a
+request, or one each of several that are packed, and caches of 16-bit numbers) and leaves all others to the plain
+layers. Does not know how the kernels work, or which models gain by them.
 Shapes: C model width, T positions of the call.
 """
 
@@ -15,15 +15,16 @@ from torch import Tensor, nn
 
 from chatglm.models.chatglm.network import GLU, Cache, ChatGLMModel, Pair, SelfAttention
 from chatglm.nn.kv_cache import KVCache
-from chatglm.nn.packed import PackedSteps
+from chatglm.nn.packed import PackedPrompts, PackedSteps
 from chatglm.quantization import kernels
+from chatglm.quantization.kernels.attention import MAX_WIDTH
 
 STORAGE_DTYPE = torch.float16
 
 
 class FusedSelfAttention(SelfAttention):
-    """A SelfAttention whose decode steps are one kernel between two products, and whose prompts are turned in place;
-    names and layers are the plain one's."""
+    """A SelfAttention whose prompts and decode steps are kernels between two products; names and layers are the plain
+    one's."""
 
     def __init__(self, plain: SelfAttention) -> None:
         nn.Module.__init__(self)
@@ -41,19 +42,11 @@ class FusedSelfAttention(SelfAttention):
         probabilities: list[Tensor] | None,
     ) -> Tensor:
         is_bare = visible is None and prefix is None and probabilities is None
-        caches = self._steps(x_BTC, cache) if is_bare else ()
-        if not caches:
-            return super().forward(x_BTC, tables, visible, cache, prefix, probabilities)
-        qkv = self.query_key_value(x_BTC)
-        if isinstance(cache, PackedSteps):
-            cos, sin = tables
-            rows = range(len(caches))
-            parts = [(qkv[:, n], (cos[:, :, n], sin[:, :, n]), caches[n]) for n in rows]
-            mixed_1TC = torch.cat([self._attend_one(*part) for part in parts], dim=1)
-        else:
-            mixed_1TC = self._attend_one(qkv, tables, caches[0])
-            caches[0].append_one(self.layer_id)
-        return self.dense(mixed_1TC)
+        if is_bare and (caches := self._steps(x_BTC, cache)):
+            return self.dense(self._attend_steps(x_BTC, tables, caches, isinstance(cache, PackedSteps)))
+        if is_bare and (prompts := self._prompts(x_BTC, cache)):
+            return self.dense(self._attend_prompts(x_BTC, tables, prompts))
+        return super().forward(x_BTC, tables, visible, cache, prefix, probabilities)
 
     def turned(self, x_BTC: Tensor, tables: Pair) -> tuple[Tensor, Tensor, Tensor]:
         if not _is_plain_inference(x_BTC) or tables[0].shape[0] != x_BTC.shape[0]:
@@ -61,9 +54,44 @@ class FusedSelfAttention(SelfAttention):
         query, key, value = self.heads(kernels.rotate_(self.query_key_value(x_BTC), tables, self.num_parts))
         return query, key, value
 
+    def _attend_prompts(self, x_BTC: Tensor, tables: Pair, prompts: Sequence[tuple[KVCache, int]]) -> Tensor:
+        qkv = kernels.rotate_(self.query_key_value(x_BTC), tables, self.num_parts)
+        _, key, value = self.heads(qkv)
+        mixed, stop = [], 0
+        for cache, length in prompts:
+            start, stop = stop, stop + length
+            cache.append(key[:, :, start:stop], value[:, :, start:stop], self.layer_id)
+            mixed.append(kernels.attend_prompt(qkv[:, start:stop], *cache.storage(self.layer_id)))
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1)
+
+    def _attend_steps(self, x_BTC: Tensor, tables: Pair, caches: Sequence[KVCache], is_packed: bool) -> Tensor:
+        qkv = self.query_key_value(x_BTC)
+        if not is_packed:
+            mixed_1TC = self._attend_one(qkv, tables, caches[0])
+            caches[0].append_one(self.layer_id)
+            return mixed_1TC
+        cos, sin = tables
+        parts = [(qkv[:, n], (cos[:, :, n], sin[:, :, n]), cache) for n, cache in enumerate(caches)]
+        return torch.cat([self._attend_one(*part) for part in parts], dim=1)
+
     def _attend_one(self, qkv: Tensor, tables: Pair, cache: KVCache) -> Tensor:
         keys, values, length = cache.room_for_one(self.layer_id)
         return kernels.attend_one(qkv, tables, keys, values, length, self.num_parts)
+
+    def _prompts(self, x_BTC: Tensor, cache: Cache | None) -> Sequence[tuple[KVCache, int]]:
+        """The cache and the number of positions of each prompt of the call, if the kernels take them."""
+        prompts: list[tuple[KVCache, int]] = []
+        if isinstance(cache, PackedPrompts):
+            prompts = list(zip(cache.caches, cache.lengths, strict=True))
+        elif isinstance(cache, KVCache):
+            prompts = [(cache, x_BTC.shape[1])]
+        is_taken = (
+            x_BTC.shape[:2] == (1, sum(length for _, length in prompts))
+            and self.head_width <= MAX_WIDTH
+            and _is_plain_inference(x_BTC)
+            and all(one.storage_dtype is STORAGE_DTYPE for one, _ in prompts)
+        )
+        return prompts if is_taken else ()
 
     def _steps(self, x_BTC: Tensor, cache: Cache | None) -> Sequence[KVCache]:
         """The cache of each position of the call, if the kernels take them; packed ones count it themselves."""

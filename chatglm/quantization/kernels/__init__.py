@@ -13,7 +13,7 @@ from chatglm.quantization.kernels import attention, choose, elementwise, referen
 from chatglm.quantization.kernels.build import NoLibraryError
 from chatglm.quantization.kernels.choose import use
 
-__all__ = ["attend_one", "backend_name", "gelu_", "linear", "rotate_", "use"]
+__all__ = ["attend_one", "attend_prompt", "backend_name", "gelu_", "linear", "rotate_", "use"]
 
 
 def linear(x: Tensor, weight: Tensor, scale: Tensor, bits: int, bias: Tensor | None = None) -> Tensor:
@@ -43,12 +43,17 @@ def attend_one(
 ) -> Tensor:
     """Rotary, append to a half-precision cache and attention of one position; see `attention.attend_one`.
 
-    Only the native library has this and the next two: for callers that have seen `backend_name() == "native"`.
+    Only the native library has this and the next three: for callers that have seen `backend_name() == "native"`.
 
     Raises:
         NoLibraryError: there is no native library.
     """
     return attention.attend_one(_library(), qkv, tables, keys, values, length, parts)
+
+
+def attend_prompt(qkv: Tensor, keys: Tensor, values: Tensor, length: int) -> Tensor:
+    """Attention of a whole prompt to a half-precision cache; see `attention.attend_prompt` and `attend_one`."""
+    return attention.attend_prompt(_library(), qkv, keys, values, length)
 
 
 def rotate_(qkv: Tensor, tables: tuple[Tensor, Tensor], parts: int) -> Tensor:

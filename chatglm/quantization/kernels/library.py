@@ -29,6 +29,7 @@ PROTOTYPES: dict[str, tuple[type[c_int32] | None, tuple[type[c_int32 | c_int64 |
     "chatglm_gelu": (None, (c_void_p, c_int64, c_int32)),
     "chatglm_rotate": (None, (*[c_void_p] * 3, *[c_int64] * 3, c_int32, c_int32)),
     "chatglm_attend_one": (c_int32, (*[c_void_p] * 6, *[c_int64] * 4, c_int32, c_int32)),
+    "chatglm_attend_prompt": (c_int32, (*[c_void_p] * 4, *[c_int64] * 5, c_int32)),
 }
 
 

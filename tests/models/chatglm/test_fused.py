@@ -1,4 +1,4 @@
-"""Decode steps by the fused kernel give what the plain layers give over the same 16-bit cache."""
+"""Prompts and decode steps by the fused kernels give what the plain layers give over the same 16-bit cache."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from chatglm.nn.kv_cache import KVCache
 from chatglm.nn.rotary import head_tables
 from chatglm.pipeline import load_pipeline
 from chatglm.quantization import kernels
+from chatglm.quantization.kernels import choose
 from tests.golden.cases import build, tensors
 
 PROMPTS = Path(__file__).parents[3] / "tools" / "demo_model" / "data" / "eval100.jsonl"
@@ -97,27 +98,28 @@ def test_one_layer(folder: str) -> None:
         assert torch.equal(mine, others)
 
 
-def test_demo_scores_equal_the_plain_layers(demo: tuple[Any, Any]) -> None:
+def test_demo_scores_equal_the_plain_layers(demo: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """To 5e-4 of the largest score. What float32 rounds differently makes a key of a later layer round to the next half
     here and there; activations rounded to int8 would make that a hundred times larger, so they are left as they are."""
     model, tokenizer = demo
     other = plain(model)
-    with kernels.use("exact"):
-        for ids in prompts(tokenizer, 5):
-            whole = torch.cat((ids, torch.tensor([greedy(model, ids, half_cache(model))])), dim=1)
-            ours, theirs = (forced(network, whole, ids.shape[1], half_cache(model)) for network in (model, other))
-            assert (ours - theirs).abs().max() <= 5e-4 * theirs.abs().max()
+    native = choose.native_kernels()
+    assert native is not None
+    monkeypatch.setattr(kernels, "linear", native.linear_float)
+    for ids in prompts(tokenizer, 5):
+        whole = torch.cat((ids, torch.tensor([greedy(model, ids, half_cache(model))])), dim=1)
+        ours, theirs = (forced(network, whole, ids.shape[1], half_cache(model)) for network in (model, other))
+        assert not torch.equal(ours, theirs)  # or one has taken the layers of the other
+        assert (ours - theirs).abs().max() <= 5e-4 * theirs.abs().max()
 
 
-@pytest.mark.parametrize("name", ["exact", "native"])
-def test_demo_answers_as_with_a_float_cache(demo: tuple[Any, Any], name: str) -> None:
+def test_demo_answers_as_with_a_float_cache(demo: tuple[Any, Any]) -> None:
     """Rounding the cache to half changes no reply."""
     model, tokenizer = demo
     other = plain(model)
-    with kernels.use(name):
-        for ids in prompts(tokenizer, 20):
-            expected = greedy(other, ids, KVCache(model.config.num_layers))
-            assert greedy(model, ids, half_cache(model)) == expected
+    for ids in prompts(tokenizer, 20):
+        expected = greedy(other, ids, KVCache(model.config.num_layers))
+        assert greedy(model, ids, half_cache(model)) == expected
 
 
 @pytest.mark.parametrize("folder", ["main", "positions_1d", "prefix_embedding"])
@@ -166,39 +168,62 @@ def test_packed_steps_are_those_of_each_request_alone() -> None:
 
 
 class Counted:
-    """The fused kernel, counting its calls."""
+    """A fused kernel, counting its calls."""
 
-    def __init__(self) -> None:
-        self.calls = 0
-        self.attend_one = kernels.attend_one
+    def __init__(self, kernel: Any) -> None:
+        self.kernel, self.calls = kernel, 0
 
     def __call__(self, *args: Any) -> Tensor:
         self.calls += 1
-        return self.attend_one(*args)
+        return self.kernel(*args)
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
-    counted = Counted()
-    monkeypatch.setattr(kernels, "attend_one", counted)
-    return counted
+def steps(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    steps = Counted(kernels.attend_one)
+    monkeypatch.setattr(kernels, "attend_one", steps)
+    return steps
 
 
-def test_decode_steps_are_fused_and_only_they(counted: Counted) -> None:
-    """The context is one plain pass; `<sop>` and each later id are fused ones, also where requests are packed."""
+@pytest.fixture
+def prompt_passes(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    prompt_passes = Counted(kernels.attend_prompt)
+    monkeypatch.setattr(kernels, "attend_prompt", prompt_passes)
+    return prompt_passes
+
+
+def test_prompts_and_steps_are_fused(steps: Counted, prompt_passes: Counted) -> None:
+    """The context is one pass; `<sop>` and each later id are steps, also where requests are packed."""
     model = build("chatglm_v1/main").quantize(8)
     ids = tensors("chatglm_v1/main", "forward_gmask_continued")["input_ids"]
     sop = int(model.prompt_layout(ids).sop[0])
     caches = [model.new_cache(8) for _ in range(2)]
     for cache in caches:
         forced(model, ids, sop + 1, cache)
-    assert counted.calls == 2 * (ids.shape[1] - sop) * model.config.num_layers
+    assert prompt_passes.calls == 2 * model.config.num_layers
+    assert steps.calls == 2 * (ids.shape[1] - sop) * model.config.num_layers
     with torch.inference_mode():
         model.decode_together(ids[:1, :2].T, [model.prompt_layout(ids)] * 2, caches)
-    assert counted.calls == 2 * (ids.shape[1] - sop + 1) * model.config.num_layers
+    assert steps.calls == 2 * (ids.shape[1] - sop + 1) * model.config.num_layers
 
 
-def test_other_calls_are_the_plain_layers(counted: Counted) -> None:
+@torch.inference_mode()
+def test_packed_prompts_are_those_of_each_request_alone(prompt_passes: Counted) -> None:
+    model = build("chatglm_v1/main").quantize(8)
+    ids = tensors("chatglm_v1/main", "forward_gmask")["input_ids"][:1]
+    longer = torch.cat((ids[:, :3], ids), dim=1)
+    prompts = [ids, longer, ids]
+    layouts = [model.prompt_layout(prompt) for prompt in prompts]
+    alone, together = ([model.new_cache(8) for _ in prompts] for _ in range(2))
+    for prompt, layout, cache in zip(prompts, layouts, alone, strict=True):
+        model.fill_caches([prompt], [layout], [cache])
+    model.fill_caches(prompts, layouts, together)
+    assert prompt_passes.calls == 6 * model.config.num_layers
+    for mine, theirs in zip(together, alone, strict=True):
+        torch.testing.assert_close(mine.layer(2), theirs.layer(2), atol=2e-3, rtol=1e-2)
+
+
+def test_other_calls_are_the_plain_layers(steps: Counted, prompt_passes: Counted) -> None:
     """Gradients, probabilities, transformers' caches, batches and networks of another type never meet the kernel."""
     model = build("chatglm_v1/main").quantize(8)
     other = plain(model)
@@ -225,7 +250,7 @@ def test_other_calls_are_the_plain_layers(counted: Counted) -> None:
         low = model.to(torch.bfloat16)
         assert low.new_cache(8).storage_dtype is None
         low.decode(ids[:1, -1:], layout, half_cache_of(low, ids[:1]))
-    assert counted.calls == 0
+    assert steps.calls == prompt_passes.calls == 0
 
 
 def test_a_prompt_turned_and_activated_in_place_is_the_plain_one() -> None:

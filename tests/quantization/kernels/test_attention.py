@@ -1,4 +1,4 @@
-"""Fused attention of one position: against float64, to the bit where it stores, within the memory it is given."""
+"""Attention of one position and of prompts: against float64, to the bit where it stores, within its memory."""
 
 from __future__ import annotations
 
@@ -107,14 +107,111 @@ def test_sharp_and_flat_scores(isa: int, size: float) -> None:
     case.check()
 
 
+class PromptCase:
+    """Random storage of `length` positions with the rest poisoned, and the queries of a prompt."""
+
+    def __init__(self, tokens: int, heads: int, width: int, length: int, spare: int = 2, size: float = 1.0) -> None:
+        generator = torch.Generator().manual_seed(1000 * length + 10 * width + heads + tokens)
+        self.length, self.bound = length, BOUND * (1 + size)
+        self.qkv = size * torch.randn(1, tokens, heads * 3 * width, generator=generator)
+        self.keys, self.values = torch.randn(2, 1, heads, length + spare, width, generator=generator).half()
+        self.keys[:, :, length:], self.values[:, :, length:] = torch.nan, torch.nan
+
+    def run(self) -> Tensor:
+        return kernels.attend_prompt(self.qkv, self.keys, self.values, self.length)
+
+    def check(self) -> None:
+        heads, width = self.keys.shape[1], self.keys.shape[3]
+        query = self.qkv.unflatten(2, (heads, 3 * width))[..., :width].transpose(1, 2).double()
+        keys, values = self.keys[:, :, : self.length].double(), self.values[:, :, : self.length].double()
+        mixed = F.scaled_dot_product_attention(query, keys, values).transpose(1, 2).flatten(2)
+        torch.testing.assert_close(self.run().double(), mixed, atol=self.bound, rtol=self.bound)
+
+
+@given(
+    tokens=st.integers(1, 40),
+    heads=st.integers(1, 5),
+    width=st.sampled_from((2, 6, 30, 36, 64, 128)),
+    length=st.integers(1, 100) | st.sampled_from((511, 512, 513, 1030)),
+    spare=st.integers(0, 5),
+    threads=st.integers(1, 3),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_prompt_equals_float64(
+    isa: int, tokens: int, heads: int, width: int, length: int, spare: int, threads: int
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        PromptCase(tokens, heads, width, length, spare).check()
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("size", [30.0, 1000.0])
+def test_sharp_and_flat_scores_of_a_prompt(isa: int, size: float) -> None:
+    case = PromptCase(30, 3, 128, 1500, size=size)
+    case.check()
+    case.qkv.zero_()
+    case.check()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=str)
+def test_a_bad_query_spoils_its_own_result(isa: int, bad: float) -> None:
+    case = PromptCase(20, 2, 64, 700)
+    case.qkv[0, 13, 3] = bad
+    is_finite = case.run().view(20, 2, 64).isfinite()
+    assert not is_finite[13, 0].any()
+    is_finite[13, 0] = True
+    assert is_finite.all()
+
+
+@pytest.mark.parametrize("spoilt", ["keys", "values"])
+def test_a_bad_position_spoils_its_head(isa: int, spoilt: str) -> None:
+    case = PromptCase(20, 2, 64, 700)
+    getattr(case, spoilt)[0, 1, 600, 5] = torch.nan
+    result = case.run().view(20, 2, 64)
+    assert result[:, 0].isfinite().all()
+    assert not result[:, 1].isfinite().all(dim=-1).any()
+
+
+@pytest.mark.parametrize("width", [2, 30, 64, 128])
+def test_a_prompt_reads_nothing_behind_the_end(isa: int, width: int) -> None:
+    case = PromptCase(13, 1, width, 37, spare=0)
+    before = case.run()
+    guards = [GuardedPages(tensor) for tensor in (case.qkv, case.keys, case.values)]
+    case.qkv, case.keys, case.values = (guard.tensor for guard in guards)
+    assert torch.equal(case.run(), before)
+
+
+def test_wrong_tensors_of_a_prompt_are_refused(library: Any) -> None:
+    for name, wrong in [
+        ("qkv", torch.zeros(1, 4, 47)),
+        ("qkv", torch.zeros(2, 4, 48)),
+        ("qkv", torch.zeros(1, 4, 48, dtype=torch.float64)),
+        ("qkv", torch.zeros(1, 48, 4).transpose(1, 2)),
+        ("keys", torch.zeros(1, 2, 5, 8)),
+        ("values", torch.zeros(1, 2, 4, 8).half()),
+        ("length", 0),
+        ("length", 6),
+    ]:
+        case = PromptCase(4, 2, 8, 3)
+        case.run()
+        setattr(case, name, wrong)
+        with pytest.raises(ValueError, match="contiguous"):
+            case.run()
+    with pytest.raises(ValueError, match="equal widths"):
+        PromptCase(2, 1, 514, 3).run()
+
+
 def test_threads_change_nothing(library: Any) -> None:
     before = torch.get_num_threads()
     results = []
     for threads in (1, 2, 3, 7):
         torch.set_num_threads(threads)
-        results.append(Case(5, 128, 2, 333).run())
+        results.append((Case(5, 128, 2, 333).run(), PromptCase(50, 5, 128, 600).run()))
     torch.set_num_threads(before)
-    assert all(torch.equal(result, results[0]) for result in results)
+    assert all(torch.equal(*pair) for result in results for pair in zip(result, results[0], strict=True))
 
 
 def test_every_half(isa: int) -> None:
@@ -204,6 +301,7 @@ class Swapped:
 
     def __init__(self, library: Any, first: int, second: int) -> None:
         self.library, self.first, self.second = library, first, second
+        self.chatglm_attend_prompt = library.chatglm_attend_prompt
 
     def chatglm_attend_one(self, *arguments: int) -> int:
         args = list(arguments)
@@ -214,17 +312,27 @@ class Swapped:
 class Inexact:
     """A library that is a thousandth off in one number."""
 
-    def __init__(self, library: Any) -> None:
-        self.library = library
+    def __init__(self, library: Any, name: str) -> None:
+        self.library, self.name = library, name
 
-    def chatglm_attend_one(self, *arguments: int) -> int:
-        status = self.library.chatglm_attend_one(*arguments)
-        ctypes.c_float.from_address(arguments[0]).value += 1e-3
-        return status
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self.library, name)
+        return self.off(function) if name == self.name else function
+
+    @staticmethod
+    def off(function: Any) -> Any:
+        def call(*arguments: int) -> int:
+            status = function(*arguments)
+            ctypes.c_float.from_address(arguments[0]).value += 1e-3
+            return status
+
+        return call
 
 
 def test_the_self_test_sees_a_wrong_library(library: Any) -> None:
     assert attention.find_fault(library) == ""
     assert "key stored" in attention.find_fault(Swapped(library, 2, 3))
     assert "value stored" in attention.find_fault(Swapped(library, 4, 5))
-    assert attention.find_fault(Inexact(library)) == "attention, 1 heads of 2, 0 positions"
+    first = "attention, 1 heads of 2, 0 positions"
+    assert attention.find_fault(Inexact(library, "chatglm_attend_one")) == first
+    assert attention.find_fault(Inexact(library, "chatglm_attend_prompt")) == f"{first}, of a prompt"

@@ -1,6 +1,6 @@
-/* One new position of one request: turns queries and keys, splits heads among threads; the rest is attention_head.h.
+/* Attention of one request: splits heads among threads; the rest is attention_head.h and attention_prompt.h.
  *
- * Turning is here because this file is compiled for the plainest processor, which has no multiply-and-add: its results
+ * Turning the queries and keys of a new position is here because this file is compiled for the plainest processor, which has no multiply-and-add: its results
  * are those of the same formula in separate tensor operators, to the last bit. So are the keys that are stored, which
  * could otherwise fall to the other side when they are rounded to half.
  */
@@ -14,13 +14,13 @@
 
 #define WORTH_A_THREAD 32768 /* bytes of cache below which waking another thread costs more than it saves */
 
-static HeadKernel kernel_in_use(void) {
+static const Attention *attention_in_use(void) {
 #if HAS_X86
     int32_t isa = chatglm_isa();
-    if (isa == ISA_AVX512) return attend_head_avx512;
-    if (isa == ISA_AVX2) return attend_head_avx2;
+    if (isa == ISA_AVX512) return &avx512_attention;
+    if (isa == ISA_AVX2) return &avx2_attention;
 #endif
-    return attend_head_scalar;
+    return &scalar_attention;
 }
 
 static int thread_number(void) {
@@ -49,7 +49,7 @@ static void turn(float *result, const float *x, const float *cosine, const float
 int32_t chatglm_attend_one(float *result, const float *qkv, const float *cosine, const float *sine, uint16_t *keys,
                            uint16_t *values, int64_t heads, int64_t width, int64_t capacity, int64_t length,
                            int32_t parts, int32_t threads) {
-    HeadKernel attend_head = kernel_in_use();
+    HeadKernel attend_head = attention_in_use()->one;
     int64_t padded = padded_width(width);
     size_t row = (size_t)width * sizeof(float), space_size = (size_t)(4 * padded) * sizeof(float);
     float *spaces;
@@ -68,6 +68,40 @@ int32_t chatglm_attend_one(float *result, const float *qkv, const float *cosine,
         Head head = {query, key, value, keys + first, values + first, width, length};
         attend_head(total, &head);
         memcpy(result + h * width, total, row);
+    }
+    free(spaces);
+    return 0;
+}
+
+static PromptSpace split(float *floats, int64_t width, int64_t num_queries) {
+    PromptSpace space = {floats};
+    space.values = space.keys + PROMPT_BLOCK * width;
+    space.queries = space.values + PROMPT_BLOCK * (width + MAX_TILE);
+    space.scores = space.queries + MAX_QUERIES * PROMPT_BLOCK;
+    space.largest = space.scores + MAX_QUERIES * PROMPT_BLOCK;
+    space.sums = space.largest + num_queries;
+    return space;
+}
+
+static int64_t floats_of_space(int64_t width, int64_t num_queries) {
+    int64_t floats = PROMPT_BLOCK * (2 * width + MAX_TILE + 2 * MAX_QUERIES) + 2 * num_queries;
+    return (floats + WIDTH_STEP - 1) / WIDTH_STEP * WIDTH_STEP;
+}
+
+int32_t chatglm_attend_prompt(float *result, const float *qkv, const uint16_t *keys, const uint16_t *values,
+                              int64_t tokens, int64_t heads, int64_t width, int64_t capacity, int64_t length,
+                              int32_t threads) {
+    const Attention *attention = attention_in_use();
+    int64_t size = floats_of_space(width, tokens);
+    float *spaces;
+    if (posix_memalign((void **)&spaces, LINE, (size_t)(threads * size) * sizeof(float))) return 1;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t h = 0; h < heads; h++) {
+        PromptSpace space = split(spaces + thread_number() * size, width, tokens);
+        int64_t first = h * capacity * width;
+        Prompt prompt = {qkv + 3 * h * width, result + h * width, keys + first, values + first,
+                         3 * heads * width,   heads * width,      tokens,       length,         width};
+        attention->prompt(&prompt, &space);
     }
     free(spaces);
     return 0;

@@ -1,10 +1,11 @@
-/* Attention of one position with AVX2, FMA and F16C. */
+/* Attention with AVX2, FMA and F16C. */
 #include "internal.h"
 #if HAS_X86
 #include "target_avx2.h"
 
 #define VECTOR 8
 #include "attention_head.h"
+#include "attention_prompt.h"
 
 INLINE Floats load_halves(const uint16_t *halves) {
     return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)halves));
@@ -21,7 +22,7 @@ INLINE float add_all(Floats values) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-void attend_head_avx2(float *total, const Head *head) { attend_head(total, head); }
+const Attention avx2_attention = {attend_head, attend_prompt};
 
 #include "target_end.h"
 #endif

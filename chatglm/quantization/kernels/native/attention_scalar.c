@@ -1,6 +1,7 @@
-/* Attention of one position on any processor. */
+/* Attention on any processor. */
 #define VECTOR 4
 #include "attention_head.h"
+#include "attention_prompt.h"
 
 typedef uint16_t Halves __attribute__((vector_size(VECTOR * 2), aligned(2), may_alias));
 
@@ -33,4 +34,4 @@ INLINE void store_halves(uint16_t *halves, Floats values) {
 
 INLINE float add_all(Floats values) { return (values[0] + values[2]) + (values[1] + values[3]); }
 
-void attend_head_scalar(float *total, const Head *head) { attend_head(total, head); }
+const Attention scalar_attention = {attend_head, attend_prompt};

@@ -59,6 +59,15 @@ API int32_t chatglm_attend_one(float *result, const float *qkv, const float *cos
                                uint16_t *values, int64_t heads, int64_t width, int64_t capacity, int64_t length,
                                int32_t parts, int32_t threads);
 
+/* Queries of `tokens` positions attend to all of `length` positions of a cache.
+ *
+ * result[tokens, H, D]; qkv[tokens, H, 3 D] with queries turned; keys and values [H, capacity, D] in IEEE half.
+ * D is at most 512.
+ */
+API int32_t chatglm_attend_prompt(float *result, const float *qkv, const uint16_t *keys, const uint16_t *values,
+                                  int64_t tokens, int64_t heads, int64_t width, int64_t capacity, int64_t length,
+                                  int32_t threads);
+
 /* 0 if AddressSanitizer or UBSan were not compiled in; only the tests ask. */
 API int32_t chatglm_is_sanitized(void);
 

@@ -1,11 +1,11 @@
-/* Many tokens at once with AVX-512 VNNI: products of tiles of 32 rows and up to 12 tokens.
+/* Many tokens at once with AVX-512 VNNI: products of tiles of 32 rows and up to 6 tokens.
  *
  * A step is 4 columns. Weights of a panel are unpacked once, transposed so that a vector holds one step of 16 rows, and
  * then meet every token; a step of a token is broadcast to all lanes:
  *
  *     panel   [tile of 32 rows][step][32 rows] of 4 bytes         w + 8 or w + 128, unsigned
  *     tokens  [tile of n tokens][step][n tokens] of 4 bytes       int8
- *     sums    24 vectors: 12 tokens x 32 rows, in registers
+ *     sums    24 vectors: 6 tokens x 32 rows, as integers of the group and as floats of all groups, in registers
  *
  * At 4 bits the steps of 8 columns are the even ones and then the odd ones, as the nibbles lie.
  */
@@ -18,12 +18,13 @@
 
 #include "target_avx512.h"
 
+#include "groups_avx512.h"
 #include "portable.h"
 
 #define TILE_ROWS 32
-#define TILE_TOKENS 12
+#define TILE_TOKENS 6
 #define PANEL_ROWS 64
-#define BLOCK_STEPS 1024 /* measured best of 256 to 1024: a tile of rows is 128 KB, in the second-level cache */
+#define BLOCK_STEPS 1024 /* measured best of 256 to 4096: a tile of rows is 128 KB, in the second-level cache */
 #define STEP_COLUMNS 4
 #define GROUP_STEPS (GROUP / STEP_COLUMNS)
 
@@ -49,7 +50,7 @@ static void prepare_token(const Tokens *tokens, int64_t token, const float *x, c
     for (int64_t group = 0; group < tokens->num_steps / GROUP_STEPS; group++) {
         int8_t natural[GROUP] = {0};
         int64_t left = weight->columns - group * GROUP;
-        float scale = left > 0 ? quantize_group(natural, x + group * GROUP, smaller(GROUP, left)) : 0.0f;
+        float scale = left > 0 ? quantize_group_avx512(natural, x + group * GROUP, smaller(GROUP, left)) : 0.0f;
         int32_t ordered[GROUP_STEPS];
         __m512i integers = _mm512_loadu_si512(natural);
         if (weight->bits == 4) integers = _mm512_shuffle_epi8(integers, even_then_odd);
@@ -140,18 +141,20 @@ INLINE void add_products(__m512i *sum, __m512i weights, __m512i activations) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(weights), "v"(activations));
 }
 
-/* sums[n tokens][32 rows] = a tile of rows times a tile of n tokens over some groups; start may be NULL. */
-INLINE void multiply_tile(float *sums, const int32_t *panel, const float *scales, const int32_t *steps,
+/* sums[n tokens] = a tile of rows times a tile of n tokens over some groups; start and scales may be NULL. Floats in
+ * memory instead of registers would allow 12 tokens, and were a fifth slower. */
+INLINE void multiply_tile(__m512 sums[TILE_TOKENS][2], const int32_t *panel, const float *scales, const int32_t *steps,
                           const int32_t *start, const float *token_scale, int64_t groups, int group_steps, int n) {
-    memset(sums, 0, sizeof(float) * TILE_ROWS * n);
+#pragma GCC unroll 6
+    for (int t = 0; t < n; t++) sums[t][0] = sums[t][1] = _mm512_setzero_ps();
     for (int64_t group = 0; group < groups; group++) {
         __m512i products[TILE_TOKENS][2];
-#pragma GCC unroll 12
+#pragma GCC unroll 6
         for (int t = 0; t < n; t++)
             products[t][0] = products[t][1] = start ? _mm512_set1_epi32(start[group * n + t]) : _mm512_setzero_si512();
         for (int s = 0; s < group_steps; s++) {
             __m512i first = _mm512_loadu_si512(panel), second = _mm512_loadu_si512(panel + 16);
-#pragma GCC unroll 12
+#pragma GCC unroll 6
             for (int t = 0; t < n; t++) {
                 __m512i activation = _mm512_set1_epi32(steps[t]);
                 add_products(&products[t][0], first, activation);
@@ -160,23 +163,23 @@ INLINE void multiply_tile(float *sums, const int32_t *panel, const float *scales
             panel += TILE_ROWS;
             steps += n;
         }
-        __m512 low = _mm512_set1_ps(1.0f), high = low;
         if (scales) {
-            low = _mm512_loadu_ps(scales + group * TILE_ROWS);
-            high = _mm512_loadu_ps(scales + group * TILE_ROWS + 16);
+            __m512 low = _mm512_loadu_ps(scales + group * TILE_ROWS);
+            __m512 high = _mm512_loadu_ps(scales + group * TILE_ROWS + 16);
+#pragma GCC unroll 6
+            for (int t = 0; t < n; t++) {
+                __m512 scale = _mm512_set1_ps(token_scale[group * n + t]);
+                sums[t][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[t][0]), _mm512_mul_ps(scale, low), sums[t][0]);
+                sums[t][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[t][1]), _mm512_mul_ps(scale, high), sums[t][1]);
+            }
+        } else {
+#pragma GCC unroll 6
+            for (int t = 0; t < n; t++) {
+                __m512 scale = _mm512_set1_ps(token_scale[group * n + t]);
+                sums[t][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[t][0]), scale, sums[t][0]);
+                sums[t][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[t][1]), scale, sums[t][1]);
+            }
         }
-#pragma GCC unroll 12
-        for (int t = 0; t < n; t++) {
-            __m512 scale = _mm512_set1_ps(token_scale[group * n + t]);
-            __m512 first = scales ? _mm512_mul_ps(scale, low) : scale;
-            __m512 second = scales ? _mm512_mul_ps(scale, high) : scale;
-            float *place = sums + t * TILE_ROWS;
-            first = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[t][0]), first, _mm512_load_ps(place));
-            second = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[t][1]), second, _mm512_load_ps(place + 16));
-            _mm512_store_ps(place, first);
-            _mm512_store_ps(place + 16, second);
-        }
-        __asm__ volatile("" ::: "memory"); /* the registers are taken: gcc would keep a second copy of the sums */
     }
 }
 
@@ -188,7 +191,7 @@ typedef struct {
 
 INLINE void add_tile(float *result, const Weight *weight, const Block *block, const Tokens *tokens, int64_t first,
                      int n) {
-    float sums[TILE_TOKENS * TILE_ROWS] __attribute__((aligned(LINE)));
+    __m512 sums[TILE_TOKENS][2];
     int64_t first_group = block->first_step / tokens->group_steps;
     int64_t offset = first * tokens->num_groups + first_group * n;
     /* Offsets of 128 would drown small weights in float32, so they are taken off while sums are integers. */
@@ -210,7 +213,7 @@ INLINE void add_tile(float *result, const Weight *weight, const Block *block, co
         for (int t = 0; t < n; t++) {
             float *place = result + (first + t) * weight->rows + row;
             __m512 before = block->first_step ? _mm512_maskz_loadu_ps(present, place) : bias;
-            __m512 sum = _mm512_load_ps(sums + t * TILE_ROWS + 16 * half);
+            __m512 sum = sums[t][half];
             float constant = uses_start || block->first_step ? 0.0f : tokens->constant[first + t];
             sum = _mm512_add_ps(sum, _mm512_set1_ps(constant));
             _mm512_mask_storeu_ps(place, present, _mm512_fmadd_ps(sum, scale, before));
@@ -222,7 +225,7 @@ static void add_tile_of(float *result, const Weight *weight, const Block *block,
     switch (smaller(tokens->tile, tokens->num_tokens - first)) {
 #define CASE(n) \
     case n: add_tile(result, weight, block, tokens, first, n); break;
-        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #undef CASE
     }
 }
@@ -262,7 +265,7 @@ int matrix_int8_avx512(float *result, const float *x, int64_t num_tokens, const 
     int64_t num_steps = row_lines(weight) * line_columns(weight->bits) / STEP_COLUMNS;
     int group_steps = weight->group_size == 32 ? GROUP_STEPS / 2 : GROUP_STEPS;
     int64_t num_groups = num_steps / group_steps;
-    /* Tiles of nearly equal size: 13 tokens are 7 and 6 rather than 12 and 1. */
+    /* Tiles of nearly equal size: 8 tokens are 4 and 4 rather than 6 and 2. */
     int64_t num_tiles = (num_tokens + TILE_TOKENS - 1) / TILE_TOKENS;
     uint8_t *memory = NULL;
     int64_t size = num_tokens * (num_steps * 4 + num_groups * 8 + 4), panel = panel_bytes();

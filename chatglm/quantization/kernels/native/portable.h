@@ -39,7 +39,9 @@ INLINE float quantize_group(int8_t *integers, const float *x, int64_t count) {
     return scale;
 }
 
-INLINE void prepare_int8_portable(uint8_t *prepared, const float *x, int64_t columns, int bits) {
+typedef float (*QuantizeGroup)(int8_t *integers, const float *x, int64_t count);
+
+INLINE void prepare_int8_with(QuantizeGroup quantize, uint8_t *prepared, const float *x, int64_t columns, int bits) {
     int64_t width = line_columns(bits), lines = (columns + width - 1) / width;
     Int8Layout layout = int8_layout(lines, bits);
     int lanes = (int)(LANES * GROUP / width), lane_columns = (int)(width / LANES);
@@ -49,7 +51,7 @@ INLINE void prepare_int8_portable(uint8_t *prepared, const float *x, int64_t col
     for (int64_t group = 0; group < lines * width / GROUP; group++) {
         int8_t natural[GROUP] = {0}, *integers = (int8_t *)prepared + group * GROUP;
         int64_t left = columns - group * GROUP;
-        scale[group] = left > 0 ? quantize_group(natural, x + group * GROUP, left < GROUP ? left : GROUP) : 0.0f;
+        scale[group] = left > 0 ? quantize(natural, x + group * GROUP, left < GROUP ? left : GROUP) : 0.0f;
         for (int lane = 0; lane < lanes; lane++) {
             int32_t sum = 0;
             for (int k = 0; k < lane_columns; k++) sum += natural[lane * lane_columns + k];

@@ -3,6 +3,7 @@
 #if HAS_X86
 #include "target_avx512.h"
 
+#include "groups_avx512.h"
 #include "portable.h"
 
 static void read_scales(float *result, const void *scale, int64_t first, int64_t count, int is_half) {
@@ -138,7 +139,7 @@ static void float_row(float *sums, const Row *row, int bits, const uint8_t *x, i
 }
 
 static void prepare_int8(uint8_t *prepared, const float *x, int64_t columns, int bits) {
-    prepare_int8_portable(prepared, x, columns, bits);
+    prepare_int8_with(quantize_group_avx512, prepared, x, columns, bits);
 }
 
 static void prepare_float(uint8_t *prepared, const float *x, int64_t columns, int bits) {

@@ -63,7 +63,7 @@ static void float_row(float *sums, const Row *row, int bits, const uint8_t *x, i
 }
 
 static void prepare_int8(uint8_t *prepared, const float *x, int64_t columns, int bits) {
-    prepare_int8_portable(prepared, x, columns, bits);
+    prepare_int8_with(quantize_group, prepared, x, columns, bits);
 }
 
 static void prepare_float(uint8_t *prepared, const float *x, int64_t columns, int bits) {
