@@ -241,22 +241,6 @@ def test_a_cache_that_cannot_be_written_is_no_error(folder: Path, own_cache: Pat
     assert said.count(licence.NOTICE) == 2
 
 
-@pytest.mark.parametrize(
-    ("platform", "variable", "end"),
-    [
-        ("linux", "XDG_CACHE_HOME", "chatglm"),
-        ("win32", "LOCALAPPDATA", "chatglm"),
-        ("darwin", "HOME", "Caches/chatglm"),
-    ],
-)
-def test_the_place_of_the_flag(platform: str, variable: str, end: str, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.delenv("CHATGLM_CACHE")
-    monkeypatch.setenv(variable, str(tmp_path))
-    monkeypatch.setattr(sys, "platform", platform)
-    assert licence.cache_folder().is_relative_to(tmp_path)
-    assert licence.cache_folder().as_posix().endswith(end)
-
-
 # --- the demo model ---
 
 

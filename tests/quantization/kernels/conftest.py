@@ -7,6 +7,18 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from chatglm.quantization.kernels import choose
+from tests.quantization.kernels.cases import is_sanitized, native
+
+
+@pytest.fixture(autouse=True, scope="session")
+def sanitized_build() -> Iterator[None]:
+    """Every test here meets the build with sanitizers where that is what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        if is_sanitized():
+            patch.setattr(choose, "native_kernels", native)
+        yield
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:

@@ -174,7 +174,7 @@ INLINE void gelu_portable(float *x, int64_t count) {
     for (int64_t i = 0; i < count; i++) {
         float y = -1.59576912f * (x[i] + 0.044715f * x[i] * x[i] * x[i]);
         y = y > 87.0f ? 87.0f : y;
-        y = y < -87.0f ? -87.0f : y;
+        y = y > -87.0f ? y : -87.0f; /* not-a-number too: it has no integer part, and x brings it back */
         x[i] = x[i] / (1.0f + exponential(y));
     }
 }
