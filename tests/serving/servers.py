@@ -124,6 +124,8 @@ def polling(pipeline: Pipeline, **settings: Any) -> Iterator[Server]:
             workers.drain(0, lambda: True)
             server.task_dispatcher.shutdown()
             server.trigger.pull_trigger(server.close)
+            thread.join(PATIENCE_S)  # or the socket is closed under the loop that waits for it
+    assert not thread.is_alive()
 
 
 def open_socket(url: str, path: str, body: dict[str, Any], reads: bool = True) -> socket.socket:
