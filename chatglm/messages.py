@@ -28,15 +28,16 @@ def check_history(history: Iterable[Sequence[str]] | None) -> History:
     """Copy a `(query, answer)` history after checking its form.
 
     Raises:
-        InvalidRequestError: an entry is not a pair of strings.
+        InvalidRequestError: it is no list, or an entry is not a pair of strings.
     """
+    form = 'Give history as [["query", "answer"], ...].'
+    if history is not None and not isinstance(history, Iterable):
+        raise InvalidRequestError("history is not a list.", form)
     rounds: History = []
     for number, entry in enumerate(history or []):
         is_pair = isinstance(entry, (list, tuple)) and len(entry) == 2
         if not is_pair or not all(isinstance(part, str) for part in entry):
-            raise InvalidRequestError(
-                f"history[{number}] is not a pair of strings.", 'Give history as [["query", "answer"], ...].'
-            )
+            raise InvalidRequestError(f"history[{number}] is not a pair of strings.", form)
         rounds.append((entry[0], entry[1]))
     return rounds
 

@@ -16,6 +16,7 @@ API = {
     "prometheus_client": "prometheus-client",
     "fastapi_offline": "fastapi-offline",
 }
+WEB = {"gradio": "gradio", "mdtex2html": "mdtex2html"}
 POLLING = {"flask": "flask", "waitress": "waitress", "pydantic": "pydantic", "prometheus_client": "prometheus-client"}
 
 
@@ -28,6 +29,6 @@ def require(packages: dict[str, str]) -> None:
     missing = [package for module, package in packages.items() if find_spec(module) is None]
     if missing:
         raise ChatGLMError(
-            f"This server needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed.",
+            f"This program needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed.",
             f"Run: pip install {' '.join(missing)}",
         )

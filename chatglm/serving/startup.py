@@ -111,12 +111,17 @@ def _started(arguments: argparse.Namespace) -> Iterator[Start]:
     settings = make_settings(arguments)
     with bind(settings.host, settings.port) as bound:
         with ending_at_once(), leaving(LOADING_CANCELLED):
-            pipeline = _load(arguments, settings)
+            pipeline = load_model(arguments, settings)
         with pipeline:
             yield Start(settings, bound, pipeline)
 
 
-def _load(arguments: argparse.Namespace, settings: Settings) -> Pipeline:
+def load_model(arguments: argparse.Namespace, settings: Settings) -> Pipeline:
+    """The model that the flags name, with an engine limited as the settings say; what goes on is said on stderr.
+
+    Raises:
+        ChatGLMError: it cannot be had.
+    """
     # A server's own threads need the processors too. OpenMP's would spin while they wait for one that has lost its
     # processor, and answers that take a second could then take minutes. Read by the library when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,0 +1,45 @@
+"""A conversation as a web page and as JSON that is read again. What the terminal saves is tested with the terminal."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chatglm.errors import ChatGLMError
+from chatglm.ui.transcript import read_json, render_html, render_json
+
+ROUNDS = st.lists(st.tuples(st.text(), st.text()), max_size=4)
+
+
+def test_the_page_shows_formulas_code_and_tags_as_text() -> None:
+    pytest.importorskip("mdtex2html")
+    question = "<script>alert(1)</script> ![x](http://example.com/x.png) $\\frac{a}{b}<1$"
+    page = render_html([(question, "```python\nif a < b:\n\n    pass\n```\n\n**好**")], "chatglm-6b <1>", "简短")
+    assert "<script" not in page
+    assert "<img" not in page
+    assert "<math" in page
+    assert "<mfrac>" in page
+    assert "if a &lt; b:" in page
+    assert "<strong>好</strong>" in page
+    assert "chatglm-6b &lt;1&gt;" in page
+    assert "default-src 'none'" in page
+    assert "简短" in page
+
+
+@given(ROUNDS)
+def test_what_is_written_is_read(rounds: list[tuple[str, str]]) -> None:
+    rounds = [(a.encode("utf-8", "replace").decode(), b.encode("utf-8", "replace").decode()) for a, b in rounds]
+    data = render_json(rounds, "demo", None).encode()
+    assert read_json(data) == rounds
+    assert read_json(json.dumps(rounds).encode()) == rounds
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff", b"[", b"1", b"{}", b'{"history": 1}', b'[["a"]]', b'[["a", 1]]', b"[" * 100_000]
+)
+def test_what_is_none_is_refused_with_a_sentence(data: bytes) -> None:
+    with pytest.raises(ChatGLMError, match=r"JSON|conversation"):
+        read_json(data)

@@ -1,0 +1,8 @@
+"""Chat with ChatGLM-6B on a web page: `python web_demo.py`, or with `--help` for everything it can do."""
+
+import sys
+
+from chatglm.ui.web import main
+
+if __name__ == "__main__":
+    sys.exit(main())
