@@ -72,5 +72,9 @@ class InvalidScoresError(ChatGLMError):
     """The network produced NaN or infinite scores."""
 
 
+class TrainingError(ChatGLMError):
+    """Training went wrong and was stopped; checkpoints from before are good."""
+
+
 class QueueFullError(ChatGLMError):
     """As many requests run and wait as may; nothing is wrong with this one, and it can be sent again later."""

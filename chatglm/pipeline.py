@@ -190,6 +190,7 @@ def load_pipeline(
     dtype: str = "auto",
     quantize: int | None = None,
     ptuning_checkpoint: str | Path | None = None,
+    lora_checkpoint: str | Path | None = None,
     mmap: bool = False,
     max_memory: int | str | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -203,6 +204,7 @@ def load_pipeline(
         dtype: "auto", "fp32", "bf16", "fp16".
         quantize: 4 or 8 packs the weights while they are read; None leaves them as they are stored.
         ptuning_checkpoint: folder of a P-Tuning v2 prefix for this model.
+        lora_checkpoint: folder of a LoRA update for this model.
         mmap: use weights where they lie in the mapped files; CPU only.
         max_memory: bytes, or text like "2G", for the weights; layers beyond it are read for every token; CPU only.
         progress: called with (bytes read, bytes in all) while weights load.
@@ -218,6 +220,7 @@ def load_pipeline(
             dtype=dtype,
             quantize=quantize,
             ptuning_checkpoint=ptuning_checkpoint,
+            lora_checkpoint=lora_checkpoint,
             mmap=mmap,
             max_memory=max_memory,
             progress=progress,

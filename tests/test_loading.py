@@ -192,7 +192,7 @@ def test_computed_buffers_are_made_again() -> None:
 
     with torch.device("meta"):
         made = Network()
-    places = network._Places(made, torch.float32, torch.device("cpu"))
+    places = network._Places(made, torch.float32, lambda name: torch.device("cpu"))
     places.put_value("embedding.weight", torch.ones(4, 2))
     places.finish(lambda name: False)
     assert torch.equal(made.table.values, torch.arange(3.0))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from chatglm.checkpoints import StoredTensor, WeightReader, new_tensor, total_bytes
 from chatglm.devices import format_bytes
+from chatglm.loading.placement import Placement
 from chatglm.loading.tables import head_copies, share_table
 from chatglm.quantization.layers import QuantizedEmbedding, QuantizedLinear
 from chatglm.quantization.packing import quantize_rows
@@ -47,6 +48,7 @@ def fill_network(
     dtype: torch.dtype,
     device: torch.device,
     prefix: Mapping[str, Tensor],
+    placement: Placement | None = None,
     is_mapped: bool = False,
     is_left_out: Callable[[str], bool] = lambda name: False,
     progress: Progress | None = None,
@@ -58,7 +60,8 @@ def fill_network(
         stored: the tensors of a folder that was examined and found sound.
         dtype: of all floating-point parameters. Where the network has quantized layers and the folder float weights,
             these are quantized in the type in which they are stored.
-        device: of everything.
+        device: of everything that has no place of its own.
+        placement: places of parts on several devices.
         prefix: values of a P-Tuning prefix, which go before those of the folder.
         is_mapped: tensors that need no conversion are views of the mapped files (CPU only).
         is_left_out: whether a tensor of the network stays without memory, for someone else to fill.
@@ -71,7 +74,7 @@ def fill_network(
     wanted = {name: tensor for name, tensor in stored.items() if name in in_network and not is_left_out(name)}
     num_read, num_all = 0, total_bytes(wanted.values())
     with WeightReader(wanted, is_mapped=is_mapped) as reader:
-        places = _Places(network, dtype, device)
+        places = _Places(network, dtype, placement.device_of if placement is not None else lambda name: device)
         copies = head_copies(network, wanted, reader)
         for name, tensor in wanted.items():
             if name not in copies:
@@ -111,8 +114,8 @@ def type_in_network(name: str, stored: StoredTensor | Tensor, dtype: torch.dtype
 class _Places:
     """The parameters of one network, filled one by one."""
 
-    def __init__(self, network: Any, dtype: torch.dtype, device: torch.device) -> None:
-        self.network, self.dtype, self.device = network, dtype, device
+    def __init__(self, network: Any, dtype: torch.dtype, device_of: Callable[[str], torch.device]) -> None:
+        self.network, self.dtype, self.device_of = network, dtype, device_of
         self.num_mapped = 0
 
     def put(self, name: str, stored: StoredTensor, reader: WeightReader) -> None:
@@ -123,25 +126,26 @@ class _Places:
             self._put_quantized(name, owner, reader)
             return
         dtype = type_in_network(name, stored, self.dtype)
-        value = reader.view(name) if dtype == stored.dtype and self.device.type == "cpu" else None
+        device = self.device_of(name)
+        value = reader.view(name) if dtype == stored.dtype and device.type == "cpu" else None
         if value is not None:
             self.num_mapped += stored.size_bytes
         else:
-            value = self._new(stored.shape, dtype)
+            value = _new(stored.shape, dtype, device)
             reader.copy_to(name, value)
         self._set(name, value)
 
     def put_value(self, name: str, value: Tensor) -> None:
         """Give the tensor `name` this value."""
-        self._set(name, value.to(self.device, type_in_network(name, value, self.dtype)))
+        self._set(name, value.to(self.device_of(name), type_in_network(name, value, self.dtype)))
 
     def finish(self, is_left_out: Callable[[str], bool]) -> None:
         """What the files do not hold: the head of a folder that stores one table for both, and computed buffers."""
         share_table(self.network)
         self.network.config.dtype = self.dtype
-        with torch.device(self.device):
-            for module in self.network.modules():
-                if hasattr(module, "reset_buffers"):
+        for name, module in self.network.named_modules():
+            if hasattr(module, "reset_buffers"):
+                with torch.device(self.device_of(f"{name}.")):
                     module.reset_buffers()
         tensors = [*self.network.named_parameters(), *self.network.named_buffers()]
         empty = [name for name, tensor in tensors if tensor.is_meta and not is_left_out(name)]
@@ -150,18 +154,15 @@ class _Places:
 
     def _put_quantized(self, name: str, owner: QuantizedLinear | QuantizedEmbedding, reader: WeightReader) -> None:
         """Quantize a stored float weight by blocks of rows: rows are rounded independently of each other."""
-        packed, scales, row = self._new(tuple(owner.weight.shape), torch.int8), [], 0
+        device = self.device_of(name)
+        packed, scales, row = _new(tuple(owner.weight.shape), torch.int8, device), [], 0
         for block in reader.blocks(name):
-            integers, scale = quantize_rows(block.to(self.device), owner.bits, owner.group_size)
+            integers, scale = quantize_rows(block.to(device), owner.bits, owner.group_size)
             packed[row : row + len(block)] = integers
             scales.append(scale)
             row += len(block)
         self._set(name, packed)
         self._set(f"{name}_scale", torch.cat(scales))
-
-    def _new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        is_host = self.device.type == "cpu"
-        return new_tensor(shape, dtype) if is_host else torch.empty(shape, dtype=dtype, device=self.device)
 
     def _set(self, name: str, value: Tensor) -> None:
         owner_name, _, leaf = name.rpartition(".")
@@ -169,3 +170,7 @@ class _Places:
         old = getattr(owner, leaf)
         is_parameter = isinstance(old, nn.Parameter)
         setattr(owner, leaf, nn.Parameter(value, requires_grad=old.requires_grad) if is_parameter else value)
+
+
+def _new(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return new_tensor(shape, dtype) if device.type == "cpu" else torch.empty(shape, dtype=dtype, device=device)

@@ -10,10 +10,11 @@ Knows: names and shapes of prefix tensors. Does not know how the prefix is used.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from torch import Tensor
 
 from chatglm.checkpoints import StoredTensor, WeightFiles, find_weight_files, iter_tensors, list_file
@@ -25,12 +26,13 @@ PREFIX_MARK = "prefix_encoder."
 
 @dataclass(frozen=True)
 class StoredPrefix:
-    """A prefix on disk: where it is, what its shapes say."""
+    """A prefix on disk: where it is, what its shapes say, what training noted beside it (nothing in older files)."""
 
     files: WeightFiles
     tensors: Mapping[str, StoredTensor]
     pre_seq_len: int
     has_projection: bool
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def read(self) -> dict[str, Tensor]:
         """Name in the network -> value, as stored."""
@@ -63,7 +65,8 @@ def find_prefix(path: str | Path) -> StoredPrefix:
             f"{path} holds no P-Tuning prefix ({PREFIX_START}embedding.weight).",
             "Give a folder that P-Tuning training wrote; a whole model goes to --model.",
         )
-    return StoredPrefix(files, tensors, embedding.shape[0], f"{PREFIX_START}trans.0.weight" in tensors)
+    has_projection = f"{PREFIX_START}trans.0.weight" in tensors
+    return StoredPrefix(files, tensors, embedding.shape[0], has_projection, _notes(files.paths[0]))
 
 
 def check_prefix_fits(prefix: StoredPrefix, expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -84,9 +87,27 @@ def check_prefix_fits(prefix: StoredPrefix, expected: Mapping[str, tuple[int, ..
             )
 
 
+def base_remark(prefix: StoredPrefix, fingerprint: str) -> str:
+    """A sentence if the prefix was trained on another model than the one with this fingerprint, or nothing."""
+    noted = prefix.notes.get("base_fingerprint", fingerprint)
+    if noted == fingerprint:
+        return ""
+    return (
+        f"The P-Tuning prefix in {prefix.files.paths[0]} was trained on another base model "
+        f"({prefix.notes.get('base', 'unnamed')}): it fits by its shape, but answers may be worse for it."
+    )
+
+
 def configure_prefix(config: Any, prefix: StoredPrefix) -> None:
     """Make `config` that of a network with this prefix."""
     config.pre_seq_len, config.prefix_projection = prefix.pre_seq_len, prefix.has_projection
+
+
+def _notes(path: Path) -> dict[str, str]:
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
 
 
 def _network_name(name: str) -> str:

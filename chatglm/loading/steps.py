@@ -5,7 +5,7 @@ Knows: the order of these steps. Does not know how each is done.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,14 @@ from chatglm.devices import MemoryEstimate, choose_device
 from chatglm.doctor import Report, examine
 from chatglm.doctor.weights import kept_parameters
 from chatglm.errors import DamagedFileError, InvalidRequestError
+from chatglm.loading.fingerprint import base_fingerprint
 from chatglm.loading.licence import notice_once
 from chatglm.loading.limits import NO_LIMIT, Plan, plan_blocks, quantizing_in_every_pass
+from chatglm.loading.lora import StoredLora, apply_lora, find_lora
 from chatglm.loading.memory import check_memory, check_memory_options, memory_errors, memory_needed, type_for
 from chatglm.loading.network import Progress, fill_network, mapping_remark
-from chatglm.loading.prefix import StoredPrefix, check_prefix_fits, configure_prefix, find_prefix
+from chatglm.loading.placement import apply_placement, plan_placement
+from chatglm.loading.prefix import StoredPrefix, base_remark, check_prefix_fits, configure_prefix, find_prefix
 from chatglm.loading.sources import find_folder
 from chatglm.loading.streaming import stream_blocks
 from chatglm.loading.tables import TABLE_BITS, TABLE_REMARK, wants_packed_table
@@ -64,8 +67,11 @@ def load(
     dtype: str | torch.dtype = "auto",
     quantize: int | None = None,
     ptuning_checkpoint: str | Path | None = None,
+    lora_checkpoint: str | Path | None = None,
     mmap: bool = False,
     max_memory: int | str | None = None,
+    num_gpus: int = 1,
+    device_map: Mapping[str, int] | None = None,
     progress: Progress | None = None,
     report: Callable[[str], None] | None = None,
 ) -> LoadedModel:
@@ -80,10 +86,13 @@ def load(
         quantize: 4 or 8 packs the weights of an unquantized folder while they are read; a quantized folder needs
             nothing here.
         ptuning_checkpoint: folder (or file) of a P-Tuning v2 prefix trained on this model.
+        lora_checkpoint: folder of a LoRA update trained on this model, as peft writes it.
         mmap: weights that need no conversion are used where they lie in the mapped files: hardly a wait at the start,
             and one copy for all processes. The files must not be changed meanwhile. CPU only.
         max_memory: bytes, or text like "2G", that the weights may take. Layers that do not fit are read from the files
             again for every token. The KV cache of conversations comes on top. CPU only.
+        num_gpus: with more than one, the layers are spread over so many GPUs, `device` being the first.
+        device_map: part -> number of its GPU, in place of a computed one.
         progress: called with (bytes read, bytes to read) after each tensor.
         report: called with sentences for the user: memory estimate, remarks, licence of the weights.
 
@@ -100,6 +109,7 @@ def load(
     check_memory_options(chosen_device, mmap, limit)
     folder = find_folder(model)
     prefix = find_prefix(ptuning_checkpoint) if ptuning_checkpoint is not None else None
+    lora = _find_lora(lora_checkpoint, is_limited=limit is not None)
     examined = examine(folder, prefix_elsewhere=prefix is not None)
     examined.raise_first()
     settings = _generation_settings(folder)
@@ -112,7 +122,11 @@ def load(
     if limit is not None:
         plan = plan_blocks(network, folder, examined.tensors, chosen_dtype, limit)
         need = MemoryEstimate(plan.weights_bytes, need.cache_bytes)
-    check_memory(folder, need, network.config.max_sequence_length, chosen_dtype, chosen_device, say)
+    placement = None
+    if num_gpus > 1 or device_map is not None:
+        placement = plan_placement(network, chosen_dtype, num_gpus, device_map)
+    else:
+        check_memory(folder, need, network.config.max_sequence_length, chosen_dtype, chosen_device, say)
     is_demo = folder.resolve() == CHECKPOINT.resolve()
     for remark in (plan.remark, "" if is_demo else notice_once()):
         if remark:
@@ -124,11 +138,18 @@ def load(
             dtype=chosen_dtype,
             device=chosen_device,
             prefix=prefix.read() if prefix is not None else {},
+            placement=placement,
             is_mapped=mmap,
             is_left_out=plan.has,
             progress=progress,
         )
+        if lora is not None:
+            apply_lora(network, lora)
+        if placement is not None:
+            apply_placement(network, placement)
         close = _stream(network, plan, examined, chosen_dtype)
+    if prefix is not None and (remark := base_remark(prefix, base_fingerprint(network))):
+        say(remark)
     if mmap and (remark := mapping_remark(folder, filled)):
         say(remark)
     network.eval()
@@ -165,6 +186,17 @@ def _generation_settings(folder: Path) -> GenerationConfig | None:
         return GenerationConfig.from_dict(read_json(path))
     except (TypeError, ValueError) as error:
         raise DamagedFileError(f"{path} holds a value that cannot be used: {error}.", "Delete this file.") from None
+
+
+def _find_lora(path: str | Path | None, *, is_limited: bool) -> StoredLora | None:
+    if path is None:
+        return None
+    if is_limited:
+        raise InvalidRequestError(
+            "--lora-checkpoint changes layers that --max-memory would read anew for every token.",
+            "Write the model with the update in it once (--merge_to of ptuning/main.py), then give that folder.",
+        )
+    return find_lora(path)
 
 
 def _empty_network(

@@ -103,6 +103,13 @@ MODEL_FLAGS = (
         shown_default="none",
     ),
     Flag(
+        "--lora-checkpoint",
+        "FOLDER",
+        "LoRA 训练得到的文件夹",
+        "folder that LoRA training wrote",
+        shown_default="none",
+    ),
+    Flag(
         "--mmap",
         "",
         "直接使用映射到内存的权重文件，启动几乎无需等待（仅限 CPU）",

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatglm.errors import ChatGLMError
@@ -94,7 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="web_demo.py", description=DESCRIPTION, epilog=EPILOG)
+    called = Path(sys.argv[0]).name
+    prog = called if called == "web_demo.py" else "python -m chatglm web"
+    parser = Parser(prog=prog, description=DESCRIPTION, epilog=EPILOG)
     add_flags(parser, "模型 model", MODEL_FLAGS)
     add_flags(parser, "滑块的初始值 where the sliders stand at first", ANSWER_FLAGS)
     add_flags(parser, "页面 page", PAGE_FLAGS)

@@ -135,7 +135,7 @@ class WebChat:
         last = progress.last
         if last is None:
             return ""
-        notes = []
+        notes = [self._pipeline.name]
         elapsed = time.monotonic() - (progress.first_text_at or time.monotonic())
         if elapsed > 0 and last.completion_tokens > 1:
             notes.append(sentence("speed", language, rate=last.completion_tokens / elapsed))

@@ -136,4 +136,5 @@ runpy.run_path({script!r}, run_name="__main__")
 """
     with process("-c", hide) as api:
         assert api.wait() == 1
-        assert api.stderr.text == (f"This program needs {package}, which is not installed. Run: pip install {package}\n")
+        expected = f"This program needs {package}, which is not installed. Run: pip install {package}\n"
+        assert api.stderr.text == expected

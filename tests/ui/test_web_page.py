@@ -107,7 +107,7 @@ def test_a_conversation(person: Person) -> None:
     assert "你好" in person.ask_and_wait(GREETING)
     person.ask_and_wait("我叫小明")
     assert "小明" in person.ask_and_wait("我叫什么名字")
-    assert re.search(r"token/秒 · 上下文 \d+ / 1024", person.note.inner_text())
+    assert re.search(r"demo · [\d.]+ token/秒 · 上下文 \d+ / 1024", person.note.inner_text())
     assert person.box.input_value() == ""
 
 

@@ -1,0 +1,98 @@
+"""Answers to many prompts, some at a time: padded on the left, greedy unless sampling is asked for.
+
+Knows: batches, lengths, cleaning up. Does not know where prompts come from or how answers are scored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from chatglm.generation.text import clean_up
+from chatglm.training.encoding import left_padded
+from chatglm.training.recipes import write_whole
+
+PREDICTIONS_NAME = "generated_predictions.txt"
+
+
+@dataclass(frozen=True)
+class Answering:
+    """How prompts are answered.
+
+    Attributes:
+        max_new_tokens: of an answer, `<eop>` included.
+        batch_size: prompts at once; the answers do not depend on it.
+        num_beams: more than 1 searches with beams.
+        do_sample: with upstream's top_p 0.7 and temperature 0.95.
+    """
+
+    max_new_tokens: int
+    batch_size: int = 1
+    num_beams: int = 1
+    do_sample: bool = False
+
+
+@torch.inference_mode()
+def answer(
+    network: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], how: Answering, words: str = "answers"
+) -> list[str]:
+    """The answer to each prompt, in order; a bar shows the progress.
+
+    Args:
+        network: in eval mode.
+        tokenizer: its tokenizer.
+        prompts: ids up to and with `[gMASK] <sop>`.
+        how: lengths and sampling.
+        words: what the bar is called.
+
+    Raises:
+        InvalidScoresError: the network produced NaN or infinity.
+    """
+    answers: list[str] = [""] * len(prompts)
+    # Long prompts first: rows of a batch are of like lengths, and too little memory shows at once.
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    with tqdm(total=len(prompts), desc=words, disable=None) as bar:
+        for start in range(0, len(order), how.batch_size):
+            chosen = order[start : start + how.batch_size]
+            texts = _answer_together(network, tokenizer, [prompts[i] for i in chosen], how)
+            for i, text in zip(chosen, texts, strict=True):
+                answers[i] = text
+            bar.update(len(chosen))
+    return answers
+
+
+def _answer_together(network: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], how: Answering) -> list[str]:
+    ids, mask = left_padded(prompts, tokenizer.pad_token_id)
+    sampling = {"top_p": 0.7, "temperature": 0.95, "top_k": 0} if how.do_sample else {}
+    output = network.generate(
+        ids.to(network.device),
+        attention_mask=mask.to(network.device),
+        max_new_tokens=how.max_new_tokens,
+        num_beams=how.num_beams,
+        do_sample=how.do_sample,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **sampling,
+    )
+    return [_text(tokenizer, row) for row in output[:, ids.shape[1] :].tolist()]
+
+
+def _text(tokenizer: Any, ids: list[int]) -> str:
+    stop = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else len(ids)
+    kept = [i for i in ids[:stop] if i not in (tokenizer.pad_token_id, tokenizer.bos_token_id)]
+    return clean_up(tokenizer.decode(kept))
+
+
+def write_predictions(folder: Path, predictions: Sequence[str], labels: Sequence[str]) -> Path:
+    """One JSON object per line with the expected and the given answer; the file's path."""
+    rows = ({"labels": label, "predict": text} for label, text in zip(labels, predictions, strict=True))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / PREDICTIONS_NAME
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    return path

@@ -1,0 +1,281 @@
+"""What of a network is trained: a prefix (P-Tuning v2), a low-rank update (LoRA), or everything.
+
+Knows: adding what is trained, freezing the rest, types, and how what was trained is named and written. Does not know
+data, steps, or the order of a run. What is trained is float32, whatever the base is.
+
+    method     trained                         written as
+    ptuning    transformer.prefix_encoder.*    model.safetensors with these tensors alone; notes in its header
+    lora       lora_A, lora_B per layer        adapter_model.safetensors and adapter_config.json, as peft writes them
+    full       every weight                    a whole model folder
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from chatglm.errors import InvalidRequestError, MismatchError, MissingFileError, TrainingError
+from chatglm.loading.fingerprint import base_fingerprint
+from chatglm.loading.prefix import PREFIX_START, check_prefix_fits, find_prefix
+from chatglm.nn.prefix_encoder import PrefixEncoder
+from chatglm.training.arguments import ModelArguments
+
+# With more parameters than this, activations are computed twice unless the user says otherwise.
+LARGE = 500_000_000
+NOTES_NAME = "trained.json"
+
+
+class Recipe(ABC):
+    """One way to train a network.
+
+    Attributes:
+        network: the base, with what is trained in it; this is what answers.
+        trained: what the trainer is given; the network, or peft's wrapper around it.
+        notes: what a checkpoint says of itself.
+    """
+
+    weight_name = "model.safetensors"
+
+    def __init__(self, network: Any, base: str, method: str) -> None:
+        self.network, self.trained = network, network
+        self.notes = {"format": "pt", "method": method, "base": base, "base_fingerprint": base_fingerprint(network)}
+
+    def state(self) -> dict[str, Tensor]:
+        """Name -> value of what is trained."""
+        return {name: tensor for name, tensor in self.network.named_parameters() if tensor.requires_grad}
+
+    def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write what is trained, file by file, each of them whole or not at all.
+
+        Args:
+            folder: made if it is absent.
+            state: gathered from elsewhere, where the network holds only a part (FSDP, ZeRO).
+
+        Raises:
+            TrainingError: the weights hold NaN or infinity.
+        """
+        mine = self.state()
+        chosen = mine if state is None else {name: value for name, value in state.items() if name in mine}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in chosen.items()}
+        broken = next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
+        if broken is not None:
+            raise TrainingError(
+                f"{broken} holds NaN or infinity and was not saved.", "Go on from an earlier checkpoint, more slowly."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        self._write(folder, tensors)
+        write_whole(folder / NOTES_NAME, json.dumps(self.notes, ensure_ascii=False, indent=2).encode())
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Take the values that `save` wrote.
+
+        Raises:
+            CheckpointError: they are not there, or of another form.
+        """
+
+    @abstractmethod
+    def _write(self, folder: Path, tensors: dict[str, Tensor]) -> None: ...
+
+    def _read(self, folder: Path) -> dict[str, Tensor]:
+        path = folder / self.weight_name
+        if not path.is_file():
+            raise MissingFileError(f"{path} is missing.", "Give a checkpoint of the same kind of training.")
+        return load_file(path)
+
+
+class PTuning(Recipe):
+    """Trains the prefix encoder alone.
+
+    Args:
+        network: the loaded base, with a prefix to go on with or without one.
+        base: its name.
+        model: `pre_seq_len` and `prefix_projection`, for a new prefix.
+
+    Raises:
+        InvalidRequestError: another prefix length was asked for than the loaded one has.
+    """
+
+    def __init__(self, network: Any, base: str, model: ModelArguments) -> None:
+        config = network.config
+        encoder = network.transformer.prefix_encoder
+        if encoder is None:
+            config.pre_seq_len, config.prefix_projection = model.pre_seq_len, model.prefix_projection
+            encoder = PrefixEncoder(
+                config.pre_seq_len,
+                config.num_layers,
+                config.num_attention_heads,
+                config.hidden_size // config.num_attention_heads,
+                config.prefix_projection,
+            ).to(network.device)
+            network.transformer.prefix_encoder = encoder
+        elif model.pre_seq_len not in (None, config.pre_seq_len):
+            raise InvalidRequestError(
+                f"--pre_seq_len is {model.pre_seq_len}, but the prefix in {model.ptuning_checkpoint} has "
+                f"{config.pre_seq_len} positions.",
+                "Leave --pre_seq_len out, or start without --ptuning_checkpoint.",
+            )
+        super().__init__(network, base, "ptuning")
+        network.requires_grad_(False)
+        encoder.float().requires_grad_(True)
+        projection = str(bool(config.prefix_projection)).lower()
+        self.notes |= {"pre_seq_len": str(config.pre_seq_len), "prefix_projection": projection}
+
+    def load(self, folder: Path) -> None:
+        prefix = find_prefix(folder)
+        check_prefix_fits(prefix, {name: tuple(value.shape) for name, value in self.state().items()})
+        values = {name.removeprefix(PREFIX_START): value for name, value in prefix.read().items()}
+        self.network.transformer.prefix_encoder.load_state_dict(values)
+
+    def _write(self, folder: Path, tensors: dict[str, Tensor]) -> None:
+        write_tensors(folder / self.weight_name, tensors, self.notes)
+
+
+class Lora(Recipe):
+    """Trains a low-rank update beside chosen linear layers, by the library peft.
+
+    Args:
+        network: the loaded base.
+        base: its name.
+        model: rank, scale, dropout, layers.
+
+    Raises:
+        InvalidRequestError: peft is not installed, or there are no such layers.
+    """
+
+    weight_name = "adapter_model.safetensors"
+
+    def __init__(self, network: Any, base: str, model: ModelArguments) -> None:
+        super().__init__(network, base, "lora")
+        try:
+            import peft
+        except ImportError:
+            raise InvalidRequestError(
+                "LoRA training needs peft.", "Run `pip install -r requirements-train.txt`."
+            ) from None
+        from chatglm.quantization.layers import QuantizedLinear
+
+        config = peft.LoraConfig(
+            r=model.lora_rank or 8,
+            lora_alpha=cast(Any, model.lora_alpha or 2 * (model.lora_rank or 8)),  # fractions work too
+            lora_dropout=model.lora_dropout,
+            target_modules=[name.strip() for name in model.lora_target.split(",")],
+            task_type="CAUSAL_LM",
+        )
+        config._register_custom_module({QuantizedLinear: peft.tuners.lora.Linear})
+        try:
+            with warnings.catch_warnings():
+                # Of peft about names that transformers has replaced, and about layers that it does not know.
+                warnings.simplefilter("ignore")
+                self.trained = peft.get_peft_model(network, config)
+        except ValueError as error:
+            raise InvalidRequestError(f"--lora_target {model.lora_target}: {error}") from None
+        for parameter in self.state().values():
+            parameter.data = parameter.data.float()
+
+    def load(self, folder: Path) -> None:
+        from peft import set_peft_model_state_dict
+
+        result: Any = set_peft_model_state_dict(self.trained, self._read(folder))
+        lost = [name for name in result.missing_keys if "lora_" in name]
+        if lost or result.unexpected_keys:
+            name = (lost or result.unexpected_keys)[0]
+            raise MismatchError(
+                f"The LoRA update in {folder} does not fit: {name}.", "Give the rank it was trained with."
+            )
+
+    def _write(self, folder: Path, tensors: dict[str, Tensor]) -> None:
+        # The network's own names carry the name of the adapter and lack what peft's wrapper puts in front.
+        named = {f"base_model.model.{name.replace('.default.', '.')}": value for name, value in tensors.items()}
+        config = self.trained.peft_config["default"].to_dict()
+        config["inference_mode"], config["base_model_name_or_path"] = True, self.notes["base"]
+        config["target_modules"] = sorted(config["target_modules"])
+        write_whole(folder / "adapter_config.json", json.dumps(config, indent=2, default=str).encode())
+        write_tensors(folder / self.weight_name, named, self.notes)
+
+
+class Full(Recipe):
+    """Trains every weight.
+
+    Raises:
+        InvalidRequestError: the base is quantized.
+    """
+
+    def __init__(self, network: Any, base: str) -> None:
+        if network.config.quantization_bit or network.config.quantization_embedding_bit:
+            raise InvalidRequestError(
+                "Quantized weights cannot be trained.", "Give the unquantized folder, or --pre_seq_len or --lora_rank."
+            )
+        super().__init__(network, base, "full")
+        network.float().requires_grad_(True)
+        network.config.dtype = torch.float32
+
+    def load(self, folder: Path) -> None:
+        for name, value in self._read(folder).items():
+            own = self.network.get_parameter(name)
+            if own.shape != value.shape:
+                raise MismatchError(f"{folder} holds another model: {name} is {list(value.shape)}.")
+            own.data.copy_(value)
+
+    def _write(self, folder: Path, tensors: dict[str, Tensor]) -> None:
+        self.network.config.save_pretrained(folder)
+        if self.network.generation_config is not None:
+            self.network.generation_config.save_pretrained(folder)
+        write_tensors(folder / self.weight_name, tensors, self.notes)
+
+
+class Untrained(Recipe):
+    """A network as it is, for answering alone."""
+
+    def __init__(self, network: Any, base: str, method: str) -> None:
+        super().__init__(network, base, method)
+        network.requires_grad_(False)
+
+    def load(self, folder: Path) -> None:
+        raise NotImplementedError
+
+    def _write(self, folder: Path, tensors: dict[str, Tensor]) -> None:
+        raise NotImplementedError
+
+
+def make_recipe(method: str, network: Any, base: str, model: ModelArguments) -> Recipe:
+    """Prepare a loaded network for training by "ptuning", "lora" or "full".
+
+    Raises:
+        InvalidRequestError: the network cannot be trained so.
+    """
+    if method == "ptuning":
+        recipe: Recipe = PTuning(network, base, model)
+    elif method == "lora":
+        recipe = Lora(network, base, model)
+    else:
+        recipe = Full(network, base)
+    num_parameters = sum(parameter.numel() for parameter in network.parameters())
+    if model.recompute == "on" or (model.recompute == "auto" and num_parameters > LARGE):
+        # Not reentrant: gradients reach a prefix through a frozen base only so.
+        enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    return recipe
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
+    """A safetensors file that is there whole or not at all."""
+    work = path.with_name(f".{path.name}.unfinished")
+    save_file(tensors, work, metadata=notes)
+    os.replace(work, path)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """A file that is there whole or not at all."""
+    work = path.with_name(f".{path.name}.unfinished")
+    work.write_bytes(content)
+    os.replace(work, path)

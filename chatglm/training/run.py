@@ -1,0 +1,325 @@
+"""One run from arguments to scores: read, load, train, save, measure, answer, score.
+
+Knows: the order, what is printed, which files are written. Does not know how each step is done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from chatglm.demo import CHECKPOINT, DEMO_NAME
+from chatglm.errors import ChatGLMError, InvalidRequestError, MissingFileError
+from chatglm.loading import LoadedModel, load
+from chatglm.training.answers import Answering, answer, write_predictions
+from chatglm.training.arguments import Arguments, parse_arguments
+from chatglm.training.curve import draw_losses
+from chatglm.training.encoding import Encoder, Example, Examples, Lengths, RightPadding, cutting_remark
+from chatglm.training.forecast import forecast
+from chatglm.training.forgetting import summary, write_report
+from chatglm.training.metrics import check_installed, score_texts
+from chatglm.training.recipes import Lora, Recipe, Untrained, make_recipe
+from chatglm.training.records import Columns, Records, read_records
+from chatglm.training.trainer import RecipeTrainer, checkpoints, last_checkpoint
+
+RESULTS_NAME = "all_results.json"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the arguments say; returns the exit code."""
+    try:
+        run(parse_arguments(sys.argv[1:] if argv is None else argv))
+        return 0
+    except ChatGLMError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def run(arguments: Arguments) -> dict[str, float]:
+    """Train, evaluate and predict as asked; the figures, which are also in `all_results.json`.
+
+    Raises:
+        ChatGLMError: with what is wrong and the remedy; mistakes in the data come before a model is loaded.
+    """
+    training, say = arguments.training, _Speaker(arguments.training.process_index == 0)
+    for remark in arguments.remarks:
+        say(remark)
+    if not (training.do_train or training.do_eval or training.do_predict):
+        say("There is nothing to do: give --do_train, --do_eval or --do_predict.")
+        return {}
+    resume = _where_to_resume(arguments)
+    if training.do_predict or (training.do_eval and training.predict_with_generate):
+        check_installed()
+    data = _read(arguments, say)
+    session = _Session(arguments, _load(arguments, say), say)
+    figures: dict[str, float] = {}
+    if training.do_train:
+        figures |= session.train(data["train"], data.get("validation"), resume)
+    if training.do_eval:
+        figures |= session.evaluate(data["validation"])
+    if training.do_predict:
+        figures |= session.predict(data["test"], "predict")
+    if arguments.data.forgetting_file:
+        session.report_forgetting(data["forgetting"])
+    if training.process_index == 0:
+        _write_results(Path(training.output_dir), figures)
+    return figures
+
+
+class _Speaker:
+    """Prints sentences, in the first of several processes only."""
+
+    def __init__(self, is_first: bool) -> None:
+        self._is_first = is_first
+
+    def __call__(self, sentence: str) -> None:
+        if self._is_first and sentence:
+            print(sentence, flush=True)
+
+
+def _where_to_resume(arguments: Arguments) -> str | None:
+    """The checkpoint to go on from; before anything is loaded, since it may not be there."""
+    training = arguments.training
+    output, asked = Path(training.output_dir), training.resume_from_checkpoint
+    if not training.do_train:
+        return None
+    if asked is None or str(asked).lower() in ("false", "0", "no"):
+        if checkpoints(output) and not arguments.overwrite_output_dir:
+            raise InvalidRequestError(
+                f"{output} holds checkpoints of another run.",
+                "Give --resume_from_checkpoint true to go on, or --overwrite_output_dir to start anew.",
+            )
+        return None
+    found = last_checkpoint(output) if str(asked).lower() in ("true", "1", "yes") else Path(asked)
+    if found is None or not (found / "trainer_state.json").is_file():
+        raise MissingFileError(f"There is no whole checkpoint {found or f'in {output}'}.", "Check the folder.")
+    return str(found)
+
+
+def _read(arguments: Arguments, say: _Speaker) -> dict[str, Records]:
+    data, training = arguments.data, arguments.training
+    columns = Columns(data.prompt_column, data.response_column, data.history_column)
+    wanted = {
+        "train": (training.do_train, data.train_file, data.max_train_samples),
+        "validation": (training.do_eval, data.validation_file, data.max_eval_samples),
+        "test": (training.do_predict, data.test_file, data.max_predict_samples),
+    }
+    read: dict[str, Records] = {}
+    for name, (is_wanted, path, limit) in wanted.items():
+        if is_wanted and path is not None:
+            read[name] = read_records(path, columns, limit)
+            empty = f", {read[name].num_empty} empty ones left out" if read[name].num_empty else ""
+            say(f"{path}: {len(read[name].rows)} rows{empty}.")
+    if data.forgetting_file:
+        read["forgetting"] = read_records(data.forgetting_file, Columns("prompt", "prompt"))
+    return read
+
+
+def _load(arguments: Arguments, say: _Speaker) -> LoadedModel:
+    model, training = arguments.model, arguments.training
+    # Weights of LoRA are trained on: peft wants them beside the layers, not added to them.
+    is_lora_trained = training.do_train and model.lora_checkpoint
+    return load(
+        model.model_name_or_path,
+        device=_device(training),
+        dtype=model.dtype,
+        quantize=model.quantization_bit,
+        ptuning_checkpoint=model.ptuning_checkpoint,
+        lora_checkpoint=None if is_lora_trained else model.lora_checkpoint,
+        report=say,
+    )
+
+
+def _device(training: Any) -> str:
+    """Where this process computes; processes that share a CPU are told apart by a number that means nothing."""
+    return "cpu" if training.device.type == "cpu" else str(training.device)
+
+
+class _Session:
+    """A loaded model, and what is done with it."""
+
+    def __init__(self, arguments: Arguments, loaded: LoadedModel, say: _Speaker) -> None:
+        self._arguments, self._loaded, self._say = arguments, loaded, say
+        data, training = arguments.data, arguments.training
+        self._output = Path(training.output_dir)
+        base = DEMO_NAME if loaded.folder.resolve() == CHECKPOINT.resolve() else str(loaded.folder)
+        if training.do_train:
+            import transformers
+
+            transformers.set_seed(training.seed)  # before what is trained gets its first values
+            self._recipe: Recipe = make_recipe(arguments.method, loaded.model, base, arguments.model)
+            if arguments.model.lora_checkpoint:
+                self._recipe.load(Path(arguments.model.lora_checkpoint))
+        else:
+            self._recipe = Untrained(loaded.model, base, arguments.method)
+        self._lengths = Lengths(data.max_source_length, data.max_target_length)
+        self._network, self._tokenizer = self._recipe.network, loaded.tokenizer
+        encode = type(loaded.model).encode_chat
+        self._encode = Encoder(encode, loaded.tokenizer, self._lengths, data.source_prefix)
+        self._check_context()
+        self._trainer: RecipeTrainer | None = None
+
+    def _check_context(self) -> None:
+        longest, context = self._lengths.source + self._lengths.target, self._network.config.max_sequence_length
+        if longest > context:
+            raise InvalidRequestError(
+                f"--max_source_length and --max_target_length allow {longest} tokens, but the model's context is "
+                f"{context}.",
+                "Give lower ones.",
+            )
+
+    def train(self, rows: Records, validation: Records | None, resume: str | None) -> dict[str, float]:
+        """Train and save; figures named as upstream's `train_results.json` has them."""
+        examples = self._examples(rows)
+        self._show(examples[0])
+        trainer = self._make_trainer(examples, validation)
+        training = self._arguments.training
+        batch = [Examples(examples)[i] for i in _longest(examples, training.per_device_train_batch_size)]
+        num_batches = _num_steps(training, len(examples)) * training.gradient_accumulation_steps
+        if training.deepspeed is None and not training.fsdp:
+            self._say(str(forecast(self._recipe.trained, trainer.data_collator(batch), num_batches)))
+        result = trainer.train(resume_from_checkpoint=resume)
+        trainer.save_last()
+        figures = {**result.metrics, "train_samples": float(len(examples))}
+        if training.process_index == 0:
+            _write_results(self._output, figures, "train_results.json")
+            if path := draw_losses(trainer.state.log_history, self._output):
+                self._say(f"The loss curve is in {path}.")
+            self._say(f"What was trained is in {self._output}.")
+            if self._arguments.model.merge_to:
+                self.merge(Path(self._arguments.model.merge_to))
+        return figures
+
+    def merge(self, folder: Path) -> None:
+        """Write the whole model with the trained update in it.
+
+        Raises:
+            InvalidRequestError: what was trained is no LoRA update, or the base is packed.
+        """
+        from chatglm.conversion.writing import check_absent
+
+        if not isinstance(self._recipe, Lora) or self._network.config.quantization_bit:
+            raise InvalidRequestError("--merge_to is for LoRA on a base that is not quantized.")
+        check_absent(folder)
+        merged: Any = load(self._loaded.folder, device="cpu", lora_checkpoint=self._output)
+        merged.model.save_pretrained(folder)
+        merged.tokenizer.save_pretrained(folder)
+        self._say(f"The merged model is in {folder}.")
+
+    def evaluate(self, rows: Records) -> dict[str, float]:
+        """Loss on the validation rows, and scores of answers with `--predict_with_generate`."""
+        examples = self._examples(rows)
+        trainer = self._trainer or self._make_trainer(None, rows)
+        figures: dict[str, float] = dict(trainer.evaluate(Examples(examples)))
+        if self._arguments.training.predict_with_generate:
+            figures |= self.predict(rows, "eval")
+        self._tell(figures)
+        return figures
+
+    def predict(self, rows: Records, prefix: str) -> dict[str, float]:
+        """Answer, write `generated_predictions.txt`, and score."""
+        examples = self._examples(rows)
+        labels = [record.response for record in rows.rows]
+        answers = self._answers(examples)
+        figures = {f"{prefix}_{name}": value for name, value in score_texts(answers, labels).items()}
+        figures[f"{prefix}_samples"] = float(len(answers))
+        if self._arguments.training.process_index == 0:
+            path = write_predictions(self._output, answers, labels)
+            self._tell(figures)
+            self._say(f"The answers are in {path}.")
+        return figures
+
+    def report_forgetting(self, rows: Records) -> None:
+        """Answer general questions with and without what was trained, and write both down."""
+        prompts = [record.prompt for record in rows.rows]
+        after = self._answers(self._examples(rows))
+        base: Any = load(self._arguments.model.model_name_or_path, device=_device(self._arguments.training))
+        self._network = base.model
+        before = self._answers(self._examples(rows))
+        self._network = self._recipe.network
+        path = write_report(self._output, prompts, before, after)
+        self._say(f"{summary(before, after)} See {path}.")
+
+    def _answers(self, examples: Sequence[Example]) -> list[str]:
+        data, training = self._arguments.data, self._arguments.training
+        how = Answering(
+            max_new_tokens=data.val_max_target_length or data.max_target_length,
+            batch_size=training.per_device_eval_batch_size,
+            num_beams=data.num_beams or training.generation_num_beams or 1,
+            do_sample=data.do_sample,
+        )
+        self._network.eval()
+        return answer(self._network, self._tokenizer, [example.prompt_ids for example in examples], how)
+
+    def _examples(self, rows: Records) -> list[Example]:
+        examples = [self._encode(record) for record in rows.rows]
+        self._say(cutting_remark(examples))
+        return examples
+
+    def _make_trainer(self, examples: list[Example] | None, validation: Records | None) -> RecipeTrainer:
+        data, training = self._arguments.data, self._arguments.training
+        _settle(training, self._output)
+        longest = self._lengths.source + self._lengths.target if data.pad_to_max_length else None
+        self._trainer = RecipeTrainer(
+            self._recipe,
+            self._tokenizer,
+            args=training,
+            train_dataset=Examples(examples) if examples is not None else None,
+            eval_dataset=Examples([self._encode(record) for record in validation.rows]) if validation else None,
+            data_collator=RightPadding(self._tokenizer.pad_token_id, not data.ignore_pad_token_for_loss, longest),
+        )
+        return self._trainer
+
+    def _show(self, example: Example) -> None:
+        """Print the first row as upstream does."""
+        row = Examples([example])[0]
+        learnt = [i for i in row["labels"] if i >= 0]
+        self._say(f"input_ids {row['input_ids']}")
+        self._say(f"inputs {self._tokenizer.decode(row['input_ids'])}")
+        self._say(f"label_ids {row['labels']}")
+        self._say(f"labels {self._tokenizer.decode(learnt)}")
+
+    def _tell(self, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            self._say(f"  {name:<24} = {value:.4f}" if isinstance(value, float) else f"  {name:<24} = {value}")
+
+
+def _settle(training: Any, output: Path) -> None:
+    """What follows from how things are done here, whatever was asked."""
+    training.remove_unused_columns = False
+    training.label_names = ["labels"]
+    training.prediction_loss_only = True  # texts are made and scored apart
+    training.gradient_checkpointing = False  # done by the recipe, which knows how
+    if hasattr(training, "activation_checkpointing"):
+        training.activation_checkpointing = False
+    if training.ddp_find_unused_parameters is None:
+        training.ddp_find_unused_parameters = False  # whatever is trained has a gradient in every step
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "runs"))
+
+
+def _longest(examples: Sequence[Example], count: int) -> list[int]:
+    """Indices of the longest rows: what takes the most memory."""
+    lengths = [len(example.prompt_ids) + len(example.response_ids) for example in examples]
+    return sorted(range(len(examples)), key=lambda i: -lengths[i])[:count]
+
+
+def _num_steps(training: Any, num_rows: int) -> int:
+    if training.max_steps > 0:
+        return int(training.max_steps)
+    rows_per_step = (
+        training.per_device_train_batch_size * training.gradient_accumulation_steps * max(1, training.world_size)
+    )
+    return int(training.num_train_epochs * max(1, -(-num_rows // rows_per_step)))
+
+
+def _write_results(folder: Path, figures: dict[str, float], name: str = RESULTS_NAME) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path.write_text(json.dumps(old | figures, indent=4, ensure_ascii=False), encoding="utf-8")

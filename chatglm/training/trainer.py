@@ -1,0 +1,129 @@
+"""transformers' Seq2SeqTrainer, with what it lacks: small checkpoints, whole ones only, and an end to broken runs.
+
+Knows: when something is saved, how a checkpoint becomes visible at once, which losses mean that training is broken.
+Does not know what is trained (recipes.py), data, or arguments.
+
+    output/.unfinished/checkpoint-40/   while it is written; removed by the next run
+    output/checkpoint-40/               by renaming, when all of it is there
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Seq2SeqTrainer
+
+from chatglm.errors import TrainingError
+from chatglm.training.recipes import Recipe
+
+UNFINISHED = ".unfinished"
+STATE_NAME = "trainer_state.json"
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+class RecipeTrainer(Seq2SeqTrainer):
+    """Trains what a recipe made ready.
+
+    Args:
+        recipe: what is trained.
+        tokenizer: its files go into checkpoints that are whole model folders.
+        **options: those of Seq2SeqTrainer, without the model.
+    """
+
+    def __init__(self, recipe: Recipe, tokenizer: Any, **options: Any) -> None:
+        super().__init__(model=recipe.trained, **options)
+        self._recipe, self._tokenizer = recipe, tokenizer
+        self._is_saving = False
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As the library's.
+
+        Raises:
+            TrainingError: the loss is NaN, infinite or exactly zero.
+        """
+        loss = super().training_step(*args, **kwargs)
+        value = loss.item()
+        # Zero is what an overflow in half precision looked like for years; no row is ever learnt so well.
+        if not torch.isfinite(loss) or value == 0:
+            last = last_checkpoint(Path(self.args.output_dir))
+            raise TrainingError(
+                f"The loss is {value} at step {self.state.global_step + 1}; training was stopped.",
+                "Give a lower --learning_rate, --warmup_steps 0.1, or --dtype bf16 or fp32 in place of fp16. "
+                + (f"The last checkpoint is {last}." if last else "Nothing was saved yet."),
+            )
+        return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        self._recipe.save(folder, state_dict)
+        if self._recipe.notes["method"] == "full":
+            self._tokenizer.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # each process holds a part only
+        else:
+            self._recipe.load(Path(resume_from_checkpoint))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = str(super()._get_output_dir(trial))
+        return str(Path(folder) / UNFINISHED) if self._is_saving else folder
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        output = Path(self.args.output_dir)
+        work, final = output / UNFINISHED, output / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(work, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._is_saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._is_saving = False
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            if self.state.best_global_step == self.state.global_step:
+                self.state.best_model_checkpoint = str(final)
+                self.state.save_to_json(str(work / final.name / STATE_NAME))
+            shutil.rmtree(final, ignore_errors=True)
+            (work / final.name).rename(final)
+            shutil.rmtree(work, ignore_errors=True)
+            self._remove_oldest(output)
+        self.accelerator.wait_for_everyone()
+
+    def save_last(self) -> None:
+        """Make sure that the last step has a checkpoint, and put its weights into the output folder itself."""
+        last = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if not (last / STATE_NAME).exists() and not self.args.save_only_model:
+            self._save_checkpoint(self.model_wrapped, None)
+        self.save_model()
+        self.save_state()
+
+    def _remove_oldest(self, output: Path) -> None:
+        limit = self.args.save_total_limit
+        if not limit or limit < 1:
+            return
+        best = self.state.best_model_checkpoint
+        kept = [path for path in checkpoints(output) if str(path) != best]
+        room = limit - (best is not None)
+        for path in kept[: max(0, len(kept) - max(room, 1))]:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """The whole checkpoints in an output folder, oldest first."""
+    folders = output.iterdir() if output.is_dir() else ()
+    whole = [path for path in folders if CHECKPOINT.fullmatch(path.name) and (path / STATE_NAME).is_file()]
+    return sorted(whole, key=lambda path: (path / STATE_NAME).stat().st_mtime_ns)
+
+
+def last_checkpoint(output: Path) -> Path | None:
+    """The checkpoint that was written last, if there is one."""
+    return next(reversed(checkpoints(output)), None)

@@ -1,0 +1,212 @@
+"""Layers over several GPUs: shares, what is refused, and runs on devices that are only pretended.
+
+Fake tensors know their device and refuse to meet those of another one, or to be read by the host.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from chatglm.errors import DeviceError, InvalidRequestError, OutOfMemoryError
+from chatglm.loading import gpus, placement
+from chatglm.loading.placement import Placement, apply_placement, part_sizes, place, plan_placement
+from chatglm.models import FAMILIES
+from chatglm.nn.kv_cache import KVCache
+from chatglm.pipeline import load_pipeline
+from tests.folders import make_folder, tiny_config
+from utils import auto_configure_device_map, load_model_on_gpus
+
+FAMILY = FAMILIES["chatglm"]
+REST = {"transformer.word_embeddings", "transformer.final_layernorm", "lm_head"}
+
+
+def empty(num_layers: int = 9, **keys: Any) -> Any:
+    return FAMILY.empty_network(FAMILY.config_class.from_dict(tiny_config(num_layers=num_layers, **keys)))
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=40), st.lists(st.integers(1, 9), min_size=1, max_size=16))
+def test_laws_of_place(layers: list[int], shares: list[int]) -> None:
+    """Everything has a place, layers stay in order, no device exceeds its share by more than a layer."""
+    sizes = {"transformer.word_embeddings": 30, **{f"transformer.layers.{n}": size for n, size in enumerate(layers)}}
+    device_map = place(sizes, shares)
+    assert device_map.keys() == sizes.keys()
+    numbers = [device_map[f"transformer.layers.{n}"] for n in range(len(layers))]
+    assert numbers == sorted(numbers)
+    assert set(numbers) <= set(range(len(shares)))
+    total = sum(sizes.values())
+    for number, share in enumerate(shares):
+        used = sum(size for part, size in sizes.items() if device_map[part] == number)
+        assert used <= max(total * share / sum(shares), 30 if number == 0 else 0) + max(layers)
+
+
+@pytest.mark.parametrize("num_gpus", [1, 2, 3, 4, 7, 8, 13, 16])
+def test_every_gpu_is_used_evenly(num_gpus: int) -> None:
+    """The first, which holds embedding, norm and head, may have no layers; the others differ by one at most."""
+    device_map = auto_configure_device_map(num_gpus)
+    assert device_map.keys() == REST | {f"transformer.layers.{number}" for number in range(28)}
+    assert all(device_map[part] == 0 for part in REST)
+    counts = Counter(number for part, number in device_map.items() if part not in REST)
+    others = [counts[number] for number in range(1, num_gpus)]
+    assert sum(counts.values()) == 28
+    assert not others or max(others) - min(others) <= 1
+    assert all(others)
+    assert counts[0] <= min(others, default=28)
+
+
+def test_uneven_cards_get_uneven_shares() -> None:
+    counts = Counter(place(part_sizes(empty(30), torch.float16), [1.0, 3.0]).values())
+    assert counts[1] > 2 * counts[0]
+
+
+def test_a_shared_table_counts_once_and_a_prefix_has_a_place() -> None:
+    network = empty(pre_seq_len=4)
+    sizes = part_sizes(network, torch.float16)
+    assert "transformer.prefix_encoder" in sizes
+    own = sizes["lm_head"]
+    network.lm_head.weight = network.transformer.word_embeddings.weight
+    assert part_sizes(network, torch.float16)["lm_head"] == own - network.lm_head.weight.numel() * 2
+
+
+@pytest.fixture
+def many_gpus(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
+    """A machine that seems to have eight; the free bytes of each may be changed."""
+    free = dict.fromkeys(range(8), 10**9)
+    monkeypatch.setattr(placement, "choose_device", lambda name: torch.device(name))
+    monkeypatch.setattr(placement, "available_memory", lambda device: free[device.index])
+    return free
+
+
+def test_what_does_not_fit_is_refused_with_numbers(many_gpus: dict[int, int]) -> None:
+    many_gpus.update({1: 1000})
+    network = empty()
+    even = dict.fromkeys(part_sizes(network, torch.float16), 1)
+    with pytest.raises(OutOfMemoryError, match="cuda:1 would have to hold"):
+        plan_placement(network, torch.float16, 2, even)
+    assert 1 not in plan_placement(network, torch.float16, 2, None).device_map.values()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"lm_head": None}, "leaves out lm_head"),
+        ({"transformer.layers.99": 0}, r"names transformer\.layers\.99"),
+        ({"lm_head": "cpu"}, "number of a GPU"),
+        ({"lm_head": -1}, "number of a GPU"),
+    ],
+)
+def test_a_map_that_does_not_fit_is_refused(change: dict[str, Any], reason: str, many_gpus: dict[int, int]) -> None:
+    network = empty()
+    device_map = {**dict.fromkeys(part_sizes(network, torch.float16), 0), **change}
+    with pytest.raises(InvalidRequestError, match=reason):
+        plan_placement(network, torch.float16, 1, {part: n for part, n in device_map.items() if n is not None})
+
+
+@pytest.mark.parametrize("num_gpus", [0, -1, 1.5, True, "2"])
+def test_a_number_that_is_none(num_gpus: Any) -> None:
+    for function in (auto_configure_device_map, lambda number: load_model_on_gpus("demo", number)):
+        with pytest.raises(InvalidRequestError, match="num_gpus"):
+            function(num_gpus)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
+def test_without_gpus_there_is_a_sentence() -> None:
+    for num_gpus in (1, 2):
+        with pytest.raises(DeviceError, match="no usable CUDA device"):
+            load_model_on_gpus("demo", num_gpus)
+
+
+@pytest.mark.parametrize("quantize", [None, 8, 4])
+def test_placed_answers_as_unplaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantize: int | None) -> None:
+    """All devices are the CPU here: every weight goes through its place, every layer through its hooks."""
+    make_folder(tmp_path, num_layers=5)
+    for module in (placement, gpus.load.__globals__):
+        patch = monkeypatch.setitem if isinstance(module, dict) else monkeypatch.setattr
+        patch(module, "choose_device", lambda name: torch.device("cpu"))
+    placed = load_model_on_gpus(tmp_path, 3, dtype="fp32", quantize=quantize)
+    with load_pipeline(tmp_path, device="cpu", dtype="fp32", quantize=quantize) as pipe:
+        assert len({hook for layer in placed.transformer.layers if (hook := getattr(layer, "_hf_hook", None))}) == 5
+        for seed in range(3):
+            expected = pipe.model.chat(pipe.tokenizer, "hello", [], seed=seed, max_length=40)
+            assert placed.chat(pipe.tokenizer, "hello", [], seed=seed, max_length=40) == expected
+
+
+def view(tensor: torch.Tensor, key: Any) -> torch.Tensor:
+    """tensor[key] for whole numbers, slices, None and a leading ellipsis."""
+    parts = key if isinstance(key, tuple) else (key,)
+    dim = 0
+    for part in parts:
+        if part is ...:
+            dim = tensor.dim() - sum(other is not None for other in parts[1:])
+        elif part is None:
+            tensor = tensor.unsqueeze(dim)
+            dim += 1
+        elif isinstance(part, slice):
+            size = tensor.shape[dim]
+            tensor = torch.ops.aten.slice(tensor, dim, *part.indices(size))
+            dim += 1
+        else:
+            assert type(part) is int
+            tensor = tensor.select(dim, part)
+    return tensor
+
+
+class Pretended:
+    """A network whose weights lie on so many GPUs that are not there."""
+
+    def __init__(self, num_gpus: int, bits: int) -> None:
+        self.network = empty(quantization_bit=bits) if bits else empty()
+        self.devices = tuple(torch.device("cuda", number) for number in range(num_gpus))
+        device_map = place(part_sizes(self.network, torch.float16), [1.0] * num_gpus)
+        self.placement = Placement(device_map, self.devices)
+        for name, parameter in list(self.network.named_parameters()):
+            owner, _, leaf = name.rpartition(".")
+            fake = torch.empty(parameter.shape, dtype=parameter.dtype, device=self.placement.device_of(name))
+            setattr(self.network.get_submodule(owner), leaf, torch.nn.Parameter(fake, requires_grad=False))
+
+    def run(self, cache: KVCache) -> torch.Tensor:
+        """A prompt and two steps; the last scores."""
+        ids = torch.empty((1, 5), dtype=torch.long, device=self.devices[0])
+        positions = torch.empty((1, 2, 5), dtype=torch.long, device=self.devices[0])
+        for _ in range(3):
+            scores = self.network.lm_head(self.network.transformer(ids, positions, None, cache))
+            ids, positions = ids[:, -1:], positions[:, :, -1:]
+        return scores
+
+
+@pytest.fixture
+def pretending(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # Python's own indexing asks the driver of the device, and so does copy_; any operation in place sees the devices.
+    monkeypatch.setattr(FakeTensor, "__getitem__", view)
+    monkeypatch.setattr(FakeTensor, "__setitem__", lambda tensor, key, value: view(tensor, key).mul_(value))
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor:UserWarning")  # accelerate looks for ties
+@pytest.mark.parametrize("num_gpus", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [0, 8, 4])
+def test_no_tensor_meets_one_of_another_device(num_gpus: int, bits: int, pretending: None) -> None:
+    """Scores come out on the first device, caches stay with their layers."""
+    pretended = Pretended(num_gpus, bits)
+    apply_placement(pretended.network, pretended.placement)
+    cache = KVCache(pretended.network.config.num_layers)
+    assert pretended.run(cache).device == pretended.devices[0]
+    for number in range(pretended.network.config.num_layers):
+        keys, values = cache.layer(number)
+        assert keys.device == values.device == pretended.placement.device_of(f"transformer.layers.{number}.x")
+
+
+def test_pretended_devices_would_show_it(pretending: None) -> None:
+    """Without the hooks, that is."""
+    pretended = Pretended(2, 0)
+    with pytest.raises(RuntimeError, match="device"):
+        pretended.run(KVCache(pretended.network.config.num_layers))

@@ -1,0 +1,204 @@
+"""LoRA: trained by peft, loaded without it, beside packed weights or inside plain ones; and full fine-tuning."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from chatglm.errors import ChatGLMError, CheckpointError, InvalidRequestError
+from chatglm.loading import load
+from chatglm.nn.low_rank import LowRankLinear
+from chatglm.pipeline import load_pipeline
+from chatglm.training.run import run
+from tests.training.data import ROWS, arguments
+
+LEARNS = {"max_steps": 12, "per_device_train_batch_size": 12, "do_train": True}
+ALL_LAYERS = "query_key_value,dense,dense_h_to_4h,dense_4h_to_h"
+IDS = [[20, 21, 22, 23]]
+
+
+@pytest.fixture(scope="module")
+def update(base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An update of all layers, large enough to be seen."""
+    output = tmp_path_factory.mktemp("lora")
+    options = {"lora_rank": 2, "lora_target": ALL_LAYERS, "report_to": "none"}
+    run(arguments(base, rows, output, **LEARNS, **options))
+    return output
+
+
+def _losses(output: Path) -> list[float]:
+    state = json.loads((output / "trainer_state.json").read_text(encoding="utf-8"))
+    return [row["loss"] for row in state["log_history"] if "loss" in row]
+
+
+def _logits(network: Any) -> torch.Tensor:
+    config = network.config
+    ids = torch.tensor([[*IDS[0], config.gmask_token_id, config.bos_token_id, 30, 31]])
+    with torch.no_grad():
+        return network(input_ids=ids).logits
+
+
+def test_only_the_update_is_trained_and_written(update: Path) -> None:
+    tensors = load_file(update / "adapter_model.safetensors")
+    assert len(tensors) == 2 * 2 * 4  # A and B of four layers in each of two blocks
+    assert all(name.startswith("base_model.model.transformer.layers.") for name in tensors)
+    assert not (update / "model.safetensors").exists()
+    losses = _losses(update)
+    assert losses[-1] < losses[0] - 0.05
+
+
+def test_peft_itself_loads_what_was_written(base: Path, update: Path) -> None:
+    import peft
+
+    ours: Any = load(base, lora_checkpoint=update).model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft uses names that transformers has replaced
+        theirs: Any = peft.PeftModel.from_pretrained(load(base).model, str(update))
+    plain: Any = load(base).model
+    expected = _logits(theirs.get_base_model().eval())
+    torch.testing.assert_close(_logits(ours), expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(_logits(plain), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packed_weights_get_the_update_beside_them(bits: int, base: Path, update: Path) -> None:
+    tuned, plain = load(base, quantize=bits, lora_checkpoint=update).model, load(base, quantize=bits).model
+    layer: Any = tuned.transformer.layers[1].mlp.dense_h_to_4h
+    assert isinstance(layer, LowRankLinear)
+    x = torch.randn(3, 32)
+    tensors = load_file(update / "adapter_model.safetensors")
+    start = "base_model.model.transformer.layers.1.mlp.dense_h_to_4h.lora_"
+    expected = 2.0 * x @ tensors[f"{start}A.weight"].T @ tensors[f"{start}B.weight"].T  # alpha / rank = 2
+    with torch.no_grad():
+        difference = layer(x) - plain.transformer.layers[1].mlp.dense_h_to_4h(x)
+    torch.testing.assert_close(difference, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantized_bases_are_trained(bits: int, base: Path, rows: Path, tmp_path: Path) -> None:
+    run(arguments(base, rows, tmp_path, lora_rank=2, lora_target=ALL_LAYERS, quantization_bit=bits, **LEARNS))
+    losses = _losses(tmp_path)
+    assert losses[-1] < losses[0] - 0.05
+    load(base, lora_checkpoint=tmp_path)
+    with load_pipeline(base, quantize=bits, lora_checkpoint=tmp_path) as pipe:
+        assert pipe.chat("hello", temperature=0, max_new_tokens=4)
+
+
+def test_a_merged_model_answers_as_the_update_does(base: Path, rows: Path, tmp_path: Path) -> None:
+    merged = tmp_path / "merged"
+    options = {"lora_rank": 2, "lora_target": ALL_LAYERS, "merge_to": merged}
+    run(arguments(base, rows, tmp_path / "out", **LEARNS, **options))
+    whole, beside = load(merged).model, load(base, lora_checkpoint=tmp_path / "out").model
+    torch.testing.assert_close(_logits(whole), _logits(beside), rtol=1e-5, atol=1e-6)
+    predicted = run(arguments(merged, rows, tmp_path / "a", do_predict=True))
+    same = run(arguments(base, rows, tmp_path / "b", do_predict=True, lora_checkpoint=tmp_path / "out"))
+    assert predicted == same
+    with pytest.raises(ChatGLMError, match="exists already"):
+        run(arguments(base, rows, tmp_path / "c", **LEARNS, **options))
+
+
+def test_resuming_and_going_on(base: Path, rows: Path, tmp_path: Path) -> None:
+    options = {"lora_rank": 2, "do_train": True, "max_steps": 6, "save_steps": 3, "lora_dropout": 0.1}
+    run(arguments(base, rows, tmp_path / "whole", **options))
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "cut" / "checkpoint-3")
+    run(arguments(base, rows, tmp_path / "cut", resume_from_checkpoint="true", **options))
+    ends = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "cut")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    again = options | {"lora_checkpoint": tmp_path / "whole", "learning_rate": 0.0}
+    run(arguments(base, rows, tmp_path / "again", **again))
+    kept = load_file(tmp_path / "again" / "adapter_model.safetensors")
+    assert all(torch.equal(ends[0][name], kept[name]) for name in kept)
+
+
+MISTAKES = {
+    "no folder": (lambda folder: folder / "absent", "There is no LoRA folder"),
+    "nothing in it": (lambda folder: _changed(folder, drop="adapter_config.json"), "holds no LoRA update"),
+    "another kind": (lambda folder: _changed(folder, peft_type="IA3"), "describes 'IA3', not LORA"),
+    "dora": (lambda folder: _changed(folder, use_dora=True), "trained with use_dora"),
+    "no rank": (lambda folder: _changed(folder, r=None), "does not say r and lora_alpha"),
+    "half": (lambda folder: _changed(folder, tensors=lambda t: t.popitem()), "only half of the update"),
+    "other tensors": (lambda folder: _changed(folder, tensors=lambda t: t.update(x=t["first"])), "no part of a plain"),
+    "other sizes": (lambda folder: _changed(folder, tensors=_widen), "does not fit this base model"),
+}
+
+
+def _widen(tensors: dict[str, torch.Tensor]) -> None:
+    for name in tensors:
+        tensors[name] = torch.zeros(2, 48) if "lora_A" in name else torch.zeros(96, 2)
+
+
+def _changed(folder: Path, drop: str = "", tensors: Any = None, **config: Any) -> Path:
+    if drop:
+        (folder / drop).unlink()
+    else:
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | config), encoding="utf-8")
+    if tensors is not None:
+        stored = load_file(folder / "adapter_model.safetensors")
+        first = next(iter(stored.values()))
+        changed = _WithFirst(stored, first)
+        tensors(changed)
+        save_file({name: value.clone() for name, value in changed.items()}, folder / "adapter_model.safetensors")
+    return folder
+
+
+class _WithFirst(dict[str, torch.Tensor]):
+    """A table of tensors that also answers to "first"."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor], first: torch.Tensor) -> None:
+        super().__init__(tensors)
+        self._first = first
+
+    def __missing__(self, name: str) -> torch.Tensor:
+        return self._first
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_folders_that_cannot_be_loaded(name: str, base: Path, update: Path, tmp_path: Path) -> None:
+    make, words = MISTAKES[name]
+    folder = shutil.copytree(update, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
+    with pytest.raises(CheckpointError, match=words):
+        load(base, lora_checkpoint=make(folder))
+
+
+def test_options_that_exclude_each_other(base: Path, rows: Path, update: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="--max-memory would read anew"):
+        load(base, lora_checkpoint=update, max_memory="1G")
+    with pytest.raises(InvalidRequestError, match="cannot be trained together"):
+        arguments(base, rows, tmp_path, do_train=True, lora_rank=2, pre_seq_len=3)
+    with pytest.raises(InvalidRequestError, match="--lora_target nothing"):
+        run(arguments(base, rows, tmp_path, do_train=True, lora_rank=2, lora_target="nothing"))
+
+
+def test_every_weight_is_trained(base: Path, rows: Path, tmp_path: Path) -> None:
+    """The folder that full fine-tuning writes is a model folder, and so is each of its checkpoints."""
+    options = LEARNS | {"learning_rate": 0.03, "max_steps": 50}
+    run(arguments(base, rows, tmp_path / "full", **options))
+    losses = _losses(tmp_path / "full")
+    assert losses[-1] < losses[0] / 2
+    figures = run(arguments(tmp_path / "full", rows, tmp_path / "predicted", do_predict=True))
+    untrained = run(arguments(base, rows, tmp_path / "untrained", do_predict=True))
+    assert figures["predict_bleu-4"] > untrained["predict_bleu-4"] + 10
+    with load_pipeline(tmp_path / "full" / "checkpoint-50") as pipe:
+        assert pipe.chat(ROWS[0]["content"], temperature=0, max_new_tokens=16)[0] == ROWS[0]["summary"]
+
+
+def test_full_runs_resume_too(base: Path, rows: Path, tmp_path: Path) -> None:
+    options = {"do_train": True, "max_steps": 4, "save_steps": 2, "learning_rate": 0.01}
+    run(arguments(base, rows, tmp_path / "whole", **options))
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "cut" / "checkpoint-2")
+    run(arguments(base, rows, tmp_path / "cut", resume_from_checkpoint="true", **options))
+    ends = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_quantized_weights_cannot_be_trained(base: Path, rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="Quantized weights cannot be trained"):
+        arguments(base, rows, tmp_path, do_train=True, quantization_bit=4)

@@ -1,0 +1,5 @@
+"""Models over several GPUs: `load_model_on_gpus("chatglm-6b", num_gpus=2)`. See README.md."""
+
+from chatglm.loading.gpus import auto_configure_device_map, load_model_on_gpus
+
+__all__ = ["auto_configure_device_map", "load_model_on_gpus"]
