@@ -1,9 +1,10 @@
 """What a P-Tuning step takes: as it is, with activations computed twice, and as the same loop written naively.
 
-    python benchmarks/training_step.py [--hidden 512 --layers 8 --tokens 256 --batch 8]
+    python -m benchmarks.training_step [--hidden 512 --layers 8 --tokens 256 --batch 8]
 
-naive: the whole matrix of attention probabilities is made in every layer and kept for the backward pass, and so are all
-activations. Each variant runs in a process of its own, so that its peak memory is its own. Random weights, CPU, float32.
+naive: every layer makes the whole matrix of attention probabilities and keeps it for the backward pass, as it keeps
+all other activations. Each variant runs in a process of its own, so that its peak memory is its own. Random weights,
+CPU, float32.
 """
 
 from __future__ import annotations

@@ -83,6 +83,7 @@ class Pipeline:
         system: str | None = None,
         cancel: threading.Event | None = None,
         deadline: float | None = None,
+        adapter: bool = True,
         **parameters: Any,
     ) -> Handle:
         """Ask, and return at once with a handle that gives the answer as it is made and can cancel it.
@@ -93,6 +94,7 @@ class Pipeline:
             system: instruction put in front of the conversation.
             cancel: set it, from any thread, to end the answer within one token.
             deadline: seconds from now, waiting included, after which the answer ends as it stands.
+            adapter: False leaves a P-Tuning prefix out of this request. A LoRA update is part of the weights and stays.
             **parameters: those of `GenerationConfig` (max_length, temperature, top_p, top_k, seed, stop, ...).
 
         Raises:
@@ -105,6 +107,7 @@ class Pipeline:
             prompt.config,
             deadline=deadline,
             dropped_rounds=prompt.dropped_rounds,
+            uses_adapter=adapter,
             is_cancelled=never if cancel is None else cancel.is_set,
         )
 

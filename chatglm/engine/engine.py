@@ -82,6 +82,7 @@ class Engine:
         *,
         deadline: float | None = None,
         dropped_rounds: int = 0,
+        uses_adapter: bool = True,
         processors: Sequence[ScoresProcessor] = (),
         is_cancelled: Callable[[], bool] = never,
     ) -> Handle:
@@ -92,6 +93,7 @@ class Engine:
             config: limits, sampling, stop strings.
             deadline: seconds from now, waiting included, after which it ends with the text made until then.
             dropped_rounds: what the deltas say of rounds left out of the prompt.
+            uses_adapter: whether a trained prefix takes part, if the network has one.
             processors: transformers' logits processors, called with ids [1, n] and scores [1, V].
             is_cancelled: asked before every step, beside `Handle.cancel`.
 
@@ -108,6 +110,7 @@ class Engine:
             config,
             deadline=deadline,
             dropped_rounds=dropped_rounds,
+            uses_adapter=uses_adapter,
             processors=processors,
             is_cancelled=is_cancelled,
         )

@@ -30,6 +30,7 @@ class Request:
         prompt: int64 [1, n].
         layout: where things lie in the prompt, as the network's family sees it.
         cache: what the network remembers of it; None before the prompt pass and after the end.
+        uses_adapter: whether what was trained beside the network takes part.
         num_positions: cache positions it may need at most.
         tokens: its ids and random source.
         outbox: where its caller reads.
@@ -45,6 +46,7 @@ class Request:
         *,
         deadline: float | None = None,
         dropped_rounds: int = 0,
+        uses_adapter: bool = True,
         processors: Sequence[ScoresProcessor] = (),
         is_cancelled: Callable[[], bool] = never,
     ) -> None:
@@ -59,7 +61,9 @@ class Request:
         self.prompt: Tensor = torch.tensor([list(input_ids)], device=model.device)
         self.layout: Any = model.prompt_layout(self.prompt)
         self.cache: Any = None
-        self.num_positions: int = model.cache_positions(len(input_ids) + self._num_left)
+        self.uses_adapter = uses_adapter
+        num_tokens = len(input_ids) + self._num_left
+        self.num_positions: int = model.cache_positions(num_tokens, uses_adapter=uses_adapter)
         self.tokens = NextToken(self.prompt, config, model.config.eos_token_id, processors)
         self.outbox = Outbox()
         self.finish_reason: FinishReason | None = None

@@ -30,7 +30,9 @@ class BatchModel(DecodableModel, Protocol):
     position_bytes: int
     prompt_tokens_at_once: int
 
-    def cache_positions(self, num_tokens: int) -> int:
+    def new_cache(self, capacity: int, *, uses_adapter: bool = True) -> Any: ...
+
+    def cache_positions(self, num_tokens: int, *, uses_adapter: bool = True) -> int:
         """Positions that a cache for so many tokens holds, those that belong to the network itself included."""
         ...
 
@@ -87,7 +89,9 @@ class Runner:
     def _fill(self, requests: Sequence[Request]) -> None:
         prompts = [request.prompt for request in requests]
         with torch.inference_mode(), memory_errors(sum(prompt.shape[1] for prompt in prompts)):
-            caches = [self._model.new_cache(request.num_positions) for request in requests]
+            caches = [
+                self._model.new_cache(request.num_positions, uses_adapter=request.uses_adapter) for request in requests
+            ]
             self._model.fill_caches(prompts, [request.layout for request in requests], caches)
         for request, cache in zip(requests, caches, strict=True):
             request.cache = cache

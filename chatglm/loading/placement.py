@@ -132,6 +132,6 @@ def _check_room(device_map: DeviceMap, sizes: Mapping[str, int], free: Sequence[
         needed = sum(size for part, size in sizes.items() if device_map[part] == number)
         if room is not None and needed > USABLE * room:
             raise OutOfMemoryError(
-                f"cuda:{number} would have to hold {format_bytes(needed)} of weights and has only {format_bytes(room)}.",
+                f"cuda:{number} would have to hold {format_bytes(needed)} of weights and has {format_bytes(room)}.",
                 "Use more GPUs, free memory on them, or give quantize=8 or 4.",
             )

@@ -28,7 +28,12 @@ class KVCache:
     """Keys and values per layer, each [B, H, S, D] with S the number of positions stored."""
 
     def __init__(
-        self, num_layers: int, capacity: int = FIRST_CAPACITY, storage_dtype: torch.dtype | None = None
+        self,
+        num_layers: int,
+        capacity: int = FIRST_CAPACITY,
+        storage_dtype: torch.dtype | None = None,
+        *,
+        uses_adapter: bool = True,
     ) -> None:
         """An empty cache.
 
@@ -37,8 +42,10 @@ class KVCache:
             capacity: positions to reserve at first use.
             storage_dtype: what to store; None = the type of what is given. What is given is always answered in its
                 own type, and once rounded is never rounded again, so that a position looks the same in every call.
+            uses_adapter: whether a trained prefix, where the network has one, belongs to the conversation.
         """
         self.storage_dtype = storage_dtype
+        self.uses_adapter = uses_adapter
         self._capacity = capacity
         self._keys: list[Tensor | None] = [None] * num_layers
         self._values: list[Tensor | None] = [None] * num_layers

@@ -99,7 +99,7 @@ Prompts = Annotated[_PromptList, BeforeValidator(listed, json_schema_input_type=
 
 
 class CompletionOptions(Strict):
-    """The fields both APIs share. Those beyond OpenAI's: top_k, repetition_penalty, max_length."""
+    """The fields both APIs share. Those beyond OpenAI's: top_k, repetition_penalty, max_length, adapter."""
 
     model: str | None = Field(None, description="Any name: the one loaded model answers.")
     stream: bool | None = None
@@ -111,6 +111,7 @@ class CompletionOptions(Strict):
     repetition_penalty: Annotated[Number, Field(ge=0.1, le=10)] | None = None
     max_tokens: FromOne | None = Field(None, description="Tokens of the answer; more than fits is clamped.")
     max_length: FromOne | None = Field(None, description="Tokens of prompt and answer together.")
+    adapter: bool | None = Field(None, description="false leaves a P-Tuning prefix out of this answer.")
     seed: Seed | None = None
     stop: StopStrings | None = None
 
@@ -132,6 +133,7 @@ class CompletionOptions(Strict):
             "max_new_tokens": self.max_tokens,
             "max_length": self.max_length,
             "stop": self.stop,
+            "adapter": self.adapter,
             "seed": None if self.seed is None else (self.seed + choice) % NUM_SEEDS,
         }
 

@@ -60,10 +60,10 @@ class CountingModel:
         self.on_step = on_step
         self.live: weakref.WeakSet[Cache] = weakref.WeakSet()
 
-    def cache_positions(self, num_tokens: int) -> int:
+    def cache_positions(self, num_tokens: int, *, uses_adapter: bool = True) -> int:
         return num_tokens
 
-    def new_cache(self, capacity: int) -> Cache:
+    def new_cache(self, capacity: int, *, uses_adapter: bool = True) -> Cache:
         cache = Cache(capacity)
         self.live.add(cache)
         self.most_positions = max(self.most_positions, sum(one.capacity for one in self.live))

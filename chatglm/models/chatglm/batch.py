@@ -57,9 +57,9 @@ class BatchMixin:
         is_on_cpu = self.transformer.final_layernorm.weight.is_cpu
         return 2 if is_on_cpu and self._compute_dtype == torch.bfloat16 else 1
 
-    def cache_positions(self, num_tokens: int) -> int:
+    def cache_positions(self, num_tokens: int, *, uses_adapter: bool = True) -> int:
         """Positions in a cache of so many tokens: theirs, and those of a trained prefix."""
-        return num_tokens + (self.config.pre_seq_len or 0)
+        return num_tokens + ((self.config.pre_seq_len or 0) if uses_adapter else 0)
 
     def fill_caches(self, prompts: Sequence[Tensor], layouts: Sequence[Layout], caches: Sequence[KVCache]) -> None:
         """Take in all but the last id of each prompt [1, n], each into its own empty cache.
@@ -76,7 +76,9 @@ class BatchMixin:
 
     def decode_together(self, input_ids: Tensor, layouts: Sequence[Layout], caches: Sequence[KVCache]) -> Tensor:
         """Scores [B, V] after one more id [B, 1] of each request. An error leaves all caches as they were."""
-        columns = [[cache.get_seq_length() - self.cache_positions(0)] for cache in caches]
+        columns = [
+            [cache.get_seq_length() - self.cache_positions(0, uses_adapter=cache.uses_adapter)] for cache in caches
+        ]
         positions = join_layouts(layouts).positions_at(torch.tensor(columns, device=input_ids.device))
         steps = PackedSteps(caches)
         # Requests become positions of one row: [B, 2, 1] -> [1, 2, B], or [B, 1] -> [1, B].
@@ -90,7 +92,8 @@ class BatchMixin:
         if self.transformer.prefix_encoder is not None:
             for layer_idx, (key, value) in enumerate(self.transformer.prefix_encoder(1, self._compute_dtype)):
                 for cache in caches:
-                    cache.update(key, value, layer_idx)
+                    if cache.uses_adapter:
+                        cache.update(key, value, layer_idx)
 
     def _fill_contexts(self, prompts: Sequence[Tensor], layouts: Sequence[Layout], caches: Sequence[KVCache]) -> None:
         lengths = [int(layout.sop[0]) for layout in layouts]

@@ -24,7 +24,7 @@ from chatglm.models.chatglm.batch import BatchMixin
 from chatglm.models.chatglm.configuration_chatglm import ChatGLMConfig
 from chatglm.models.chatglm.fused import cache_dtype, fuse
 from chatglm.models.chatglm.layout import Layout, causal_after, find_layout, some_visible
-from chatglm.models.chatglm.network import ChatGLMModel, ChatGLMPreTrainedModel
+from chatglm.models.chatglm.network import ChatGLMModel, ChatGLMPreTrainedModel, uses_adapter
 from chatglm.models.chatglm.template import encode_chat
 from chatglm.nn.kv_cache import AnyCache, KVCache
 from chatglm.quantization.convert import empty_linears, quantize_linears
@@ -215,15 +215,15 @@ class ChatGLMForConditionalGeneration(ChatMixin, BatchMixin, ChatGLMPreTrainedMo
     def _num_past(self, cache: AnyCache | None) -> int:
         """Real positions in a cache, the prefix not counted."""
         stored = cache.get_seq_length() if cache is not None else 0
-        return max(0, int(stored) - (self.config.pre_seq_len or 0))
+        return max(0, int(stored) - self.cache_positions(0, uses_adapter=uses_adapter(cache)))
 
-    def new_cache(self, capacity: int) -> KVCache:
-        """An empty cache with room for `capacity` tokens (it grows beyond that).
+    def new_cache(self, capacity: int, *, uses_adapter: bool = True) -> KVCache:
+        """An empty cache with room for `capacity` tokens (it grows beyond that), with or without the trained prefix.
 
         It stores half-precision numbers where the native kernels attend (fused.py).
         """
-        room = capacity + (self.config.pre_seq_len or 0)
-        return KVCache(self.config.num_layers, room, cache_dtype(self.transformer))
+        room = self.cache_positions(capacity, uses_adapter=uses_adapter)
+        return KVCache(self.config.num_layers, room, cache_dtype(self.transformer), uses_adapter=uses_adapter)
 
     def prompt_layout(self, input_ids: Tensor) -> Layout:
         """Positions of a request whose prompt is `input_ids` [B, T], for `prefill` and `decode`."""

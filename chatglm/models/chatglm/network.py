@@ -23,7 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from chatglm.models.chatglm.configuration_chatglm import ChatGLMConfig
 from chatglm.nn.attention import attend, attend_with_probabilities
-from chatglm.nn.kv_cache import AnyCache, concatenated
+from chatglm.nn.kv_cache import AnyCache, KVCache, concatenated
 from chatglm.nn.packed import Packed
 from chatglm.nn.prefix_encoder import PrefixEncoder
 from chatglm.nn.rotary import head_tables, rotate
@@ -174,7 +174,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         x_BTC = self.word_embeddings(input_ids_BT) if inputs_embeds is None else inputs_embeds
         tables = head_tables(position_ids, self.head_width, x_BTC.dtype)
         prefixes = self._prefixes(x_BTC, cache)
-        if self.prefix_encoder is not None and visible is not None:
+        if self.prefix_encoder is not None and visible is not None and uses_adapter(cache):
             visible = F.pad(visible, (self.config.pre_seq_len, 0), value=True)
         for layer, prefix in zip(self.layers, prefixes, strict=True):
             if hidden_states is not None:
@@ -186,7 +186,16 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         return x_BTC
 
     def _prefixes(self, x_BTC: Tensor, cache: Cache | None) -> list[Pair | None]:
-        """The prefix of each layer where it must be put in front: in the first call, before the cache holds it."""
-        if self.prefix_encoder is None or (cache is not None and cache.get_seq_length() > 0):
+        """The prefix of each layer where it must be put in front: in the first call, before the cache holds it.
+
+        The caches of packed requests are given it beforehand.
+        """
+        is_there = isinstance(cache, Packed) or (cache is not None and cache.get_seq_length() > 0)
+        if self.prefix_encoder is None or is_there or not uses_adapter(cache):
             return [None] * len(self.layers)
         return list(self.prefix_encoder(x_BTC.shape[0], x_BTC.dtype))
+
+
+def uses_adapter(cache: Cache | None) -> bool:
+    """Whether a trained prefix belongs to the conversation of a cache; transformers' own say nothing of it."""
+    return not isinstance(cache, KVCache) or cache.uses_adapter
