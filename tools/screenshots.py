@@ -5,6 +5,7 @@ Knows: how a visitor gets to what is shown. Needs Chromium, playwright, and font
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -18,17 +19,29 @@ from tests.ui.browser import Visitor, started_browser
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
 CHAT = ("你好", "背诵静夜思", "3+5等于几")
-CODE = """用 Python 写一个判断：
+# The demo model writes no code: what is shown is a conversation opened from a file.
+OPENED = [
+    (
+        "怎样用蒙特卡罗方法估计 $\\pi$？",
+        """往正方形里均匀地撒点，落在四分之一圆内的比例趋近于 $\\frac{\\pi}{4}$：
+
 ```python
-def is_small(x: float) -> bool:
-    return x < 1
+import random
+
+def estimate(n: int) -> float:
+    inside = sum(random.random() ** 2 + random.random() ** 2 < 1 for _ in range(n))
+    return 4 * inside / n
 ```
-条件是 $\\frac{x}{2} < \\sqrt{2}$，并且
-$$\\int_0^1 x^2\\,dx = \\frac13$$"""
+
+误差的标准差约为
+
+$$\\sigma = 4\\sqrt{\\frac{p(1-p)}{n}}, \\qquad p = \\frac{\\pi}{4}$$""",
+    )
+]
 # Name, what the visitor's browser is, what is asked.
 PICTURES: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
     ("web-chinese", {"viewport": {"width": 1000, "height": 860}}, CHAT),
-    ("web-code", {"viewport": {"width": 1000, "height": 860}}, (CODE,)),
+    ("web-code", {"viewport": {"width": 1000, "height": 860}}, ()),
     ("web-dark", {"viewport": {"width": 1000, "height": 860}, "color_scheme": "dark"}, CHAT),
     ("web-phone", {"viewport": {"width": 375, "height": 740}, "locale": "en-US"}, ("hello", "who are you")),
 )
@@ -47,7 +60,7 @@ def served() -> Iterator[str]:
 
 
 def take(browser: Any, address: str, name: str, profile: dict[str, Any], questions: tuple[str, ...]) -> None:
-    """One picture."""
+    """One picture; of a conversation from a file where nothing is asked."""
     visitor = Visitor(browser, address, **profile)
     page = visitor.page
     page.locator("#chat .example").first.wait_for()
@@ -56,10 +69,23 @@ def take(browser: Any, address: str, name: str, profile: dict[str, Any], questio
         page.locator("#box textarea").press("Enter")
         page.locator("#chat .bot.message").nth(number - 1).wait_for()
         page.locator("#box .submit-button").wait_for()
+    if not questions:
+        _open(page)
     page.wait_for_timeout(1500)
     page.mouse.move(0, 0)
     page.screenshot(path=IMAGES / f"{name}.png")
     visitor.context.close()
+
+
+def _open(page: Any) -> None:
+    page.locator("#settings > button").click()
+    page.locator("#transcript > button").click()
+    with page.expect_file_chooser() as chooser:
+        page.locator("#import").click()
+    content = json.dumps(OPENED, ensure_ascii=False).encode()
+    chooser.value.set_files({"name": "opened.json", "mimeType": "application/json", "buffer": content})
+    page.locator("#chat .bot.message").wait_for()
+    page.locator("#settings > button").click()
 
 
 def main() -> None:
