@@ -37,6 +37,7 @@ class Pipeline:
         self.is_demo = loaded.is_demo
         self._engine: Engine | None = None
         self._engine_lock = threading.Lock()
+        self._has_lora = loaded.has_lora
         self._close = loaded.close
 
     @property
@@ -94,13 +95,18 @@ class Pipeline:
             system: instruction put in front of the conversation.
             cancel: set it, from any thread, to end the answer within one token.
             deadline: seconds from now, waiting included, after which the answer ends as it stands.
-            adapter: False leaves a P-Tuning prefix out of this request. A LoRA update is part of the weights and stays.
+            adapter: False leaves a P-Tuning prefix out of this request; a LoRA update, part of the weights, cannot be.
             **parameters: those of `GenerationConfig` (max_length, temperature, top_p, top_k, seed, stop, ...).
 
         Raises:
             InvalidRequestError: a bad parameter, or a message that cannot fit.
             QueueFullError: as many requests run and wait as may.
         """
+        if not adapter and self._has_lora:
+            raise InvalidRequestError(
+                "The LoRA update is part of the weights and cannot be left out of one request.",
+                "Leave adapter out, or load the base model beside it.",
+            )
         prompt = self._open_model().chat_prompt(self.tokenizer, query, history, system, **parameters)
         return self.engine.submit(
             prompt.input_ids,

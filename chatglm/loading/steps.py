@@ -49,6 +49,7 @@ class LoadedModel:
         family: which family it is of.
         folder: where it was loaded from.
         is_demo: whether it is the embedded demo model.
+        has_lora: whether a LoRA update was added to its weights.
         close: ends the reading of layers from the files, if there is any; the network cannot compute after it.
     """
 
@@ -57,6 +58,7 @@ class LoadedModel:
     family: Family
     folder: Path
     is_demo: bool
+    has_lora: bool = False
     close: Callable[[], object] = _nothing
 
 
@@ -156,7 +158,7 @@ def load(
     if settings is not None:
         network.generation_config = settings
     assert examined.family is not None  # a healthy report has one
-    return LoadedModel(network, examined.tokenizer, examined.family, folder, is_demo, close)
+    return LoadedModel(network, examined.tokenizer, examined.family, folder, is_demo, lora is not None, close)
 
 
 def _unheard(sentence: str) -> None:

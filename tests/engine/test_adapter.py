@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from chatglm.engine import Engine
+from chatglm.errors import InvalidRequestError
 from chatglm.generation.config import GenerationConfig
 from chatglm.pipeline import load_pipeline
 from tests.engine.test_exactness import PREFIXES, IdTokenizer, network
@@ -84,3 +86,19 @@ def test_every_door_can_leave_it_out(tmp_path: Path) -> None:
         for adapter, answer in ((False, expected), (True, usual), (None, usual)):
             made = server.post("/v1/chat/completions", json={**body, "adapter": adapter}).json()
             assert made["choices"][0]["message"]["content"] == answer
+
+
+def test_a_lora_update_cannot_be_left_out(tmp_path: Path) -> None:
+    folder, update = tmp_path / "model", tmp_path / "update"
+    folder.mkdir()
+    update.mkdir()
+    make_folder(folder)
+    width = json.loads((folder / "config.json").read_text(encoding="utf-8"))["hidden_size"]
+    layer = "base_model.model.transformer.layers.0.attention.dense"
+    values = {f"{layer}.lora_A.weight": torch.ones(1, width), f"{layer}.lora_B.weight": torch.ones(width, 1)}
+    save_file(values, update / "adapter_model.safetensors")
+    (update / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}', encoding="utf-8")
+    with load_pipeline(folder, dtype="fp32", lora_checkpoint=update) as pipe:
+        assert pipe.chat("hello", temperature=0, max_new_tokens=4)[0]
+        with pytest.raises(InvalidRequestError, match="part of the weights"):
+            pipe.chat("hello", adapter=False)

@@ -114,6 +114,7 @@ def test_flags_go_before_variables_before_defaults() -> None:
         "dtype": "auto",
         "quantize": None,
         "ptuning_checkpoint": "p",
+        "lora_checkpoint": None,
         "mmap": True,
         "max_memory": 1_500_000_000,
     }
