@@ -233,7 +233,11 @@ def _grouped(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 def _check(arguments: Arguments) -> None:
     model, data, training = arguments.model, arguments.data, arguments.training
-    if not (data.train_file or data.validation_file or data.test_file):
+    if model.merge_to is not None and (model.quantization_bit or not (model.lora_rank or model.lora_checkpoint)):
+        raise InvalidRequestError("--merge_to is for LoRA on a base that is not quantized.")
+    if model.merge_to is not None and not training.do_train and not model.lora_checkpoint:
+        raise InvalidRequestError("--merge_to without --do_train needs --lora_checkpoint.")
+    if not (data.train_file or data.validation_file or data.test_file or model.merge_to):
         hint = " A dataset name alone is not enough." if data.dataset_name else ""
         raise InvalidRequestError(f"No data is given.{hint}", "Give --train_file, --validation_file or --test_file.")
     for does, name in (("do_train", "train_file"), ("do_eval", "validation_file"), ("do_predict", "test_file")):

@@ -270,7 +270,10 @@ def make_recipe(method: str, network: Any, base: str, model: ModelArguments) -> 
 def write_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
     """A safetensors file that is there whole or not at all."""
     work = path.with_name(f".{path.name}.unfinished")
+    work.touch()
+    mode = work.stat().st_mode
     save_file(tensors, work, metadata=notes)
+    work.chmod(mode)  # safetensors makes files that nobody else may read
     os.replace(work, path)
 
 

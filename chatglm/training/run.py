@@ -12,17 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from chatglm.conversion.writing import check_absent
 from chatglm.demo import CHECKPOINT, DEMO_NAME
 from chatglm.errors import ChatGLMError, InvalidRequestError, MissingFileError
-from chatglm.loading import LoadedModel, load
+from chatglm.loading import LoadedModel, find_folder, load
 from chatglm.training.answers import Answering, answer, write_predictions
 from chatglm.training.arguments import Arguments, parse_arguments
 from chatglm.training.curve import draw_losses
 from chatglm.training.encoding import Encoder, Example, Examples, Lengths, RightPadding, cutting_remark
 from chatglm.training.forecast import forecast
 from chatglm.training.forgetting import summary, write_report
+from chatglm.training.merging import merge
 from chatglm.training.metrics import check_installed, score_texts
-from chatglm.training.recipes import Lora, Recipe, Untrained, make_recipe
+from chatglm.training.recipes import Recipe, Untrained, make_recipe
 from chatglm.training.records import Columns, Records, read_records
 from chatglm.training.trainer import RecipeTrainer, checkpoints, last_checkpoint
 
@@ -50,8 +52,14 @@ def run(arguments: Arguments) -> dict[str, float]:
     training, say = arguments.training, _Speaker(arguments.training.process_index == 0)
     for remark in arguments.remarks:
         say(remark)
+    target = arguments.model.merge_to
+    if target is not None:
+        check_absent(Path(target))
     if not (training.do_train or training.do_eval or training.do_predict):
-        say("There is nothing to do: give --do_train, --do_eval or --do_predict.")
+        if target is not None:
+            _merge(arguments, arguments.model.lora_checkpoint, say)
+        else:
+            say("There is nothing to do: give --do_train, --do_eval or --do_predict.")
         return {}
     resume = _where_to_resume(arguments)
     if training.do_predict or (training.do_eval and training.predict_with_generate):
@@ -69,7 +77,15 @@ def run(arguments: Arguments) -> dict[str, float]:
         session.report_forgetting(data["forgetting"])
     if training.process_index == 0:
         _write_results(Path(training.output_dir), figures)
+        if target is not None:
+            _merge(arguments, training.output_dir if training.do_train else arguments.model.lora_checkpoint, say)
     return figures
+
+
+def _merge(arguments: Arguments, update: str | None, say: _Speaker) -> None:
+    assert update is not None and arguments.model.merge_to is not None  # noqa: PT018  (the arguments were checked)
+    merge(find_folder(arguments.model.model_name_or_path), update, Path(arguments.model.merge_to))
+    say(f"The merged model is in {arguments.model.merge_to}.")
 
 
 class _Speaker:
@@ -192,25 +208,7 @@ class _Session:
             if path := draw_losses(trainer.state.log_history, self._output):
                 self._say(f"The loss curve is in {path}.")
             self._say(f"What was trained is in {self._output}.")
-            if self._arguments.model.merge_to:
-                self.merge(Path(self._arguments.model.merge_to))
         return figures
-
-    def merge(self, folder: Path) -> None:
-        """Write the whole model with the trained update in it.
-
-        Raises:
-            InvalidRequestError: what was trained is no LoRA update, or the base is packed.
-        """
-        from chatglm.conversion.writing import check_absent
-
-        if not isinstance(self._recipe, Lora) or self._network.config.quantization_bit:
-            raise InvalidRequestError("--merge_to is for LoRA on a base that is not quantized.")
-        check_absent(folder)
-        merged: Any = load(self._loaded.folder, device="cpu", lora_checkpoint=self._output)
-        merged.model.save_pretrained(folder)
-        merged.tokenizer.save_pretrained(folder)
-        self._say(f"The merged model is in {folder}.")
 
     def evaluate(self, rows: Records) -> dict[str, float]:
         """Loss on the validation rows, and scores of answers with `--predict_with_generate`."""
@@ -239,7 +237,13 @@ class _Session:
         """Answer general questions with and without what was trained, and write both down."""
         prompts = [record.prompt for record in rows.rows]
         after = self._answers(self._examples(rows))
-        base: Any = load(self._arguments.model.model_name_or_path, device=_device(self._arguments.training))
+        model = self._arguments.model
+        base: Any = load(
+            model.model_name_or_path,
+            device=_device(self._arguments.training),
+            dtype=model.dtype,
+            quantize=model.quantization_bit,
+        )
         self._network = base.model
         before = self._answers(self._examples(rows))
         self._network = self._recipe.network

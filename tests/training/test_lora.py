@@ -16,7 +16,11 @@ from chatglm.errors import ChatGLMError, CheckpointError, InvalidRequestError
 from chatglm.loading import load
 from chatglm.nn.low_rank import LowRankLinear
 from chatglm.pipeline import load_pipeline
+from chatglm.training.arguments import parse_arguments
+from chatglm.training.merging import merge
 from chatglm.training.run import run
+from tests.folders import make_folder
+from tests.loading.folders import quantized_folder
 from tests.training.data import ROWS, arguments
 
 LEARNS = {"max_steps": 12, "per_device_train_batch_size": 12, "do_train": True}
@@ -102,6 +106,24 @@ def test_a_merged_model_answers_as_the_update_does(base: Path, rows: Path, tmp_p
     assert predicted == same
     with pytest.raises(ChatGLMError, match="exists already"):
         run(arguments(base, rows, tmp_path / "c", **LEARNS, **options))
+
+
+def test_merging_alone(base: Path, update: Path, rows: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    make_folder(half, "bin_shards", dtype=torch.float16)
+    words = ["--model_name_or_path", str(half), "--lora_checkpoint", str(update), "--output_dir", str(tmp_path / "x")]
+    run(parse_arguments([*words, "--merge_to", str(tmp_path / "merged"), "--use_cpu"]))
+    stored = load_file(tmp_path / "merged" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    expected = _logits(load(half, lora_checkpoint=update).model)
+    torch.testing.assert_close(_logits(load(tmp_path / "merged").model), expected, rtol=1e-2, atol=1e-2)
+    packed = quantized_folder(tmp_path / "packed", 8)
+    with pytest.raises(InvalidRequestError, match="cannot be added to packed weights"):
+        merge(packed, update, tmp_path / "new")
+    with pytest.raises(InvalidRequestError, match="--merge_to is for LoRA"):
+        arguments(base, rows, tmp_path, do_train=True, pre_seq_len=3, merge_to="x")
+    with pytest.raises(InvalidRequestError, match="needs --lora_checkpoint"):
+        arguments(base, rows, tmp_path, do_predict=True, lora_rank=3, merge_to="x")
 
 
 def test_resuming_and_going_on(base: Path, rows: Path, tmp_path: Path) -> None:

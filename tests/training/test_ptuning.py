@@ -51,6 +51,7 @@ def test_only_the_prefix_is_trained_and_written(base: Path, rows: Path, tmp_path
     for name in ("loss.png", "train_results.json", "all_results.json", "trainer_state.json", "trained.json"):
         assert (output / name).stat().st_size > 0
     assert any((output / "runs").rglob("events.*"))
+    assert len({path.stat().st_mode for path in output.glob("*.*") if path.is_file()}) == 1
     assert {path.suffix for path in output.rglob("*") if path.is_file()}.isdisjoint({".bin", ".unfinished"})
 
 
@@ -202,6 +203,16 @@ def test_training_goes_on_from_a_prefix(base: Path, rows: Path, tmp_path: Path) 
     assert all(torch.equal(one[name], other[name]) for name in one)
     with pytest.raises(InvalidRequestError, match=r"--pre_seq_len is 7, but the prefix in .* has 2"):
         run(arguments(base, rows, tmp_path / "c", pre_seq_len=7, **options))
+
+
+def test_training_goes_on_from_a_file_of_upstreams(base: Path, rows: Path, tmp_path: Path) -> None:
+    name = "transformer.prefix_encoder.embedding.weight"
+    (tmp_path / "old").mkdir()
+    torch.save({name: torch.randn(4, 2 * 2 * 32).half()}, tmp_path / "old" / "pytorch_model.bin")
+    options = {"do_train": True, "ptuning_checkpoint": tmp_path / "old", "max_steps": 1, "learning_rate": 0.0}
+    run(arguments(base, rows, tmp_path / "new", **options))
+    old, new = torch.load(tmp_path / "old" / "pytorch_model.bin"), load_file(tmp_path / "new" / "model.safetensors")
+    assert torch.equal(old[name].float(), new[name])
 
 
 def test_a_loss_that_is_no_number_ends_the_run(base: Path, rows: Path, tmp_path: Path) -> None:

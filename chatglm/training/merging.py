@@ -1,0 +1,36 @@
+"""A LoRA update inside the weights of its base, written as a model folder of its own.
+
+Knows: which type the weights keep. Does not know how the update is added (chatglm.loading) or was trained.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from chatglm.checkpoints import list_tensors, total_bytes
+from chatglm.conversion.writing import new_folder
+from chatglm.errors import InvalidRequestError
+from chatglm.loading import load
+
+TABLE = "transformer.word_embeddings.weight"
+
+
+def merge(base: Path, update: str | Path, target: Path) -> None:
+    """Write the model in `base` with the update in it to a new folder, in the type in which the base is stored.
+
+    Raises:
+        InvalidRequestError: the base is quantized.
+        ChatGLMError: `target` exists, or cannot be written.
+        CheckpointError: base or update cannot be used.
+    """
+    stored = list_tensors(base)
+    if not all(tensor.dtype.is_floating_point for tensor in stored.values()):
+        raise InvalidRequestError(
+            f"{base} is quantized: an update cannot be added to packed weights.",
+            "Use it beside them with --lora-checkpoint, or merge into the unquantized folder and quantize that.",
+        )
+    with new_folder(target, total_bytes(stored.values())) as folder:
+        loaded: Any = load(base, device="cpu", dtype=stored[TABLE].dtype, lora_checkpoint=update)
+        loaded.model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
