@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from chatglm.serving.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
 from chatglm.sizes import parse_bytes
-from chatglm.ui.arguments import ANSWER_FLAGS, MODEL_FLAGS, Flag, Parser, add_flags, answer_options
+from chatglm.ui.arguments import ANSWER_FLAGS, MODEL_FLAGS, Flag, Parser, add_flags, answer_options, switch
 
 API_KEY_VARIABLE = "CHATGLM_API_KEY"
 
@@ -56,12 +56,6 @@ def _key(text: str) -> str:
     if not text or not text.isascii() or not text.isprintable() or " " in text:
         raise argparse.ArgumentTypeError("a key is made of ASCII characters without blanks, and not empty")
     return text
-
-
-def _switch(text: str) -> bool:
-    if text not in ("0", "1"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither 0 nor 1")
-    return text == "1"
 
 
 SERVER_FLAGS = (
@@ -128,7 +122,7 @@ SERVER_FLAGS = (
         "",
         "打印每个请求与回答",
         "print every prompt and answer",
-        parse=_switch,
+        parse=switch,
         default=True,
         shown_default="on",
     ),

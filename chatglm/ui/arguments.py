@@ -73,7 +73,8 @@ def _size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _switch(text: str) -> bool:
+def switch(text: str) -> bool:
+    """The value of a switch's environment variable; the parser of flags without a value."""
     return _one_of("0", "1")(text) == "1"
 
 
@@ -114,7 +115,7 @@ MODEL_FLAGS = (
         "",
         "直接使用映射到内存的权重文件，启动几乎无需等待（仅限 CPU）",
         "use weights in the mapped files: hardly a wait at the start (CPU only)",
-        parse=_switch,
+        parse=switch,
         default=False,
         shown_default="off",
     ),

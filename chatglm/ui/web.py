@@ -30,6 +30,7 @@ from chatglm.ui.arguments import (
     add_flags,
     answer_options,
     check_answer_options,
+    switch,
 )
 from chatglm.ui.interrupts import leaving
 from chatglm.ui.screen import prepare_streams
@@ -60,20 +61,14 @@ def _credentials(text: str) -> tuple[str, str]:
     return user, password
 
 
-def _switch(text: str) -> bool:
-    if text not in ("0", "1"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither 0 nor 1")
-    return text == "1"
-
-
 _SHARED = {flag.key: flag for flag in SERVER_FLAGS}
 PAGE_FLAGS = (
     _SHARED["host"],
     replace(_SHARED["port"], default=DEFAULT_PORT),
     Flag(
-        "--share", "", "通过 Gradio 的服务得到公开链接", "a public link through Gradio's service", _switch, False, "off"
+        "--share", "", "通过 Gradio 的服务得到公开链接", "a public link through Gradio's service", switch, False, "off"
     ),
-    Flag("--inbrowser", "", "在浏览器中打开页面", "open the page in the browser", _switch, False, "off"),
+    Flag("--inbrowser", "", "在浏览器中打开页面", "open the page in the browser", switch, False, "off"),
     _SHARED["max_running"],
     _SHARED["max_waiting"],
     _SHARED["cache_memory"],
