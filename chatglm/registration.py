@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 AUTO_CLASSES = "transformers.models.auto"
-NETWORK = "chatglm.models.chatglm.modeling_chatglm"
+FAMILY_MODULES = "chatglm.models.chatglm."
 
 
 def register() -> None:
@@ -51,7 +51,7 @@ def register_when_needed() -> None:
 
 
 class _Watcher(MetaPathFinder):
-    """Waits for the Auto classes and, because importing our network imports them half-way through, for the network."""
+    """Waits for the Auto classes and, because importing a family imports them half-way through, for its modules."""
 
     def __init__(self) -> None:
         self._searching = False
@@ -59,7 +59,7 @@ class _Watcher(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in (AUTO_CLASSES, NETWORK) or self._searching:
+        if self._searching or not (fullname == AUTO_CLASSES or fullname.startswith(FAMILY_MODULES)):
             return None
         self._searching = True
         try:
@@ -85,9 +85,14 @@ class _RegisterAfter(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        network = sys.modules.get(NETWORK)
-        network_is_half_imported = (
-            network is not None and network is not module and not hasattr(network, "ChatGLMForConditionalGeneration")
-        )
-        if AUTO_CLASSES in sys.modules and not network_is_half_imported:
+        if AUTO_CLASSES in sys.modules and not any(map(_is_half_imported, _family_modules_but(module))):
             register()
+
+
+def _family_modules_but(module: ModuleType) -> list[ModuleType]:
+    loaded = list(sys.modules.items())
+    return [other for name, other in loaded if name.startswith(FAMILY_MODULES) and other is not module]
+
+
+def _is_half_imported(module: ModuleType) -> bool:
+    return bool(getattr(module.__spec__, "_initializing", False))

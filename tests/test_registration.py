@@ -29,7 +29,7 @@ def test_import_is_light() -> None:
     [
         "import chatglm; from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM",
         "from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM; import chatglm",
-        "from chatglm import ChatGLMForConditionalGeneration\n"
+        "from chatglm.models.chatglm.network import ChatGLMModel\n"
         "from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM",
     ],
     ids=["chatglm first", "transformers first", "network first"],

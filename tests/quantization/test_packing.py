@@ -47,6 +47,8 @@ def test_error_is_at_most_half_a_step(
     error = (dequantize(packed, scales, bits, torch.float32) - weight.float()).abs()
     # Half a step, plus what the rounding of quotient and product to the weight's own precision may add.
     slack = weight.float().abs().amax(1, keepdim=True) * torch.finfo(scales.dtype).eps * 2
+    # A scale below 6e-5 is a multiple of 2^-24 in half precision, and the largest weight has that many times its error.
+    slack += largest(bits) * 2.0**-25 if scales.dtype == torch.float16 else 0
     assert bool((error <= scales.float()[:, None] / 2 + slack + 1e-7).all())
     integers = unpack_int4(packed) if bits == 4 else packed
     assert int(integers.abs().max()) <= largest(bits)

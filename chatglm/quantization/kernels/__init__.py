@@ -1,6 +1,7 @@
 """Products with packed weights, and what lies between them: one call each, and behind it this machine's kernels.
 
-Knows: the one dispatch, by device. On a CPU `choose` says which kernels; every other device uses the reference.
+Knows: the one dispatch, by device. On a CPU `choose` says which kernels; an NVIDIA card with Triton has those of `gpu`;
+every other device, and every type of activations they do not take, uses the reference.
 """
 
 from __future__ import annotations
@@ -8,16 +9,31 @@ from __future__ import annotations
 import ctypes
 
 from torch import Tensor
+from torch.nn import functional as F
 
-from chatglm.quantization.kernels import attention, choose, elementwise, reference
+from chatglm.quantization.kernels import attention, choose, elementwise, gpu, reference
 from chatglm.quantization.kernels.build import NoLibraryError
 from chatglm.quantization.kernels.choose import use
+from chatglm.quantization.kernels.step import decode_attention, residual_norm, rotate_and_store
 
-__all__ = ["attend_one", "attend_prompt", "backend_name", "gelu_", "linear", "rotate_", "use"]
+__all__ = [
+    "attend_one",
+    "attend_prompt",
+    "backend_name",
+    "decode_attention",
+    "gelu_",
+    "linear",
+    "residual_norm",
+    "rotate_",
+    "rotate_and_store",
+    "use",
+]
 
 
-def linear(x: Tensor, weight: Tensor, scale: Tensor, bits: int, bias: Tensor | None = None) -> Tensor:
-    """x W^T + bias with W packed; no gradients.
+def linear(
+    x: Tensor, weight: Tensor, scale: Tensor, bits: int, bias: Tensor | None = None, gelu: bool = False
+) -> Tensor:
+    """x W^T + bias with W packed, and GELU of it if asked for; no gradients.
 
     Args:
         x: activations [..., I] of any float type, on any device.
@@ -25,6 +41,7 @@ def linear(x: Tensor, weight: Tensor, scale: Tensor, bits: int, bias: Tensor | N
         scale: half or float32, [O], or [O, I / group size].
         bits: 4 or 8.
         bias: [O], or None.
+        gelu: the result goes through GELU in its tanh form.
 
     Returns:
         [..., O] in x's type.
@@ -34,8 +51,12 @@ def linear(x: Tensor, weight: Tensor, scale: Tensor, bits: int, bias: Tensor | N
         OutOfMemoryError: no memory for the activations.
     """
     if x.is_cpu and weight.is_cpu:
-        return choose.current().linear(x, weight, scale, bits, bias)
-    return reference.linear(x, weight, scale, bits, bias)
+        product = choose.current().linear(x, weight, scale, bits, bias)
+    elif gpu.takes(x):
+        return gpu.linear(x, weight, scale, bits, bias, gelu)
+    else:
+        product = reference.linear(x, weight, scale, bits, bias)
+    return F.gelu(product, approximate="tanh") if gelu else product
 
 
 def attend_one(

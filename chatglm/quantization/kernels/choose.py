@@ -1,4 +1,4 @@
-"""Which kernels multiply with packed weights on the CPU.
+"""Which kernels multiply with packed weights on the CPU; "reference" switches those of GPUs off as well.
 
 Knows: their names, $CHATGLM_KERNEL, and what takes the place of kernels that cannot be had. Does not know how any of
 them works.
@@ -61,6 +61,12 @@ def current() -> Backend:
             if _State.backend is None:
                 _State.backend = _named(os.environ.get(VARIABLE) or "native", VARIABLE)
     return _State.backend
+
+
+def is_reference() -> bool:
+    """Whether the reference was asked for, which then holds for GPUs as well; chooses and compiles nothing."""
+    chosen = _State.backend
+    return (os.environ.get(VARIABLE) if chosen is None else chosen.name) == "reference"
 
 
 @contextmanager
