@@ -95,6 +95,8 @@ def dtype_remark(dtype: torch.dtype, device: torch.device) -> str:
     """A sentence about an unwise pair of type and device, or nothing."""
     if device.type == "cpu" and dtype == torch.float16:
         return "fp16 is slow on a CPU; --dtype bf16 takes the same memory and is usually faster."
+    if device.type == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
+        return "bf16 is slow on this GPU, which does not compute in it; --dtype fp16 takes the same memory."
     return ""
 
 

@@ -37,7 +37,6 @@ class Pipeline:
         self.is_demo = loaded.is_demo
         self._engine: Engine | None = None
         self._engine_lock = threading.Lock()
-        self._has_lora = loaded.has_lora
         self._close = loaded.close
 
     @property
@@ -95,18 +94,13 @@ class Pipeline:
             system: instruction put in front of the conversation.
             cancel: set it, from any thread, to end the answer within one token.
             deadline: seconds from now, waiting included, after which the answer ends as it stands.
-            adapter: False leaves a P-Tuning prefix out of this request; a LoRA update, part of the weights, cannot be.
+            adapter: False leaves a P-Tuning prefix or LoRA update out of this request: the base model answers.
             **parameters: those of `GenerationConfig` (max_length, temperature, top_p, top_k, seed, stop, ...).
 
         Raises:
             InvalidRequestError: a bad parameter, or a message that cannot fit.
             QueueFullError: as many requests run and wait as may.
         """
-        if not adapter and self._has_lora:
-            raise InvalidRequestError(
-                "The LoRA update is part of the weights and cannot be left out of one request.",
-                "Leave adapter out, or load the base model beside it.",
-            )
         prompt = self._open_model().chat_prompt(self.tokenizer, query, history, system, **parameters)
         return self.engine.submit(
             prompt.input_ids,
@@ -202,6 +196,7 @@ def load_pipeline(
     lora_checkpoint: str | Path | None = None,
     mmap: bool = False,
     max_memory: int | str | None = None,
+    tensor_parallel: bool = False,
     progress: Callable[[int, int], None] | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Pipeline:
@@ -216,6 +211,8 @@ def load_pipeline(
         lora_checkpoint: folder of a LoRA update for this model.
         mmap: use weights where they lie in the mapped files; CPU only.
         max_memory: bytes, or text like "2G", for the weights; layers beyond it are read for every token; CPU only.
+        tensor_parallel: share the model with the other processes that torchrun started. All of them make this call and
+            then the same requests, one after the other and read to their end.
         progress: called with (bytes read, bytes in all) while weights load.
         report: called with sentences for the user (memory estimate, licence of the weights).
 
@@ -232,6 +229,7 @@ def load_pipeline(
             lora_checkpoint=lora_checkpoint,
             mmap=mmap,
             max_memory=max_memory,
+            tensor_parallel=tensor_parallel,
             progress=progress,
             report=report,
         )

@@ -21,8 +21,35 @@ from chatglm.devices import (
     format_bytes,
 )
 from chatglm.errors import DeviceError
+from chatglm.loading.memory import memory_needed, memory_sentence, type_for
+from chatglm.models import FAMILIES
+from tests.no_cuda import forbid_cuda
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
+CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda:0"), torch.device("mps")
+ROOT = Path(__file__).parents[1]
+# Everything a program on a CPU does, from the first import on.
+ON_A_CPU = """
+import sys
+import torch
+from tests.no_cuda import forbid_cuda
+torch.set_num_threads(1)
+forbid_cuda()
+from chatglm.pipeline import load_pipeline
+from tests.serving.servers import serving
+for options in ({}, {"quantize": 4}):
+    with load_pipeline("demo", device="cpu", **options) as pipeline:
+        for seed in (None, 1):
+            assert pipeline.chat("hello", seed=seed, max_new_tokens=3)[0]
+        model, tokenizer = pipeline.model, pipeline.tokenizer
+        assert model.chat(tokenizer, "hello", do_sample=False, max_new_tokens=3)[0]
+with load_pipeline("demo", device="cpu") as pipeline, serving(pipeline) as server:
+    assert server.post("/", json={"prompt": "hello", "max_length": 64}).json()["response"]
+try:
+    torch.cuda.is_available()
+except AssertionError:
+    sys.exit(0)
+sys.exit("CUDA could be touched")
+"""
 
 
 @pytest.fixture
@@ -45,6 +72,34 @@ def test_cpu_never_asks_about_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "is_available", explode)
     assert choose_device("cpu") == choose_device(torch.device("cpu")) == choose_device(" CPU ") == CPU
+
+
+def test_a_program_on_a_cpu_never_touches_cuda() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ON_A_CPU], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_planning_for_mps_never_touches_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    forbid_cuda(monkeypatch.setattr)
+    family = FAMILIES["chatglm"]
+    device = choose_device("mps")
+    for bits in (0, 4):
+        network = family.empty_network(family.config_class(num_layers=1, quantization_bit=bits))
+        parameters = list(network.parameters())
+        dtype = type_for("auto", device, parameters)
+        assert (device, dtype) == (MPS, torch.float16)
+        assert not dtype_remark(dtype, device)
+        need = memory_needed(parameters, network.config, dtype, device)
+        assert "fp16 on mps needs" in memory_sentence(need, 2048, dtype, device, available_memory(device))
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_no_mps_device() -> None:
+    with pytest.raises(DeviceError, match=r"no MPS device here .*Use --device cpu\."):
+        choose_device("mps")
 
 
 @pytest.mark.usefixtures("two_gpus")
@@ -99,7 +154,7 @@ def test_auto_types() -> None:
     assert choose_dtype("auto", CPU, 999_999_999) == torch.float32
     assert choose_dtype("auto", CPU, 1_000_000_000) == torch.bfloat16
     assert choose_dtype("auto", CUDA, 1) == torch.float16
-    assert choose_dtype("auto", torch.device("mps"), 1) == torch.float16
+    assert choose_dtype("auto", MPS, 1) == torch.float16
 
 
 @pytest.mark.parametrize("name", ["int8", torch.int8, "fp64", ""])
@@ -112,6 +167,15 @@ def test_fp16_on_a_cpu_is_remarked() -> None:
     assert "slow" in dtype_remark(torch.float16, CPU)
     assert not dtype_remark(torch.float16, CUDA)
     assert not dtype_remark(torch.bfloat16, CPU)
+
+
+@pytest.mark.parametrize(("capability", "is_remarked"), [((7, 5), True), ((8, 0), False), ((12, 0), False)])
+def test_bf16_on_an_old_gpu_is_remarked(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], is_remarked: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert ("slow" in dtype_remark(torch.bfloat16, CUDA)) == is_remarked
+    assert not dtype_remark(torch.float16, CUDA)
 
 
 def test_estimate_of_chatglm_6b() -> None:

@@ -65,21 +65,27 @@ class WeightReader:
             file.read_into(part, stored.offset + start * stored.dtype.itemsize)
             convert_into(values[start : start + len(part)], part)
 
-    def blocks(self, name: str, block_bytes: int = BLOCK_BYTES) -> Iterator[torch.Tensor]:
+    def blocks(self, name: str, block_bytes: int = BLOCK_BYTES, *, rows: range | None = None) -> Iterator[torch.Tensor]:
         """The rows of the tensor, some at a time and in order; each block is valid until the next is asked for.
 
         A tensor without dimensions comes as one of one row.
+
+        Args:
+            name: of the tensor.
+            block_bytes: how many of them at a time, at most, but never less than a row.
+            rows: only these, one after the other; no others are read. None: all.
         """
         stored = self._stored[name]
         shape = stored.shape or (1,)
         rows_at_once = max(1, block_bytes * shape[0] // max(1, stored.size_bytes))
+        start, stop = (rows.start, rows.stop) if rows is not None else (0, shape[0])
         if stored.offset is None:
-            yield from self._load(stored.path)[name].contiguous().reshape(shape).split(rows_at_once)
+            yield from self._load(stored.path)[name].contiguous().reshape(shape)[start:stop].split(rows_at_once)
             return
         file, row_bytes = self._file(stored.path), stored.size_bytes // max(1, shape[0])
-        buffer = new_tensor((min(rows_at_once, shape[0]), *shape[1:]), stored.dtype)
-        for row in range(0, shape[0], rows_at_once):
-            block = buffer[: shape[0] - row]
+        buffer = new_tensor((min(rows_at_once, stop - start), *shape[1:]), stored.dtype)
+        for row in range(start, stop, rows_at_once):
+            block = buffer[: stop - row]
             file.read_into(block, stored.offset + row * row_bytes)
             yield block
 

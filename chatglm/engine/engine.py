@@ -23,9 +23,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from chatglm.engine.blocks import BLOCK_TOKENS, BlockPool, count_blocks
+from chatglm.engine.graph_runner import new_runner
 from chatglm.engine.handle import Handle
 from chatglm.engine.request import Request
-from chatglm.engine.runner import BatchModel, Runner, next_prompts
+from chatglm.engine.runner import BatchModel, next_prompts
 from chatglm.engine.scheduler import Scheduler
 from chatglm.engine.stats import Stats
 from chatglm.errors import ChatGLMError, QueueFullError
@@ -53,6 +54,7 @@ class Engine:
         max_running: int = 16,
         max_waiting: int = 64,
         memory_limit: int | None = None,
+        uses_graphs: bool | None = None,
     ) -> None:
         """Make room for requests; nothing runs yet.
 
@@ -62,14 +64,17 @@ class Engine:
             max_running: requests that are answered at the same time.
             max_waiting: requests beyond those that may wait for a slot or for memory.
             memory_limit: bytes for the caches of all running requests; None = a share of what is free now.
+            uses_graphs: keep everything on the device and replay captured steps (graph_runner.py); None = if the
+                network lies on one GPU.
 
         Raises:
             InvalidRequestError: the limits leave no room for anything.
         """
         self._model = model
         self._tokenizer = tokenizer
-        self._runner = Runner(model)
-        self._scheduler = Scheduler(BlockPool(count_blocks(model, memory_limit, max_running)), max_running, max_waiting)
+        pool = BlockPool(count_blocks(model, memory_limit, max_running))
+        self._scheduler = Scheduler(pool, max_running, max_waiting)
+        self._runner = new_runner(model, pool.total, max_running, uses_graphs)
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._is_closed = False
@@ -93,7 +98,7 @@ class Engine:
             config: limits, sampling, stop strings.
             deadline: seconds from now, waiting included, after which it ends with the text made until then.
             dropped_rounds: what the deltas say of rounds left out of the prompt.
-            uses_adapter: whether a trained prefix takes part, if the network has one.
+            uses_adapter: whether a trained prefix or LoRA update takes part, if the network has one.
             processors: transformers' logits processors, called with ids [1, n] and scores [1, V].
             is_cancelled: asked before every step, beside `Handle.cancel`.
 
@@ -192,7 +197,7 @@ class Engine:
         for request in present:
             request.end_if_unwanted()
         running = self._settle(present)
-        self._prefill(next_prompts(running, self._model.prompt_tokens_at_once))
+        self._prefill(next_prompts(running, self._runner.prompt_tokens_at_once))
         self._decode([request for request in running if request.cache is not None])
         self._settle(running)
 

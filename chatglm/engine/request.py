@@ -27,7 +27,8 @@ class Request:
     """Compared by identity.
 
     Attributes:
-        prompt: int64 [1, n].
+        prompt: int64 [1, n], on the CPU.
+        num_allowed: ids that the answer may have.
         layout: where things lie in the prompt, as the network's family sees it.
         cache: what the network remembers of it; None before the prompt pass and after the end.
         uses_adapter: whether what was trained beside the network takes part.
@@ -57,12 +58,13 @@ class Request:
         """
         if deadline is not None and not 0 <= deadline < math.inf:
             raise InvalidRequestError(f"deadline must be a number of seconds of at least 0, not {deadline!r}.")
-        self._num_left = token_limit(len(input_ids), config, model.config.max_sequence_length)
-        self.prompt: Tensor = torch.tensor([list(input_ids)], device=model.device)
+        self.num_allowed = token_limit(len(input_ids), config, model.config.max_sequence_length)
+        # On the host, whatever the network's device: to look at ids there would wait for the step under way.
+        self.prompt: Tensor = torch.tensor([list(input_ids)])
         self.layout: Any = model.prompt_layout(self.prompt)
         self.cache: Any = None
         self.uses_adapter = uses_adapter
-        num_tokens = len(input_ids) + self._num_left
+        num_tokens = len(input_ids) + self.num_allowed
         self.num_positions: int = model.cache_positions(num_tokens, uses_adapter=uses_adapter)
         self.tokens = NextToken(self.prompt, config, model.config.eos_token_id, processors)
         self.outbox = Outbox()
@@ -90,7 +92,13 @@ class Request:
 
     def take(self, scores: Tensor) -> None:
         """One step: choose an id from scores [1, V] and turn it into text; the answer may end with it."""
-        token_id = self.tokens.take(scores)
+        self._go_on(self.tokens.take(scores))
+
+    def take_id(self, token_id: int) -> None:
+        """One step whose id was chosen elsewhere."""
+        self._go_on(self.tokens.accept(token_id))
+
+    def _go_on(self, token_id: int | None) -> None:
         if token_id is None:
             self.end("stop")
             return
@@ -98,7 +106,7 @@ class Request:
         self._unseen.append(delta)
         if delta.finish_reason is not None:
             self._let_go(delta.finish_reason)
-        elif self.tokens.num_made == self._num_left:
+        elif self.tokens.num_made == self.num_allowed:
             self.end("length")
 
     def end(self, reason: FinishReason) -> None:

@@ -54,6 +54,11 @@ class Runner:
     def __init__(self, model: BatchModel) -> None:
         self._model = model
 
+    @property
+    def prompt_tokens_at_once(self) -> int:
+        """Ids of several prompts that are given to one call of `prefill`."""
+        return self._model.prompt_tokens_at_once
+
     def prefill(self, requests: Sequence[Request]) -> None:
         """Take in the prompts; a request whose prompt cannot be taken in ends."""
         try:
@@ -87,7 +92,7 @@ class Runner:
             request.fail(error)
 
     def _fill(self, requests: Sequence[Request]) -> None:
-        prompts = [request.prompt for request in requests]
+        prompts = [request.prompt.to(self._model.device) for request in requests]
         with torch.inference_mode(), memory_errors(sum(prompt.shape[1] for prompt in prompts)):
             caches = [
                 self._model.new_cache(request.num_positions, uses_adapter=request.uses_adapter) for request in requests
@@ -97,13 +102,16 @@ class Runner:
             request.cache = cache
 
     def _scores(self, requests: Sequence[Request]) -> Tensor:
-        last = torch.cat([request.tokens.ids[:, -1:] for request in requests])
+        last = torch.cat([request.tokens.ids[:, -1:] for request in requests]).to(self._model.device)
         layouts = [request.layout for request in requests]
         caches = [request.cache for request in requests]
         with torch.inference_mode(), memory_errors(max(request.tokens.ids.shape[1] for request in requests)):
             if len(requests) == 1:
-                return self._model.decode(last, layouts[0], caches[0])
-            return self._model.decode_together(last, layouts, caches)
+                scores = self._model.decode(last, layouts[0], caches[0])
+            else:
+                scores = self._model.decode_together(last, layouts, caches)
+            # Ids are chosen on the host, so that a seed draws the same ones whatever the device.
+            return scores.cpu()
 
 
 def next_prompts(requests: Sequence[Request], num_tokens_at_once: int) -> list[Request]:

@@ -23,6 +23,10 @@ class NextToken:
     Attributes:
         ids: int64 [1, n], prompt and answer.
         num_made: ids of the answer; the end token is none.
+        config: sampling and minimum length.
+        end_id: the id that ends the answer.
+        end_from: ids of prompt and answer below which it may not end.
+        processors: transformers' logits processors.
     """
 
     def __init__(
@@ -42,11 +46,11 @@ class NextToken:
         """
         self.ids = input_ids
         self.num_made = 0
-        self._config = config
-        self._end_id = end_id if config.eos_token_id is None else config.eos_token_id
+        self.config = config
+        self.end_id = end_id if config.eos_token_id is None else config.eos_token_id
         # The answer may not end before there are so many ids.
-        self._end_from = max(config.min_length, input_ids.shape[1] + config.min_new_tokens)
-        self._processors = processors
+        self.end_from = max(config.min_length, input_ids.shape[1] + config.min_new_tokens)
+        self.processors = processors
         self._generator = new_generator(config.seed, input_ids.device)
 
     def take(self, scores: Tensor) -> int | None:
@@ -59,13 +63,16 @@ class NextToken:
             InvalidScoresError: NaN or infinity among them.
         """
         require_finite(scores)
-        for processor in self._processors:
+        for processor in self.processors:
             scores = processor(self.ids, scores)
-        scores_V = penalize_repetition(scores[0].float(), self.ids[0], self._config.repetition_penalty)
-        if self.ids.shape[1] < self._end_from:
-            scores_V = forbid(scores_V, self._end_id)
-        token_id = pick(scores_V, self._config, self._generator)
-        if token_id == self._end_id:
+        scores_V = penalize_repetition(scores[0].float(), self.ids[0], self.config.repetition_penalty)
+        if self.ids.shape[1] < self.end_from:
+            scores_V = forbid(scores_V, self.end_id)
+        return self.accept(pick(scores_V, self.config, self._generator))
+
+    def accept(self, token_id: int) -> int | None:
+        """The id that was chosen elsewhere follows; returns it, or None for the end of the answer."""
+        if token_id == self.end_id:
             return None
         self.num_made += 1
         self.ids = torch.cat((self.ids, self.ids.new_tensor([[token_id]])), dim=1)

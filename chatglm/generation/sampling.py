@@ -25,11 +25,16 @@ def require_finite(scores: Tensor) -> None:
         InvalidScoresError: with the likely causes.
     """
     if not bool(torch.isfinite(scores).all()):
-        raise InvalidScoresError(
-            "The model produced NaN or infinite scores.",
-            "Likely causes: float16 overflow (try --dtype bf16 or fp32), damaged weights "
-            "(run `python -m chatglm doctor`), or a fine-tuned prefix that diverged.",
-        )
+        raise invalid_scores()
+
+
+def invalid_scores() -> InvalidScoresError:
+    """The error about scores that are no numbers, with the likely causes."""
+    return InvalidScoresError(
+        "The model produced NaN or infinite scores.",
+        "Likely causes: float16 overflow (try --dtype bf16 or fp32), damaged weights "
+        "(run `python -m chatglm doctor`), or a fine-tuned prefix that diverged.",
+    )
 
 
 class RequireFinite:
@@ -50,7 +55,9 @@ def penalize_repetition(scores_V: Tensor, seen_ids: Sequence[int] | Tensor, pena
 
 
 def forbid(scores_V: Tensor, token_id: int) -> Tensor:
-    """Make an id impossible; returns a new tensor [V]."""
+    """Make an id impossible; returns a new tensor [V]. An id that is not in the vocabulary is so already."""
+    if not 0 <= token_id < scores_V.shape[0]:
+        return scores_V
     return scores_V.index_fill(0, torch.tensor([token_id], device=scores_V.device), -torch.inf)
 
 

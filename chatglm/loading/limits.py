@@ -84,7 +84,15 @@ class Plan:
 NO_LIMIT = Plan()
 
 
-def plan_blocks(network: Any, folder: Path, stored: Mapping[str, StoredTensor], dtype: torch.dtype, limit: int) -> Plan:
+def plan_blocks(
+    network: Any,
+    folder: Path,
+    stored: Mapping[str, StoredTensor],
+    dtype: torch.dtype,
+    limit: int,
+    *,
+    num_beside: int = 0,
+) -> Plan:
     """The plan with the fewest blocks to read that keeps the weights of an empty network to `limit` bytes.
 
     Args:
@@ -93,6 +101,7 @@ def plan_blocks(network: Any, folder: Path, stored: Mapping[str, StoredTensor], 
         stored: its tensors.
         dtype: of the network.
         limit: bytes.
+        num_beside: bytes of what comes to lie beside the weights.
 
     Raises:
         CheckpointError: the tables of embedding and head cannot be read to compare them.
@@ -101,7 +110,7 @@ def plan_blocks(network: Any, folder: Path, stored: Mapping[str, StoredTensor], 
     """
     blocks = find_blocks(network)
     sizes = [_block_sizes(network, block, stored, dtype) for block in blocks]
-    outside = _bytes_outside(network, blocks, stored, dtype) + RESERVED_BYTES
+    outside = _bytes_outside(network, blocks, stored, dtype) + num_beside + RESERVED_BYTES
     plan = make_plan(limit, outside, dict(zip(blocks, sizes, strict=True)))
     if plan is None:
         raise _too_little(folder, limit, outside, sizes)

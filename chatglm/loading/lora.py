@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from chatglm.checkpoints import StoredTensor, WeightFiles, iter_tensors, list_file, read_json
 from chatglm.errors import MismatchError, ModelNotFoundError, UnsupportedModelError
-from chatglm.nn.low_rank import LowRankLinear, add_update
+from chatglm.nn.low_rank import LowRankLinear, updated
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -43,6 +44,10 @@ class StoredLora:
     tensors: Mapping[tuple[str, str], str]
     listed: Mapping[str, StoredTensor]
     scales: Mapping[str, float]
+
+    def size_bytes(self, dtype: torch.dtype) -> int:
+        """What it takes beside the weights of a network of this type."""
+        return dtype.itemsize * sum(math.prod(self.listed[name].shape) for name in self.tensors.values())
 
     def read(self) -> dict[tuple[str, str], Tensor]:
         """(layer, "A" or "B") -> value, as stored."""
@@ -83,31 +88,60 @@ def find_lora(path: str | Path) -> StoredLora:
     return StoredLora(file, tensors, listed, {layer: _scale(layer, config, folder) for layer in layers})
 
 
-def apply_lora(network: Any, lora: StoredLora) -> None:
-    """Add the update to the weights of a filled network; beside them where they are packed.
-
-    Raises:
-        MismatchError: the base model has no such layer, or one of another size.
-    """
-    values = lora.read()
+def check_lora_fits(network: Any, lora: StoredLora) -> None:
+    """Raise MismatchError unless a network, which may be without memory, has a layer of the right size for each."""
     modules = dict(network.named_modules())
-    for layer, scale in lora.scales.items():
-        down, up = values[layer, "A"], values[layer, "B"]
+    for layer in lora.scales:
         linear = modules.get(layer)
         have = (getattr(linear, "out_features", None), getattr(linear, "in_features", None))
-        want = (up.shape[0], down.shape[1])
-        if linear is None or have != want or down.shape[0] != up.shape[1]:
+        down, up = (lora.listed[lora.tensors[layer, part]].shape for part in "AB")
+        want = (*up[:1], *down[1:])
+        if linear is None or have != want or down[:1] != up[1:]:
             raise MismatchError(
                 f"The LoRA update in {lora.path} does not fit this base model: it is for a layer {layer} of "
                 f"{list(want)}, but the base model has {'none' if linear is None else list(have)}.",
                 "Give the base model that it was trained on.",
             )
-        if isinstance(linear, nn.Linear):
-            add_update(linear.weight, down, up, scale)
-        else:
-            device = next(linear.parameters()).device
-            owner, _, leaf = layer.rpartition(".")
-            setattr(modules[owner], leaf, LowRankLinear(linear, down.float().to(device), up.float().to(device), scale))
+
+
+def put_beside(network: Any, lora: StoredLora, dtype: torch.dtype) -> None:
+    """Let a filled network that the update fits compute it beside its weights, in `dtype`."""
+    modules = dict(network.named_modules())
+    for layer, down, up in _scaled(lora):
+        linear = modules[layer]
+        weight = next(linear.parameters())
+        device = network.device if weight.is_meta else weight.device  # that of a streamed layer comes and goes
+        owner, _, leaf = layer.rpartition(".")
+        setattr(modules[owner], leaf, LowRankLinear(linear, down.to(device, dtype), up.to(device, dtype)))
+    _settle_head(network)
+
+
+def put_inside(network: Any, lora: StoredLora) -> None:
+    """Add the update to the weights of a network that has none packed.
+
+    An output head that shares the embedding's table gets one of its own.
+
+    Raises:
+        MismatchError: the base model has no such layer, or one of another size.
+    """
+    check_lora_fits(network, lora)
+    for layer, down, up in _scaled(lora):
+        linear = network.get_submodule(layer)
+        linear.weight = nn.Parameter(updated(linear.weight, down, up), requires_grad=linear.weight.requires_grad)
+    _settle_head(network)
+
+
+def _settle_head(network: Any) -> None:
+    """Let the configuration say whether output head and embedding are still one table."""
+    head, embedding = network.get_output_embeddings(), network.get_input_embeddings()
+    network.config.tie_word_embeddings = getattr(head, "weight", None) is embedding.weight
+
+
+def _scaled(lora: StoredLora) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(layer, A, B times its scale), both in float32."""
+    values = lora.read()
+    for layer, scale in lora.scales.items():
+        yield layer, values[layer, "A"].float(), values[layer, "B"].float() * scale
 
 
 def _check_kind(folder: Path, config: dict[str, Any]) -> None:

@@ -17,15 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chatglm.checkpoints import StoredTensor, WeightReader, new_tensor, total_bytes
+from chatglm.checkpoints import StoredTensor, WeightReader, convert_into, new_tensor, total_bytes
 from chatglm.devices import format_bytes
 from chatglm.loading.placement import Placement
 from chatglm.loading.tables import head_copies, share_table
+from chatglm.loading.tensor_parallel import Part, Parts
 from chatglm.quantization.layers import QuantizedEmbedding, QuantizedLinear
 from chatglm.quantization.packing import quantize_rows
 
 Progress = Callable[[int, int], None]
 SCALE = "weight_scale"
+NOT_SPLIT: Parts = {}
+WHOLE = Part("rows", 0, 1)
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ def fill_network(
     device: torch.device,
     prefix: Mapping[str, Tensor],
     placement: Placement | None = None,
+    parts: Parts = NOT_SPLIT,
     is_mapped: bool = False,
     is_left_out: Callable[[str], bool] = lambda name: False,
     progress: Progress | None = None,
@@ -62,6 +66,7 @@ def fill_network(
             these are quantized in the type in which they are stored.
         device: of everything that has no place of its own.
         placement: places of parts on several devices.
+        parts: what this process has of tensors that it shares with others, by name; it has the rest whole.
         prefix: values of a P-Tuning prefix, which go before those of the folder.
         is_mapped: tensors that need no conversion are views of the mapped files (CPU only).
         is_left_out: whether a tensor of the network stays without memory, for someone else to fill.
@@ -74,7 +79,7 @@ def fill_network(
     wanted = {name: tensor for name, tensor in stored.items() if name in in_network and not is_left_out(name)}
     num_read, num_all = 0, total_bytes(wanted.values())
     with WeightReader(wanted, is_mapped=is_mapped) as reader:
-        places = _Places(network, dtype, placement.device_of if placement is not None else lambda name: device)
+        places = _Places(network, dtype, placement.device_of if placement is not None else lambda name: device, parts)
         copies = head_copies(network, wanted, reader)
         for name, tensor in wanted.items():
             if name not in copies:
@@ -114,8 +119,14 @@ def type_in_network(name: str, stored: StoredTensor | Tensor, dtype: torch.dtype
 class _Places:
     """The parameters of one network, filled one by one."""
 
-    def __init__(self, network: Any, dtype: torch.dtype, device_of: Callable[[str], torch.device]) -> None:
-        self.network, self.dtype, self.device_of = network, dtype, device_of
+    def __init__(
+        self,
+        network: Any,
+        dtype: torch.dtype,
+        device_of: Callable[[str], torch.device],
+        parts: Parts = NOT_SPLIT,
+    ) -> None:
+        self.network, self.dtype, self.device_of, self.parts = network, dtype, device_of, parts
         self.num_mapped = 0
 
     def put(self, name: str, stored: StoredTensor, reader: WeightReader) -> None:
@@ -123,10 +134,13 @@ class _Places:
         owner = self.network.get_submodule(name.rpartition(".")[0])
         is_packed = isinstance(owner, QuantizedLinear | QuantizedEmbedding) and name.endswith(".weight")
         if is_packed and stored.dtype.is_floating_point:
-            self._put_quantized(name, owner, reader)
+            self._put_quantized(name, stored, owner, reader)
             return
         dtype = type_in_network(name, stored, self.dtype)
         device = self.device_of(name)
+        if name in self.parts:
+            self._put_part(name, stored, reader, _new(self.parts[name].shape(stored.shape), dtype, device))
+            return
         value = reader.view(name) if dtype == stored.dtype and device.type == "cpu" else None
         if value is not None:
             self.num_mapped += stored.size_bytes
@@ -152,14 +166,23 @@ class _Places:
         assert not empty, f"left without values: {empty}"  # the doctor has compared the names
         self.network.to(self.dtype)  # moves nothing; tells quantized layers what to compute in
 
-    def _put_quantized(self, name: str, owner: QuantizedLinear | QuantizedEmbedding, reader: WeightReader) -> None:
-        """Quantize a stored float weight by blocks of rows: rows are rounded independently of each other."""
-        device = self.device_of(name)
+    def _put_part(self, name: str, stored: StoredTensor, reader: WeightReader, value: Tensor) -> None:
+        part, row = self.parts[name], 0
+        for block in reader.blocks(name, rows=part.rows(stored.shape[0])):
+            convert_into(value[row : row + len(block)], part.of_rows(block).contiguous())
+            row += len(block)
+        self._set(name, value)
+
+    def _put_quantized(
+        self, name: str, stored: StoredTensor, owner: QuantizedLinear | QuantizedEmbedding, reader: WeightReader
+    ) -> None:
+        """Quantize a stored float weight by blocks of whole rows: they are rounded independently of each other."""
+        device, part = self.device_of(name), self.parts.get(name, WHOLE)
         packed, scales, row = _new(tuple(owner.weight.shape), torch.int8, device), [], 0
-        for block in reader.blocks(name):
+        for block in reader.blocks(name, rows=part.rows(stored.shape[0])):
             integers, scale = quantize_rows(block.to(device), owner.bits, owner.group_size)
-            packed[row : row + len(block)] = integers
-            scales.append(scale)
+            packed[row : row + len(block)] = part.of_rows(integers)
+            scales.append(part.of_rows(scale))
             row += len(block)
         self._set(name, packed)
         self._set(f"{name}_scale", torch.cat(scales))

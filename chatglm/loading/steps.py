@@ -22,14 +22,15 @@ from chatglm.errors import DamagedFileError, InvalidRequestError
 from chatglm.loading.fingerprint import base_fingerprint
 from chatglm.loading.licence import notice_once
 from chatglm.loading.limits import NO_LIMIT, Plan, plan_blocks, quantizing_in_every_pass
-from chatglm.loading.lora import StoredLora, apply_lora, find_lora
+from chatglm.loading.lora import check_lora_fits, find_lora, put_beside
 from chatglm.loading.memory import check_memory, check_memory_options, memory_errors, memory_needed, type_for
-from chatglm.loading.network import Progress, fill_network, mapping_remark
+from chatglm.loading.network import NOT_SPLIT, Progress, fill_network, mapping_remark
 from chatglm.loading.placement import apply_placement, plan_placement
 from chatglm.loading.prefix import StoredPrefix, base_remark, check_prefix_fits, configure_prefix, find_prefix
 from chatglm.loading.sources import find_folder
 from chatglm.loading.streaming import stream_blocks
 from chatglm.loading.tables import TABLE_BITS, TABLE_REMARK, wants_packed_table
+from chatglm.loading.tensor_parallel import meet, split
 from chatglm.models import Family
 from chatglm.quantization.packing import check_bits
 from chatglm.sizes import parse_bytes
@@ -49,7 +50,6 @@ class LoadedModel:
         family: which family it is of.
         folder: where it was loaded from.
         is_demo: whether it is the embedded demo model.
-        has_lora: whether a LoRA update was added to its weights.
         close: ends the reading of layers from the files, if there is any; the network cannot compute after it.
     """
 
@@ -58,7 +58,6 @@ class LoadedModel:
     family: Family
     folder: Path
     is_demo: bool
-    has_lora: bool = False
     close: Callable[[], object] = _nothing
 
 
@@ -74,6 +73,7 @@ def load(
     max_memory: int | str | None = None,
     num_gpus: int = 1,
     device_map: Mapping[str, int] | None = None,
+    tensor_parallel: bool = False,
     progress: Progress | None = None,
     report: Callable[[str], None] | None = None,
 ) -> LoadedModel:
@@ -88,13 +88,15 @@ def load(
         quantize: 4 or 8 packs the weights of an unquantized folder while they are read; a quantized folder needs
             nothing here.
         ptuning_checkpoint: folder (or file) of a P-Tuning v2 prefix trained on this model.
-        lora_checkpoint: folder of a LoRA update trained on this model, as peft writes it.
+        lora_checkpoint: folder of a LoRA update trained on this model, as peft writes it. It lies beside the weights.
         mmap: weights that need no conversion are used where they lie in the mapped files: hardly a wait at the start,
             and one copy for all processes. The files must not be changed meanwhile. CPU only.
         max_memory: bytes, or text like "2G", that the weights may take. Layers that do not fit are read from the files
             again for every token. The KV cache of conversations comes on top. CPU only.
         num_gpus: with more than one, the layers are spread over so many GPUs, `device` being the first.
         device_map: part -> number of its GPU, in place of a computed one.
+        tensor_parallel: share the model with the other processes that torchrun started: all of them make this call,
+            and then the same requests in the same order. Only the first reports.
         progress: called with (bytes read, bytes to read) after each tensor.
         report: called with sentences for the user: memory estimate, remarks, licence of the weights.
 
@@ -106,23 +108,33 @@ def load(
         OutOfMemoryError: the model cannot fit; carries the numbers.
     """
     say = report if report is not None else _unheard
-    chosen_device = choose_device(device)  # first: a wrong flag needs no wait
+    ranks = None
+    if tensor_parallel:
+        several = num_gpus > 1 or device_map is not None
+        ranks = meet(device, num_gpus=several, mmap=mmap, max_memory=max_memory, lora_checkpoint=lora_checkpoint)
+        if ranks.rank:
+            say, progress = _unheard, None
+    chosen_device = ranks.device if ranks is not None else choose_device(device)  # first: a wrong flag needs no wait
     limit = parse_bytes(max_memory) if max_memory is not None else None
     check_memory_options(chosen_device, mmap, limit)
     folder = find_folder(model)
     prefix = find_prefix(ptuning_checkpoint) if ptuning_checkpoint is not None else None
-    lora = _find_lora(lora_checkpoint, is_limited=limit is not None)
+    lora = find_lora(lora_checkpoint) if lora_checkpoint is not None else None
     examined = examine(folder, prefix_elsewhere=prefix is not None)
     examined.raise_first()
     settings = _generation_settings(folder)
     if quantize is not None:
         _ask_for_quantized(folder, examined.config, quantize, is_limited=limit is not None)
     network = _empty_network(examined, prefix, chosen_device, say)
+    if lora is not None:
+        check_lora_fits(network, lora)
+    parts = split(network, ranks) if ranks is not None else NOT_SPLIT
     parameters = kept_parameters(network, examined.tensors)
     chosen_dtype = type_for(dtype, chosen_device, parameters)
     need, plan = memory_needed(parameters, network.config, chosen_dtype, chosen_device), NO_LIMIT
     if limit is not None:
-        plan = plan_blocks(network, folder, examined.tensors, chosen_dtype, limit)
+        num_beside = lora.size_bytes(chosen_dtype) if lora is not None else 0
+        plan = plan_blocks(network, folder, examined.tensors, chosen_dtype, limit, num_beside=num_beside)
         need = MemoryEstimate(plan.weights_bytes, need.cache_bytes)
     placement = None
     if num_gpus > 1 or device_map is not None:
@@ -141,15 +153,16 @@ def load(
             device=chosen_device,
             prefix=prefix.read() if prefix is not None else {},
             placement=placement,
+            parts=parts,
             is_mapped=mmap,
             is_left_out=plan.has,
             progress=progress,
         )
+        close = _stream(network, plan, examined, chosen_dtype)
         if lora is not None:
-            apply_lora(network, lora)
+            put_beside(network, lora, chosen_dtype)
         if placement is not None:
             apply_placement(network, placement)
-        close = _stream(network, plan, examined, chosen_dtype)
     if prefix is not None and (remark := base_remark(prefix, base_fingerprint(network))):
         say(remark)
     if mmap and (remark := mapping_remark(folder, filled)):
@@ -158,7 +171,7 @@ def load(
     if settings is not None:
         network.generation_config = settings
     assert examined.family is not None  # a healthy report has one
-    return LoadedModel(network, examined.tokenizer, examined.family, folder, is_demo, lora is not None, close)
+    return LoadedModel(network, examined.tokenizer, examined.family, folder, is_demo, close)
 
 
 def _unheard(sentence: str) -> None:
@@ -188,17 +201,6 @@ def _generation_settings(folder: Path) -> GenerationConfig | None:
         return GenerationConfig.from_dict(read_json(path))
     except (TypeError, ValueError) as error:
         raise DamagedFileError(f"{path} holds a value that cannot be used: {error}.", "Delete this file.") from None
-
-
-def _find_lora(path: str | Path | None, *, is_limited: bool) -> StoredLora | None:
-    if path is None:
-        return None
-    if is_limited:
-        raise InvalidRequestError(
-            "--lora-checkpoint changes layers that --max-memory would read anew for every token.",
-            "Write the model with the update in it once (--merge_to of ptuning/main.py), then give that folder.",
-        )
-    return find_lora(path)
 
 
 def _empty_network(

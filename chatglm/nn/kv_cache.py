@@ -42,7 +42,7 @@ class KVCache:
             capacity: positions to reserve at first use.
             storage_dtype: what to store; None = the type of what is given. What is given is always answered in its
                 own type, and once rounded is never rounded again, so that a position looks the same in every call.
-            uses_adapter: whether a trained prefix, where the network has one, belongs to the conversation.
+            uses_adapter: whether a trained prefix or LoRA update, where there is one, belongs to the conversation.
         """
         self.storage_dtype = storage_dtype
         self.uses_adapter = uses_adapter

@@ -14,11 +14,16 @@ from chatglm.quantization.layers import QuantizedLinear
 
 
 def named_linears(root: nn.Module, names: Collection[str]) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """(parent, name in it, layer) of every linear layer under `root` whose own name is in `names`."""
+    """(parent, name in it, layer) of every linear layer under `root` whose own name is in `names`.
+
+    Where an update lies beside such a layer, it is the `base` of what has its name.
+    """
     for parent in list(root.modules()):
         for name, child in list(parent.named_children()):
             if name in names and isinstance(child, nn.Linear):
                 yield parent, name, child
+            elif name in names and isinstance(base := getattr(child, "base", None), nn.Linear):
+                yield child, "base", base
 
 
 def quantize_linears(root: nn.Module, names: Collection[str], bits: int, group_size: int = 0) -> None:

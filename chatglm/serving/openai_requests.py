@@ -111,7 +111,7 @@ class CompletionOptions(Strict):
     repetition_penalty: Annotated[Number, Field(ge=0.1, le=10)] | None = None
     max_tokens: FromOne | None = Field(None, description="Tokens of the answer; more than fits is clamped.")
     max_length: FromOne | None = Field(None, description="Tokens of prompt and answer together.")
-    adapter: bool | None = Field(None, description="false leaves a P-Tuning prefix out of this answer.")
+    adapter: bool | None = Field(None, description="false leaves a P-Tuning prefix or LoRA update out of this answer.")
     seed: Seed | None = None
     stop: StopStrings | None = None
 

@@ -82,7 +82,7 @@ class AnswerOptions(Strict):
     seed: FromZero | None = Field(None, description="Same seed, same answer.")
     stop: StopStrings | None = Field(None, description="Strings that end the answer; they are not part of it.")
     system: str | None = Field(None, description="Instruction put in front of the conversation.")
-    adapter: bool | None = Field(None, description="false leaves a P-Tuning prefix out of this answer.")
+    adapter: bool | None = Field(None, description="false leaves a P-Tuning prefix or LoRA update out of this answer.")
 
     def parameters(self) -> dict[str, Any]:
         """Generation parameters and `system`; None = the default."""

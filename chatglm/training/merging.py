@@ -12,6 +12,7 @@ from chatglm.checkpoints import list_tensors, total_bytes
 from chatglm.conversion.writing import new_folder
 from chatglm.errors import InvalidRequestError
 from chatglm.loading import load
+from chatglm.loading.lora import find_lora, put_inside
 
 TABLE = "transformer.word_embeddings.weight"
 
@@ -30,7 +31,9 @@ def merge(base: Path, update: str | Path, target: Path) -> None:
             f"{base} is quantized: an update cannot be added to packed weights.",
             "Use it beside them with --lora-checkpoint, or merge into the unquantized folder and quantize that.",
         )
+    lora = find_lora(update)
     with new_folder(target, total_bytes(stored.values())) as folder:
-        loaded: Any = load(base, device="cpu", dtype=stored[TABLE].dtype, lora_checkpoint=update)
+        loaded: Any = load(base, device="cpu", dtype=stored[TABLE].dtype)
+        put_inside(loaded.model, lora)
         loaded.model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)

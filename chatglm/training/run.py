@@ -139,7 +139,7 @@ def _read(arguments: Arguments, say: _Speaker) -> dict[str, Records]:
 
 def _load(arguments: Arguments, say: _Speaker) -> LoadedModel:
     model, training = arguments.model, arguments.training
-    # Weights of LoRA are trained on: peft wants them beside the layers, not added to them.
+    # Weights of LoRA are trained on: peft puts them beside the layers itself.
     is_lora_trained = training.do_train and model.lora_checkpoint
     return load(
         model.model_name_or_path,

@@ -1,12 +1,8 @@
-"""Layers over several GPUs: shares, what is refused, and runs on devices that are only pretended.
-
-Fake tensors know their device and refuse to meet those of another one, or to be read by the host.
-"""
+"""Layers over several GPUs: shares, what is refused, and runs on devices that are only pretended."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +10,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from chatglm.errors import DeviceError, InvalidRequestError, OutOfMemoryError
 from chatglm.loading import gpus, placement
-from chatglm.loading.placement import Placement, apply_placement, part_sizes, place, plan_placement
-from chatglm.models import FAMILIES
+from chatglm.loading.placement import apply_placement, part_sizes, place, plan_placement
 from chatglm.nn.kv_cache import KVCache
 from chatglm.pipeline import load_pipeline
-from tests.folders import make_folder, tiny_config
+from tests.folders import make_folder
+from tests.pretended_gpus import Pretended, empty
+from tests.pretended_gpus import pretending as pretending  # a fixture
 from utils import auto_configure_device_map, load_model_on_gpus
 
-FAMILY = FAMILIES["chatglm"]
 REST = {"transformer.word_embeddings", "transformer.final_layernorm", "lm_head"}
-
-
-def empty(num_layers: int = 9, **keys: Any) -> Any:
-    return FAMILY.empty_network(FAMILY.config_class.from_dict(tiny_config(num_layers=num_layers, **keys)))
 
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=40), st.lists(st.integers(1, 9), min_size=1, max_size=16))
@@ -137,58 +128,6 @@ def test_placed_answers_as_unplaced(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         for seed in range(3):
             expected = pipe.model.chat(pipe.tokenizer, "hello", [], seed=seed, max_length=40)
             assert placed.chat(pipe.tokenizer, "hello", [], seed=seed, max_length=40) == expected
-
-
-def view(tensor: torch.Tensor, key: Any) -> torch.Tensor:
-    """tensor[key] for whole numbers, slices, None and a leading ellipsis."""
-    parts = key if isinstance(key, tuple) else (key,)
-    dim = 0
-    for part in parts:
-        if part is ...:
-            dim = tensor.dim() - sum(other is not None for other in parts[1:])
-        elif part is None:
-            tensor = tensor.unsqueeze(dim)
-            dim += 1
-        elif isinstance(part, slice):
-            size = tensor.shape[dim]
-            tensor = torch.ops.aten.slice(tensor, dim, *part.indices(size))
-            dim += 1
-        else:
-            assert type(part) is int
-            tensor = tensor.select(dim, part)
-    return tensor
-
-
-class Pretended:
-    """A network whose weights lie on so many GPUs that are not there."""
-
-    def __init__(self, num_gpus: int, bits: int) -> None:
-        self.network = empty(quantization_bit=bits) if bits else empty()
-        self.devices = tuple(torch.device("cuda", number) for number in range(num_gpus))
-        device_map = place(part_sizes(self.network, torch.float16), [1.0] * num_gpus)
-        self.placement = Placement(device_map, self.devices)
-        for name, parameter in list(self.network.named_parameters()):
-            owner, _, leaf = name.rpartition(".")
-            fake = torch.empty(parameter.shape, dtype=parameter.dtype, device=self.placement.device_of(name))
-            setattr(self.network.get_submodule(owner), leaf, torch.nn.Parameter(fake, requires_grad=False))
-
-    def run(self, cache: KVCache) -> torch.Tensor:
-        """A prompt and two steps; the last scores."""
-        ids = torch.empty((1, 5), dtype=torch.long, device=self.devices[0])
-        positions = torch.empty((1, 2, 5), dtype=torch.long, device=self.devices[0])
-        for _ in range(3):
-            scores = self.network.lm_head(self.network.transformer(ids, positions, None, cache))
-            ids, positions = ids[:, -1:], positions[:, :, -1:]
-        return scores
-
-
-@pytest.fixture
-def pretending(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # Python's own indexing asks the driver of the device, and so does copy_; any operation in place sees the devices.
-    monkeypatch.setattr(FakeTensor, "__getitem__", view)
-    monkeypatch.setattr(FakeTensor, "__setitem__", lambda tensor, key, value: view(tensor, key).mul_(value))
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-        yield
 
 
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor:UserWarning")  # accelerate looks for ties

@@ -1,4 +1,4 @@
-"""LoRA: trained by peft, loaded without it, beside packed weights or inside plain ones; and full fine-tuning."""
+"""LoRA: trained by peft, loaded without it, beside weights of any kind or merged into them; and full fine-tuning."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from chatglm.errors import ChatGLMError, CheckpointError, InvalidRequestError
-from chatglm.loading import load
+from chatglm.errors import ChatGLMError, CheckpointError, InvalidRequestError, OutOfMemoryError
+from chatglm.loading import load, placement
+from chatglm.loading.limits import RESERVED_BYTES
+from chatglm.loading.lora import find_lora
+from chatglm.models.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
 from chatglm.nn.low_rank import LowRankLinear
-from chatglm.pipeline import load_pipeline
+from chatglm.pipeline import Pipeline, load_pipeline
 from chatglm.training.arguments import parse_arguments
 from chatglm.training.merging import merge
 from chatglm.training.run import run
 from tests.folders import make_folder
 from tests.loading.folders import quantized_folder
+from tests.lora import random_update, write_update
 from tests.training.data import ROWS, arguments
 
 LEARNS = {"max_steps": 12, "per_device_train_batch_size": 12, "do_train": True}
@@ -71,8 +75,8 @@ def test_peft_itself_loads_what_was_written(base: Path, update: Path) -> None:
     assert not torch.allclose(_logits(plain), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_packed_weights_get_the_update_beside_them(bits: int, base: Path, update: Path) -> None:
+@pytest.mark.parametrize("bits", [None, 4, 8])
+def test_weights_get_the_update_beside_them(bits: int | None, base: Path, update: Path) -> None:
     tuned, plain = load(base, quantize=bits, lora_checkpoint=update).model, load(base, quantize=bits).model
     layer: Any = tuned.transformer.layers[1].mlp.dense_h_to_4h
     assert isinstance(layer, LowRankLinear)
@@ -83,6 +87,108 @@ def test_packed_weights_get_the_update_beside_them(bits: int, base: Path, update
     with torch.no_grad():
         difference = layer(x) - plain.transformer.layers[1].mlp.dense_h_to_4h(x)
     torch.testing.assert_close(difference, expected, rtol=1e-3, atol=1e-4)
+    tensors = tuned.state_dict()
+    layer_name = "transformer.layers.1.mlp.dense_h_to_4h"
+    assert torch.equal(tensors[f"{layer_name}.base.weight"], plain.state_dict()[f"{layer_name}.weight"])
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_updates_are_in_the_type_of_the_network(dtype: str, base: Path, update: Path) -> None:
+    network: Any = load(base, dtype=dtype, lora_checkpoint=update).model
+    assert {parameter.dtype for parameter in network.parameters()} == {network.dtype}
+    again = _logits(network.float() if dtype == "bf16" else network.bfloat16())
+    torch.testing.assert_close(again.float(), _logits(load(base, lora_checkpoint=update).model), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantizing_after_loading_leaves_the_update_beside_the_packed_weights(
+    bits: int, base: Path, update: Path
+) -> None:
+    late = load(base, dtype="fp32", lora_checkpoint=update).model.quantize(bits)
+    assert late.transformer.layers[0].attention.dense.base.weight.dtype == torch.int8
+    early: Any = load(base, dtype="fp32", quantize=bits, lora_checkpoint=update).model
+    late_state, early_state = late.state_dict(), early.state_dict()
+    of_blocks = [name for name in early_state if ".layers." in name]  # the table is packed while it is read only
+    assert of_blocks
+    assert all(torch.equal(late_state[name], early_state[name]) for name in of_blocks)
+    assert torch.equal(_logits(late).argmax(-1), _logits(early).argmax(-1))
+
+
+def _copy_tokenizer(base: Path, folder: Path) -> None:
+    for name in ("ice_text.model", "tokenizer_config.json"):
+        shutil.copy(base / name, folder)
+
+
+def test_saving_writes_a_model_like_any_other(base: Path, update: Path, tmp_path: Path) -> None:
+    tuned: Any = load(base, lora_checkpoint=update).model
+    before = _logits(tuned)
+    tuned.save_pretrained(tmp_path / "whole")
+    assert torch.equal(_logits(tuned), before)  # it goes on as it was
+    stored = load_file(tmp_path / "whole" / "model.safetensors")
+    assert stored.keys() == load(base).model.state_dict().keys() - {"lm_head.weight"}
+    _copy_tokenizer(base, tmp_path / "whole")
+    torch.testing.assert_close(_logits(load(tmp_path / "whole").model), before, rtol=1e-5, atol=1e-5)
+    packed: Any = load(base, quantize=8, lora_checkpoint=update).model
+    with pytest.raises(InvalidRequestError, match="beside packed weights"):
+        packed.save_pretrained(tmp_path / "packed")
+
+
+def test_an_output_head_of_its_own(base: Path, tmp_path: Path) -> None:
+    """An update of the head leaves the embedding alone, though the two are one table in the base."""
+    plain: Any = load(base, dtype="fp32").model
+    folder = write_update(tmp_path / "update", random_update(plain, 0.5, ["lm_head"]))
+    tuned: Any = load(base, dtype="fp32", lora_checkpoint=folder).model
+    assert torch.equal(tuned.get_input_embeddings().weight, plain.get_input_embeddings().weight)
+    merge(base, folder, tmp_path / "merged")
+    tuned.save_pretrained(tmp_path / "saved")
+    _copy_tokenizer(base, tmp_path / "saved")
+    for name in ("merged", "saved"):
+        again: Any = load(tmp_path / name).model
+        torch.testing.assert_close(_logits(again), _logits(tuned), rtol=1e-4, atol=1e-4)
+        from_library = ChatGLMForConditionalGeneration.from_pretrained(tmp_path / name)
+        torch.testing.assert_close(_logits(from_library), _logits(tuned), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(_logits(plain), _logits(tuned), atol=1e-2)
+
+
+@pytest.mark.parametrize("bits", [0, 4])
+def test_a_limit_on_memory(bits: int, tmp_path: Path) -> None:
+    """Layers that come and go have their updates too; the update counts."""
+    sizes = {"num_layers": 7, "hidden_size": 64, "inner_hidden_size": 256}
+    if bits:
+        quantized_folder(tmp_path / "base", bits, **sizes)
+    else:
+        make_folder(tmp_path / "base", "safetensors", **sizes)
+    whole: Any = load(tmp_path / "base", dtype="fp32").model
+    folder = write_update(tmp_path / "update", random_update(whole, 0.05))
+    room = (215_000 if bits else 900_000) + find_lora(folder).size_bytes(torch.float32)
+    options: dict[str, Any] = {"dtype": "fp32", "lora_checkpoint": folder}
+    limited = load(tmp_path / "base", max_memory=RESERVED_BYTES + room, **options)
+    assert any(parameter.is_meta for parameter in limited.model.parameters())
+    assert torch.equal(_logits(limited.model), _logits(load(tmp_path / "base", **options).model))
+    limited.close()
+    large = write_update(tmp_path / "large", random_update(whole, 0.05, rank=600))
+    with pytest.raises(OutOfMemoryError, match="Give --max-memory 34M"):  # 17M without it
+        load(tmp_path / "base", dtype="fp32", max_memory="20M", lora_checkpoint=large)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_layers_on_several_devices(bits: int | None, base: Path, update: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them are the CPU here; the updates go through the hooks of their layers."""
+    options: dict[str, Any] = {"dtype": "fp32", "quantize": bits, "lora_checkpoint": update}
+    expected = load(base, device="cpu", **options)
+    monkeypatch.setattr(placement, "choose_device", lambda name: torch.device("cpu"))
+    placed = load(base, device="cpu", num_gpus=2, **options)
+    assert hasattr(placed.model.transformer.layers[0].mlp.dense_h_to_4h.base, "_hf_hook")
+    assert torch.equal(_logits(placed.model), _logits(expected.model))
+    with Pipeline(placed) as there, Pipeline(expected) as here:
+        for adapter in (True, False):
+            words: dict[str, Any] = {"adapter": adapter, "temperature": 0, "max_new_tokens": 6}
+            assert there.chat("hello", **words) == here.chat("hello", **words)
+
+
+def test_mapped_weights_stay_mapped(base: Path, update: Path) -> None:
+    mapped: Any = load(base, dtype="fp32", mmap=True, lora_checkpoint=update).model
+    assert torch.equal(_logits(mapped), _logits(load(base, dtype="fp32", lora_checkpoint=update).model))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -148,12 +254,18 @@ MISTAKES = {
     "half": (lambda folder: _changed(folder, tensors=lambda t: t.popitem()), "only half of the update"),
     "other tensors": (lambda folder: _changed(folder, tensors=lambda t: t.update(x=t["first"])), "no part of a plain"),
     "other sizes": (lambda folder: _changed(folder, tensors=_widen), "does not fit this base model"),
+    "flat": (lambda folder: _changed(folder, tensors=_flatten), "does not fit this base model"),
 }
 
 
 def _widen(tensors: dict[str, torch.Tensor]) -> None:
     for name in tensors:
         tensors[name] = torch.zeros(2, 48) if "lora_A" in name else torch.zeros(96, 2)
+
+
+def _flatten(tensors: dict[str, torch.Tensor]) -> None:
+    for name in tensors:
+        tensors[name] = tensors[name].flatten()
 
 
 def _changed(folder: Path, drop: str = "", tensors: Any = None, **config: Any) -> Path:
@@ -190,9 +302,7 @@ def test_folders_that_cannot_be_loaded(name: str, base: Path, update: Path, tmp_
         load(base, lora_checkpoint=make(folder))
 
 
-def test_options_that_exclude_each_other(base: Path, rows: Path, update: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequestError, match="--max-memory would read anew"):
-        load(base, lora_checkpoint=update, max_memory="1G")
+def test_options_that_exclude_each_other(base: Path, rows: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="cannot be trained together"):
         arguments(base, rows, tmp_path, do_train=True, lora_rank=2, pre_seq_len=3)
     with pytest.raises(InvalidRequestError, match="--lora_target nothing"):

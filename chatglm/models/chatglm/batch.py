@@ -18,6 +18,7 @@ from chatglm.models.chatglm.fused import cache_dtype
 from chatglm.models.chatglm.layout import Layout, causal_after, join_layouts
 from chatglm.models.chatglm.network import ChatGLMModel
 from chatglm.nn.kv_cache import KVCache
+from chatglm.nn.low_rank import Rows, rows_using, updates_for
 from chatglm.nn.packed import Packed, PackedPrompts, PackedSteps
 
 PROMPT_TOKENS_AT_ONCE = 256
@@ -29,12 +30,13 @@ class BatchMixin:
     config: ChatGLMConfig
     transformer: ChatGLMModel
     lm_head: nn.Module
+    num_ranks: int
 
     @property
     def position_bytes(self) -> int:
         """Bytes of one position in a cache: keys and values of every layer."""
         stored = cache_dtype(self.transformer) or self._compute_dtype
-        return 2 * self.config.num_layers * self.config.hidden_size * stored.itemsize
+        return 2 * self.config.num_layers * self.config.hidden_size // self.num_ranks * stored.itemsize
 
     @property
     def prompt_tokens_at_once(self) -> int:
@@ -71,19 +73,22 @@ class BatchMixin:
         for prompt, layout, cache in zip(prompts, layouts, caches, strict=True):
             start, stop = int(layout.sop[0]), prompt.shape[1] - 1
             if stop > start:
-                positions = layout.positions(start, stop)
-                self.transformer(prompt[:, start:stop], positions, causal_after(start, positions), cache)
+                positions = layout.positions(start, stop).to(prompt.device)
+                with updates_for(None if cache.uses_adapter else False):
+                    self.transformer(prompt[:, start:stop], positions, causal_after(start, positions), cache)
 
     def decode_together(self, input_ids: Tensor, layouts: Sequence[Layout], caches: Sequence[KVCache]) -> Tensor:
         """Scores [B, V] after one more id [B, 1] of each request. An error leaves all caches as they were."""
         columns = [
             [cache.get_seq_length() - self.cache_positions(0, uses_adapter=cache.uses_adapter)] for cache in caches
         ]
-        positions = join_layouts(layouts).positions_at(torch.tensor(columns, device=input_ids.device))
+        layout = join_layouts(layouts)
+        positions = layout.positions_at(torch.tensor(columns, device=layout.sop.device)).to(input_ids.device)
         steps = PackedSteps(caches)
         # Requests become positions of one row: [B, 2, 1] -> [1, 2, B], or [B, 1] -> [1, B].
-        hidden_1TC = self._run(input_ids.T, positions.transpose(0, -1), steps)
-        scores = self.lm_head(hidden_1TC[0])
+        with updates_for(self._rows_using(caches, [1] * len(caches))):
+            hidden_1TC = self._run(input_ids.T, positions.transpose(0, -1), steps)
+            scores = self.lm_head(hidden_1TC[0])
         steps.commit(self.config.num_layers)
         return scores[: len(caches)]
 
@@ -99,7 +104,14 @@ class BatchMixin:
         lengths = [int(layout.sop[0]) for layout in layouts]
         ids = [prompt[:, :length] for prompt, length in zip(prompts, lengths, strict=True)]
         positions = [layout.positions(0, length) for layout, length in zip(layouts, lengths, strict=True)]
-        self._run(torch.cat(ids, -1), torch.cat(positions, -1), PackedPrompts(caches, lengths))
+        with updates_for(self._rows_using(caches, lengths)):
+            self._run(torch.cat(ids, -1), torch.cat(positions, -1).to(ids[0].device), PackedPrompts(caches, lengths))
+
+    def _rows_using(self, caches: Sequence[KVCache], lengths: Sequence[int]) -> Rows:
+        """Which positions of a call of `_run` use a LoRA update."""
+        uses = [cache.uses_adapter for cache in caches]
+        device = self.transformer.final_layernorm.weight.device
+        return rows_using(uses, lengths, max(sum(lengths), self._least_rows), device)
 
     def _run(self, ids_1T: Tensor, positions: Tensor, packed: Packed) -> Tensor:
         """Hidden states [1, T, C] of packed positions; T is raised to the number below which rows differ."""

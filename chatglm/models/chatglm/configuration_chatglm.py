@@ -47,6 +47,15 @@ class ChatGLMConfig(PreTrainedConfig):
 
     model_type = "chatglm"
     keys_to_ignore_at_inference = ["past_key_values"]
+    # What several processes have of a layer when they share a network. Query, key and value of a head lie behind one
+    # another, so that a share of the rows is a share of the heads. The table is split as the head, which may share it.
+    base_model_tp_plan = {
+        "word_embeddings": "embedding_rowwise",
+        "layers.*.attention.query_key_value": "colwise",
+        "layers.*.attention.dense": "rowwise",
+        "layers.*.mlp.dense_h_to_4h": "colwise",
+        "layers.*.mlp.dense_4h_to_h": "rowwise",
+    }
     attribute_map = {
         "num_hidden_layers": "num_layers",
         "intermediate_size": "inner_hidden_size",

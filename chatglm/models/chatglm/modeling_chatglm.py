@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -25,8 +26,10 @@ from chatglm.models.chatglm.configuration_chatglm import ChatGLMConfig
 from chatglm.models.chatglm.fused import cache_dtype, fuse
 from chatglm.models.chatglm.layout import Layout, causal_after, find_layout, some_visible
 from chatglm.models.chatglm.network import ChatGLMModel, ChatGLMPreTrainedModel, uses_adapter
+from chatglm.models.chatglm.stepping import SteppingMixin
 from chatglm.models.chatglm.template import encode_chat
 from chatglm.nn.kv_cache import AnyCache, KVCache
+from chatglm.nn.low_rank import merged_state, updates_for
 from chatglm.quantization.convert import empty_linears, quantize_linears
 from chatglm.quantization.layers import QuantizedEmbedding, QuantizedLinear
 from chatglm.quantization.packing import check_bits, check_group_size
@@ -39,10 +42,11 @@ EMBEDDING = "transformer.word_embeddings"
 HEAD_TENSORS = ("lm_head.weight", "lm_head.weight_scale")
 
 
-class ChatGLMForConditionalGeneration(ChatMixin, BatchMixin, ChatGLMPreTrainedModel, GenerationMixin):
+class ChatGLMForConditionalGeneration(ChatMixin, BatchMixin, SteppingMixin, ChatGLMPreTrainedModel, GenerationMixin):
     """The network with its output head; what `AutoModel.from_pretrained` returns for a chatglm-6b folder."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
     visibility = "prefix"
     # Set by chatglm.registration: examining a folder belongs to a floor above this one.
     check_folder: ClassVar[Callable[[Any], object] | None] = None
@@ -72,6 +76,8 @@ class ChatGLMForConditionalGeneration(ChatMixin, BatchMixin, ChatGLMPreTrainedMo
 
     def quantize(self, bits: int, empty_init: bool = False, *, group_size: int = 0, **unused: Any) -> Any:
         """Replace the four linear layers of every block by packed ones; returns the model.
+
+        A LoRA update stays beside them as it is.
 
         Args:
             bits: 4 or 8; 0 leaves the model as it is.
@@ -110,6 +116,16 @@ class ChatGLMForConditionalGeneration(ChatMixin, BatchMixin, ChatGLMPreTrainedMo
         if is_folder and cls.check_folder is not None and "state_dict" not in kwargs:
             cls.check_folder(pretrained_model_name_or_path)
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the library's; a LoRA update beside the weights is written inside them.
+
+        Raises:
+            InvalidRequestError: it lies beside packed weights.
+        """
+        if len(args) < 2 and kwargs.get("state_dict") is None:
+            kwargs["state_dict"] = merged_state(self)
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
         """Tie lm_head to the embedding after loading, if the files hold one of them or two equal ones.
@@ -169,10 +185,11 @@ class ChatGLMForConditionalGeneration(ChatMixin, BatchMixin, ChatGLMPreTrainedMo
         position_ids, visible = self._where(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
         hidden_states: list[Tensor] | None = [] if output_hidden_states else None
         probabilities: list[Tensor] | None = [] if output_attentions else None
-        hidden_BTC = self.transformer(
-            input_ids, position_ids, visible, past_key_values, inputs_embeds, hidden_states, probabilities
-        )
-        logits = self.lm_head(hidden_BTC[:, -logits_to_keep:] if logits_to_keep else hidden_BTC)
+        with nullcontext() if uses_adapter(past_key_values) else updates_for(False):
+            hidden_BTC = self.transformer(
+                input_ids, position_ids, visible, past_key_values, inputs_embeds, hidden_states, probabilities
+            )
+            logits = self.lm_head(hidden_BTC[:, -logits_to_keep:] if logits_to_keep else hidden_BTC)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -226,7 +243,17 @@ class ChatGLMForConditionalGeneration(ChatMixin, BatchMixin, ChatGLMPreTrainedMo
         return KVCache(self.config.num_layers, room, cache_dtype(self.transformer), uses_adapter=uses_adapter)
 
     def prompt_layout(self, input_ids: Tensor) -> Layout:
-        """Positions of a request whose prompt is `input_ids` [B, T], for `prefill` and `decode`."""
+        """Positions of a request whose prompt is `input_ids` [B, T], for `prefill` and `decode`.
+
+        Raises:
+            InvalidRequestError: a number that is no id of the vocabulary (a GPU would not survive looking it up), or
+                ids that are no prompt.
+        """
+        if not bool(((input_ids >= 0) & (input_ids < self.config.vocab_size)).all()):
+            raise InvalidRequestError(
+                f"input_ids hold a number that is no token of this model, which has 0 to {self.config.vocab_size - 1}.",
+                "Make input_ids with the ChatGLM tokenizer.",
+            )
         return find_layout(input_ids, self.config)
 
     def prefill(self, input_ids: Tensor, layout: Layout, cache: KVCache) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from chatglm.models.chatglm.configuration_chatglm import ChatGLMConfig
+from chatglm.models.chatglm.split import check_distributed, check_ranks
 from chatglm.nn.attention import attend, attend_with_probabilities
 from chatglm.nn.kv_cache import AnyCache, KVCache, concatenated
 from chatglm.nn.packed import Packed
@@ -88,7 +90,11 @@ class GLU(nn.Module):
         self.dense_4h_to_h = nn.Linear(config.inner_hidden_size, config.hidden_size)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        return self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(x_BTC), approximate="tanh"))
+        return self.dense_4h_to_h(self.activated(x_BTC))
+
+    def activated(self, x_BTC: Tensor) -> Tensor:
+        """gelu_tanh(dense_h_to_4h(x)), [B, T, F]."""
+        return F.gelu(self.dense_h_to_4h(x_BTC), approximate="tanh")
 
 
 class GLMBlock(GradientCheckpointingLayer):
@@ -128,6 +134,19 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules_strict = ["weight_scale"]
     # Published files store these; they are computed here (see nn/rotary.py).
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]
+
+    # Processes that share the network; each has so large a part of every layer, and of the heads.
+    num_ranks = 1
+
+    def check_ranks(self, num_ranks: int) -> None:
+        """Raise InvalidRequestError unless so many processes can share the network."""
+        check_ranks(self.config, num_ranks)
+
+    @classmethod
+    def maybe_distribute_model(cls, model: Any, distributed_config: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the library's `from_pretrained` calls it, after refusing what it cannot split."""
+        check_distributed(model.config, distributed_config)
+        return super().maybe_distribute_model(model, distributed_config, *args, **kwargs)
 
 
 class ChatGLMModel(ChatGLMPreTrainedModel):
@@ -197,5 +216,5 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
 
 def uses_adapter(cache: Cache | None) -> bool:
-    """Whether a trained prefix belongs to the conversation of a cache; transformers' own say nothing of it."""
+    """Whether what was trained belongs to the conversation of a cache; transformers' own say nothing of it."""
     return not isinstance(cache, KVCache) or cache.uses_adapter
