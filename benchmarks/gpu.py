@@ -6,8 +6,9 @@
     python -m benchmarks.gpu --device cpu --tiny         the same code on a small network, for a look; seconds
 
 Weights are random and made on the device. A floor is the time that copying the bytes (weights once, cached keys and
-values of every request) or doing the operations would take, whichever is longer, at the ceilings measured in the same
-run; `fraction` is floor / time. Prints tables, then the checks, and one JSON line last. Ends with 1 if a check fails.
+values of every request) or doing the operations would take, whichever is longer, products and attention one after the
+other, at the ceilings measured in the same run; `fraction` is floor / time. Prints tables, then the checks, and one
+JSON line last. Ends with 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 
 from benchmarks.batching import Letters
 from benchmarks.device_ceilings import DeviceCeilings, measure_ceilings, time_in_graph, time_of, wait
@@ -44,6 +46,8 @@ from chatglm.quantization.layers import QuantizedLinear
 # Of weights, so that none of them is found in the card's cache again.
 NUM_COPIES = 4
 Row = dict[str, Any]
+# Bytes moved and operations done.
+Part = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +81,10 @@ class Bench:
     def network(self, bits: int, head_bits: int = 16, **sizes: int) -> Any:
         return device_network({**self.plan.sizes, **sizes}, bits, head_bits, self.device, self.dtype)
 
-    def add(self, kind: str, seconds: float, num_bytes: float, num_operations: float, **what: Any) -> Row:
-        floor = self.ceilings.floor(num_bytes, num_operations)
+    def add(self, kind: str, seconds: float, parts: list[Part], **what: Any) -> Row:
+        """Note and print what took so long, and the floor of its parts, which follow one another."""
+        floor = sum(self.ceilings.floor(*part) for part in parts)
+        num_bytes, num_operations = (sum(column) for column in zip(*parts, strict=True))
         row = {"kind": kind, **what, "ms": seconds * 1e3, "floor_ms": floor * 1e3, "fraction": floor / seconds}
         row |= {"gb": num_bytes / 1e9, "gflop": num_operations / 1e9}
         self.rows.append(row)
@@ -105,21 +111,39 @@ def request_of(network: Any, length: int, num_new: int, seed: int = 0) -> Reques
     return Request(network, Letters(), prompt_of(network, length, seed), greedy(num_new))
 
 
-def bytes_of_step(network: Any, batch: int, context: int) -> float:
-    """Weights of blocks and head once, keys and values of every request."""
-    weights = sum(parameter.nbytes for parameter in network.transformer.layers.parameters())
-    weights += sum(parameter.nbytes for parameter in network.lm_head.parameters())
-    item = network.transformer.final_layernorm.weight.element_size()
-    return weights + 2 * batch * context * network.config.num_layers * network.config.hidden_size * item
+def parts_of_step(network: Any, batch: int, context: float, times: float = 1) -> list[Part]:
+    """So many steps: all products, whose weights are read once, and attention to what every request has stored."""
+    products, attention = products_of(network, batch, batch), attention_of(network, batch, context)
+    # A step reads each cached position for one query.
+    attention = (2 * batch * context * bytes_of_position(network), attention[1])
+    return [(times * num_bytes, times * operations) for num_bytes, operations in (products, attention)]
 
 
-def operations_of(network: Any, num_tokens: int, num_heads_used: int, context: int) -> float:
-    """Of the products of so many ids, of the head for some of them, and of attention to `context` positions each."""
-    config = network.config
+def parts_of_prompt(network: Any, length: int) -> list[Part]:
+    """All but the last id of a prompt."""
+    return [products_of(network, length - 1, 0), attention_of(network, length - 1, length - 1)]
+
+
+def products_of(network: Any, num_tokens: int, num_scored: int) -> Part:
+    """The blocks' products for some ids, and the head for some of them."""
+    config, parts = network.config, [network.transformer.layers, *([network.lm_head] if num_scored else [])]
+    num_bytes = sum(parameter.nbytes for part in parts for parameter in part.parameters())
     block = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.inner_hidden_size
-    attention = 2 * context * config.hidden_size
-    head = config.hidden_size * config.vocab_size * num_heads_used
-    return 2.0 * (num_tokens * config.num_layers * (block + attention) + head)
+    head = config.hidden_size * config.vocab_size
+    return num_bytes, 2.0 * (num_tokens * config.num_layers * block + num_scored * head)
+
+
+def attention_of(network: Any, num_tokens: int, context: float) -> Part:
+    """Of some ids to `context` positions each, which are read once."""
+    config = network.config
+    operations = 4.0 * num_tokens * context * config.num_layers * config.hidden_size
+    return 2 * context * bytes_of_position(network), operations
+
+
+def bytes_of_position(network: Any) -> int:
+    """Keys, or values, of all layers."""
+    item = network.transformer.final_layernorm.weight.element_size()
+    return network.config.num_layers * network.config.hidden_size * item
 
 
 def new_runner(network: Any, batch: int, num_positions: int) -> GraphRunner:
@@ -133,7 +157,13 @@ def measure_products(bench: Bench, all_bits: list[int]) -> None:
     """One product of each kind in a block, and the head."""
     sizes = bench.plan.sizes
     width, inner = sizes["hidden_size"], sizes["inner_hidden_size"]
-    shapes = {"qkv": (3 * width, width), "dense": (width, width), "up": (inner, width), "down": (width, inner)}
+    shapes = {
+        "qkv": (3 * width, width),
+        "dense": (width, width),
+        "up": (inner, width),
+        "down": (width, inner),
+        "head": (sizes["vocab_size"], width),
+    }
     for bits in all_bits:
         for name, (num_rows, num_columns) in shapes.items():
             layers = [product_layer(bench, bits, num_rows, num_columns) for _ in range(NUM_COPIES)]
@@ -144,9 +174,8 @@ def measure_products(bench: Bench, all_bits: list[int]) -> None:
                     seconds = time_in_graph(runs, bench.device)
                 num_bytes = sum(parameter.nbytes for parameter in layers[0].parameters())
                 num_bytes += count * (num_rows + num_columns) * x.element_size()
-                bench.add(
-                    "product", seconds, num_bytes, 2.0 * count * num_rows * num_columns, bits=bits, of=name, rows=count
-                )
+                parts = [(num_bytes, 2.0 * count * num_rows * num_columns)]
+                bench.add("product", seconds, parts, bits=bits, of=name, rows=count)
 
 
 def product_layer(bench: Bench, bits: int, num_rows: int, num_columns: int) -> Any:
@@ -161,19 +190,19 @@ def product_layer(bench: Bench, bits: int, num_rows: int, num_columns: int) -> A
 
 def measure_steps(bench: Bench, network: Any, bits: int) -> None:
     """Decode steps of full batches; each waits for the one before, so time includes everything."""
+    num_kernels = kernels_of_step(network) if bench.device.type == "cuda" else 0
     for context in bench.plan.contexts:
         for batch in bench.plan.batches:
             seconds = step_times(network, batch, context, bench.plan.steps)
             median, late = statistics.median(seconds), sorted(seconds)[int(0.99 * len(seconds))]
-            middle = context + bench.plan.steps // 2
             bench.add(
                 "step",
                 median,
-                bytes_of_step(network, batch, middle),
-                operations_of(network, batch, batch, middle),
+                parts_of_step(network, batch, context + bench.plan.steps // 2),
                 bits=bits,
                 batch=batch,
                 context=context,
+                kernels=num_kernels,
                 tokens_per_s=batch / median,
                 ms_p99=late * 1e3,
             )
@@ -195,6 +224,18 @@ def step_times(network: Any, batch: int, context: int, num_steps: int) -> list[f
     return times
 
 
+def kernels_of_step(network: Any) -> int:
+    """How many kernels a step of one request starts."""
+    runner, request = new_runner(network, 1, 40), request_of(network, 16, 20)
+    runner.prefill([request])
+    for _ in range(3):
+        runner.decode([request])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        runner.decode([request])
+        torch.cuda.synchronize()
+    return sum(event.device_type == DeviceType.CUDA for event in profile.events())
+
+
 def measure_prompts(bench: Bench, network: Any, bits: int) -> None:
     """One prompt, all but its last id."""
     for length in bench.plan.prompts:
@@ -210,16 +251,8 @@ def measure_prompts(bench: Bench, network: Any, bits: int) -> None:
             assert request.finish_reason is None, "a prompt failed"
             request.end("stop")
         seconds = statistics.median(times[1:])
-        operations = operations_of(network, length - 1, 0, length - 1)
-        bench.add(
-            "prompt",
-            seconds,
-            bytes_of_step(network, 1, length),
-            operations,
-            bits=bits,
-            length=length,
-            tokens_per_s=length / seconds,
-        )
+        parts = parts_of_prompt(network, length)
+        bench.add("prompt", seconds, parts, bits=bits, length=length, tokens_per_s=length / seconds)
 
 
 def measure_upstreams_way(bench: Bench, network: Any, bits: int) -> None:
@@ -236,8 +269,7 @@ def measure_upstreams_way(bench: Bench, network: Any, bits: int) -> None:
     bench.add(
         "original",
         seconds,
-        bytes_of_step(network, 1, context),
-        operations_of(network, 1, 1, context),
+        parts_of_step(network, 1, context),
         bits=bits,
         batch=1,
         context=context,
@@ -257,8 +289,7 @@ def measure_chats(bench: Bench, network: Any, bits: int) -> None:
         bench.add(
             "chats",
             batch * num_new / rate,
-            num_new * bytes_of_step(network, batch, context),
-            num_new * operations_of(network, batch, batch, context),
+            parts_of_step(network, batch, context, num_new),
             bits=bits,
             batch=batch,
             prompt=num_prompt,
@@ -285,17 +316,17 @@ def measure_mixed(bench: Bench, network: Any, bits: int) -> None:
         num_new = sum(handle.result().completion_tokens for handle in handles)
         seconds = time.perf_counter() - begun
     context = statistics.mean(prompt + new / 2 for prompt, new in lengths)
-    steps = num_new / slots
+    # Full batches from the first step to the last, and each prompt alone.
+    parts = parts_of_step(network, slots, context, num_new / slots)
     bench.add(
         "mixed",
         seconds,
-        steps * bytes_of_step(network, slots, context),
-        steps * operations_of(network, slots, slots, context)
-        + sum(operations_of(network, prompt, 0, prompt) for prompt in prompts),
+        parts + [part for prompt in prompts for part in parts_of_prompt(network, prompt)],
         bits=bits,
         requests=count,
         slots=slots,
         tokens_per_s=num_new / seconds,
+        id_ms=seconds / num_new * slots * 1e3,
         first_id_s_p50=statistics.median(firsts),
         first_id_s_p99=sorted(firsts)[int(0.99 * count)],
     )

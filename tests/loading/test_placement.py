@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chatglm.engine import Engine
 from chatglm.errors import DeviceError, InvalidRequestError, OutOfMemoryError
 from chatglm.loading import gpus, placement
 from chatglm.loading.placement import apply_placement, part_sizes, place, plan_placement
@@ -128,6 +129,12 @@ def test_placed_answers_as_unplaced(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         for seed in range(3):
             expected = pipe.model.chat(pipe.tokenizer, "hello", [], seed=seed, max_length=40)
             assert placed.chat(pipe.tokenizer, "hello", [], seed=seed, max_length=40) == expected
+        prompt = placed.chat_prompt(pipe.tokenizer, "hello", None, None, temperature=0, max_length=40)
+        engine = Engine(placed, pipe.tokenizer)
+        handles = [engine.submit(prompt.input_ids, prompt.config) for _ in range(3)]
+        expected, _ = pipe.chat("hello", temperature=0, max_length=40)
+        assert [handle.result(60).text for handle in handles] == [expected] * 3
+        engine.close()
 
 
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor:UserWarning")  # accelerate looks for ties
