@@ -133,7 +133,9 @@ def estimate_memory(
 def available_memory(device: torch.device) -> int | None:
     """Bytes that can still be taken on `device` without anything being killed or swapped; None if unknown."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What torch keeps for later is free to us as well.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     # MPS shares the memory of the host.
     known = [size for size in (_host_available(), container_available()) if size is not None]
     return min(known, default=None)

@@ -134,6 +134,17 @@ class Engine:
             self._changed.notify_all()
         return Handle(request.outbox, request.cancel)
 
+    def warm_up(self) -> None:
+        """Prepare the usual steps before the first request comes; seconds on a GPU, nothing elsewhere.
+
+        Raises:
+            ChatGLMError: requests have come already.
+        """
+        with self._changed:
+            if self._thread is not None or self._is_closed:
+                raise ChatGLMError("The engine runs or is closed; it is warmed up before the first request.")
+            self._runner.warm_up()
+
     def stats(self) -> Stats:
         """Figures of this moment."""
         with self._changed:

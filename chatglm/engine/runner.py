@@ -6,7 +6,7 @@ Shapes: B requests, n ids of a prompt, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -59,28 +59,19 @@ class Runner:
         """Ids of several prompts that are given to one call of `prefill`."""
         return self._model.prompt_tokens_at_once
 
+    def warm_up(self) -> None:
+        """Nothing: there is nothing to prepare."""
+
     def prefill(self, requests: Sequence[Request]) -> None:
         """Take in the prompts; a request whose prompt cannot be taken in ends."""
-        try:
-            self._fill(requests)
-        except Exception as error:
-            if len(requests) == 1:
-                requests[0].fail(error)
-                return
-            for request in requests:
-                self.prefill([request])
+        one_by_one(self._fill, requests)
 
     def decode(self, requests: Sequence[Request]) -> None:
         """One more id for each; a request whose step fails ends, the others go on."""
-        try:
-            scores = self._scores(requests)
-        except Exception as error:
-            if len(requests) == 1:
-                requests[0].fail(error)
-                return
-            for request in requests:
-                self.decode([request])
-            return
+        one_by_one(self._decode, requests)
+
+    def _decode(self, requests: Sequence[Request]) -> None:
+        scores = self._scores(requests)
         for request, row in zip(requests, scores.split(1), strict=True):
             self._take(request, row)
 
@@ -112,6 +103,25 @@ class Runner:
                 scores = self._model.decode_together(last, layouts, caches)
             # Ids are chosen on the host, so that a seed draws the same ones whatever the device.
             return scores.cpu()
+
+
+def one_by_one(work: Callable[[Sequence[Request]], None], requests: Sequence[Request]) -> None:
+    """Do it for all requests together or, if that fails, for each alone; one that fails alone ends."""
+    if not _fails(work, requests):
+        return
+    # The error of all is gone by now, and with it what its frames held.
+    for request in requests if len(requests) > 1 else ():
+        one_by_one(work, [request])
+
+
+def _fails(work: Callable[[Sequence[Request]], None], requests: Sequence[Request]) -> bool:
+    try:
+        work(requests)
+    except Exception as error:
+        if len(requests) == 1:
+            requests[0].fail(error)
+        return True
+    return False
 
 
 def next_prompts(requests: Sequence[Request], num_tokens_at_once: int) -> list[Request]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from chatglm.engine.request import Request
 from chatglm.generation.batch_sampling import RowParameters
+from chatglm.nn.transfer import sent
 
 # Columns of whole numbers; positions and what they grow by from step to step come last, R of each. The first three
 # change with every step.
@@ -22,6 +23,8 @@ ID, LENGTH, COUNT, SEED, TOP_K, END_ID, END_FROM, USES_ADAPTER, POSITIONS = rang
 # Columns of fractions.
 TEMPERATURE, TOP_P, PENALTY, NUM_FRACTIONS = range(4)
 NOBODY = 0
+# More than any vocabulary has.
+LARGEST = 2**31
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,24 @@ class Slots:
         tables = torch.zeros(len(rows), self.tables.shape[1], dtype=torch.int32)
         for number, row in enumerate(rows):
             tables[number, : len(row.pages)] = torch.tensor(row.pages, dtype=torch.int32)
-        on_device = slots.to(device)
-        self.numbers[on_device] = torch.stack(numbers).to(device)
-        self.fractions[on_device] = fractions.to(device)
-        self.tables[on_device] = tables.to(device)
+        on_device = sent(slots, device)
+        self.numbers.index_copy_(0, on_device, sent(torch.stack(numbers), device))
+        self.fractions.index_copy_(0, on_device, sent(fractions, device))
+        self.tables.index_copy_(0, on_device, sent(tables, device))
         for request, row in zip(requests, rows, strict=True):
             self._see_prompt(request, row.slot)
 
-    def parameters(self, slots_B: Tensor, numbers_BC: Tensor, *, has_penalty: bool) -> RowParameters:
-        """How the ids of a step's rows are chosen."""
+    def parameters(
+        self, slots_B: Tensor, numbers_BC: Tensor, *, has_penalty: bool, may_be_short: bool
+    ) -> RowParameters:
+        """How the ids of a step's rows are chosen.
+
+        Args:
+            slots_B: of the rows.
+            numbers_BC: theirs.
+            has_penalty: some row avoids repetition.
+            may_be_short: some row may not end yet.
+        """
         fractions = self.fractions.index_select(0, slots_B)
         return RowParameters(
             seeds=numbers_BC[:, SEED],
@@ -80,7 +92,7 @@ class Slots:
             top_ks=numbers_BC[:, TOP_K],
             top_ps=fractions[:, TOP_P],
             end_ids=numbers_BC[:, END_ID],
-            may_end=numbers_BC[:, COUNT] >= numbers_BC[:, END_FROM],
+            may_end=numbers_BC[:, COUNT] >= numbers_BC[:, END_FROM] if may_be_short else None,
             penalties=fractions[:, PENALTY],
             seen=self.seen.index_select(0, slots_B) if has_penalty and self.seen is not None else None,
         )
@@ -122,7 +134,7 @@ class Slots:
             self.seen = torch.zeros(shape, dtype=torch.bool, device=self.numbers.device)
         seen_V = torch.zeros(self._vocabulary, dtype=torch.bool)
         seen_V[request.prompt[0]] = True
-        self.seen[slot] = seen_V.to(self.seen.device)
+        self.seen[slot].copy_(sent(seen_V, self.seen.device))
 
 
 def _numbers(request: Request, row: Row) -> Tensor:
@@ -134,8 +146,8 @@ def _numbers(request: Request, row: Row) -> Tensor:
         LENGTH: row.length,
         COUNT: 0,
         SEED: seed,
-        TOP_K: config.top_k,
-        END_ID: tokens.end_id,
+        TOP_K: min(config.top_k, LARGEST),
+        END_ID: min(tokens.end_id, LARGEST),
         END_FROM: tokens.end_from - request.prompt.shape[1],
         USES_ADAPTER: int(request.uses_adapter),
     }

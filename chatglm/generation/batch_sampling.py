@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from chatglm.generation.config import GenerationConfig
+from chatglm.quantization.kernels.gpu import is_available
 
 NUM_CANDIDATES = 64
 # What a row with scores that are no numbers gets in the place of an id.
@@ -49,7 +50,7 @@ class RowParameters:
         top_ks: int64 [B]; 0 = all.
         top_ps: float32 [B].
         end_ids: int64 [B], the id that ends the answer.
-        may_end: bool [B].
+        may_end: bool [B]; None if every row may.
         penalties: float32 [B], for repetition; 1 = none.
         seen: bool [B, V], ids of prompt and answer so far; None if no row has a penalty.
     """
@@ -60,7 +61,7 @@ class RowParameters:
     top_ks: Tensor
     top_ps: Tensor
     end_ids: Tensor
-    may_end: Tensor
+    may_end: Tensor | None
     penalties: Tensor
     seen: Tensor | None = None
 
@@ -84,7 +85,9 @@ def choose(scores_BV: Tensor, rows: RowParameters, choice: Choice) -> Tensor:
         rows: parameters of each row.
         choice: a way that serves every row.
     """
-    is_valid_B = scores_BV.isfinite().all(dim=1)
+    # NaN comes through as both.
+    least_B, most_B = scores_BV.aminmax(dim=1)
+    is_valid_B = least_B.isfinite() & most_B.isfinite()
     scores_BV = _without_end(_penalized(scores_BV.float(), rows), rows)
     best_B = scores_BV.argmax(dim=1)
     if choice is Choice.BEST:
@@ -108,6 +111,8 @@ def _penalized(scores_BV: Tensor, rows: RowParameters) -> Tensor:
 
 def _without_end(scores_BV: Tensor, rows: RowParameters) -> Tensor:
     """The end made impossible where the answer is too short to end."""
+    if rows.may_end is None:
+        return scores_BV
     # An end that is no id of the vocabulary never comes, and nothing else may be forbidden for it.
     end_B1 = rows.end_ids.clamp(max=scores_BV.shape[1] - 1)[:, None]
     stays_B1 = rows.may_end[:, None] | (rows.end_ids[:, None] != end_B1)
@@ -116,6 +121,15 @@ def _without_end(scores_BV: Tensor, rows: RowParameters) -> Tensor:
 
 def _draw(kept_BK: Tensor, rows: RowParameters) -> Tensor:
     """Which of the candidates [B, K], best first, is drawn; int64 [B]. See `sampling.candidates` for the rules."""
+    if kept_BK.shape[1] <= NUM_CANDIDATES and is_available(kept_BK.device):
+        from chatglm.quantization.kernels.gpu.draw import operator
+
+        return operator(kept_BK, rows.seeds, rows.counts, rows.temperatures, rows.top_ks, rows.top_ps)
+    return _drawn(kept_BK, rows)
+
+
+def _drawn(kept_BK: Tensor, rows: RowParameters) -> Tensor:
+    """`_draw` in plain torch: the truth, and all there is for more candidates."""
     scores_BK = kept_BK / torch.where(rows.temperatures > 0, rows.temperatures, 1)[:, None]
     last_B1 = torch.where(rows.top_ks == 0, kept_BK.shape[1], rows.top_ks).clamp(max=kept_BK.shape[1])[:, None] - 1
     scores_BK = scores_BK.masked_fill(kept_BK < kept_BK.gather(1, last_B1), -torch.inf)

@@ -92,4 +92,4 @@ def new_generator(seed: int | None, device: torch.device) -> torch.Generator | N
     """The random source of one request: its own when it has a seed, torch's global one otherwise."""
     if seed is None:
         return None
-    return torch.Generator(device=device).manual_seed(seed)
+    return torch.Generator(device=device).manual_seed(seed % 2**64)

@@ -1,6 +1,7 @@
 """Scaled dot-product attention over a given visibility.
 
-Knows: softmax(q k / sqrt(D)) v, fused or with the probabilities written out. Does not know who may see whom.
+Knows: softmax(q k / sqrt(D)) v, fused or with the probabilities written out, and which of torch's fused kernels is not
+wanted on a card. Does not know who may see whom.
 Shapes: B rows, H heads, T query positions, S key positions, D head width.
 
 The original divides queries by (layer + 1) before the product and multiplies the scores by it afterwards. The pair
@@ -9,9 +10,43 @@ cancels; it kept half-precision scores from overflowing, which torch's fused ker
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+class _WithoutCudnn:
+    """Within it torch does not let cuDNN attend; its other kernels stay as the caller has switched them.
+
+    cuDNN makes a plan for every new shape, tens of milliseconds and more, in every thread anew, and is torch's first
+    choice on some cards. The length of a prompt is nearly always new, and with a growing cache that of every token is.
+
+    The switch belongs to the process: the first thread that comes turns it, the last one that leaves turns it back.
+    Only the host reads it, so a graph may be captured within.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_inside = 0
+        self._was_on = True
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_inside == 0:
+                self._was_on = torch.backends.cuda.cudnn_sdp_enabled()
+                torch.backends.cuda.enable_cudnn_sdp(False)
+            self._num_inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._num_inside -= 1
+            if self._num_inside == 0:
+                torch.backends.cuda.enable_cudnn_sdp(self._was_on)
+
+
+_without_cudnn = _WithoutCudnn()
 
 
 def attend(query_BHTD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, visible: Tensor | None) -> Tensor:
@@ -24,7 +59,11 @@ def attend(query_BHTD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, visible: Te
         visible: bool, broadcastable to [B, H, T, S], True = may be seen; None = everything is visible.
             Every row must see at least one key.
     """
-    return F.scaled_dot_product_attention(query_BHTD, key_BHSD, value_BHSD, attn_mask=visible)
+    # What torch compiles has few shapes, and it cannot trace a lock.
+    if not query_BHTD.is_cuda or torch.compiler.is_compiling():
+        return F.scaled_dot_product_attention(query_BHTD, key_BHSD, value_BHSD, attn_mask=visible)
+    with _without_cudnn:
+        return F.scaled_dot_product_attention(query_BHTD, key_BHSD, value_BHSD, attn_mask=visible)
 
 
 def attend_with_probabilities(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chatglm.errors import InvalidRequestError
+from chatglm.nn.transfer import sent
 
 # None: every row uses the update. False: none does. A tensor [T], bool or of 0 and 1: those with 1 do.
 Rows = Tensor | Literal[False] | None
@@ -54,7 +55,7 @@ def rows_using(uses: Sequence[bool], lengths: Sequence[int], num_rows: int, devi
     if not any(uses):
         return False
     flags = list(chain.from_iterable(map(repeat, uses, lengths)))
-    return torch.tensor(flags + [False] * (num_rows - len(flags)), device=device)
+    return sent(torch.tensor(flags + [False] * (num_rows - len(flags))), device)
 
 
 class LowRankLinear(nn.Module):

@@ -1,25 +1,27 @@
 """Keys and values of many requests in one store of equal pages; each request has pages of its own.
 
 Knows: how much a page holds, where a position of a request lies, prompts packed into one call. Does not know who owns
-which page (engine/page_table.py), or how a step reads them (quantization/kernels/gpu).
+which page (engine/page_table.py), how a step reads them (quantization/kernels/gpu), or how keys are turned.
 
     table of a request   [7 2 9]       its position 70 lies in page 2 at place 6
     page 0               belongs to nobody: rows that only fill up a batch write there
 
 A store never grows or moves, so a captured graph of a step may keep its addresses.
-Shapes: N pages, P positions of a page, H heads, D head width, T positions of the call, G requests of a group.
+Shapes: N pages, P positions of a page, H heads, D head width, T positions of the call, G requests of a run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from chatglm.nn.attention import attend
 from chatglm.nn.packed import Packed
+from chatglm.nn.transfer import sent
 
 PAGE_TOKENS = 64
 # The page of the rows that belong to nobody.
@@ -28,24 +30,34 @@ NOBODY = 0
 
 @dataclass(frozen=True)
 class Pages:
-    """Keys and values of each layer, each [N, H, P, D]."""
+    """Keys and values of all requests, and what a step turns new keys by.
+
+    Attributes:
+        keys: of each layer, [N, H, P, D].
+        values: the same.
+        turns: tables for every position that a request can have; see `nn.rotary.tables_to`. They are made with the
+            store, for a captured graph can keep the address of what was there before it only.
+    """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
+    turns: Tensor
 
     @classmethod
-    def empty(cls, num_layers: int, num_pages: int, num_heads: int, width: int, like: Tensor) -> Pages:
-        """Room for `num_pages` pages and the one of nobody, in the type and on the device of `like`.
+    def empty(
+        cls, num_layers: int, num_pages: int, num_heads: int, width: int, turns: Tensor, dtype: torch.dtype
+    ) -> Pages:
+        """Room for `num_pages` pages and the one of nobody, where the tables lie.
 
         It is filled with zeros: what nobody has written may be read, and must be finite.
         """
         shape = (num_pages + 1, num_heads, PAGE_TOKENS, width)
         layers = range(2 * num_layers)
-        stores = tuple(torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in layers)
-        return cls(stores[:num_layers], stores[num_layers:])
+        stores = tuple(torch.zeros(shape, dtype=dtype, device=turns.device) for _ in layers)
+        return cls(stores[:num_layers], stores[num_layers:], turns)
 
     def store(self, key_HTD: Tensor, value_HTD: Tensor, layer_idx: int, page_T: Tensor, place_T: Tensor) -> None:
-        """Write T positions to their places; see `places`."""
+        """Write T positions to their places [T], or to T places of each of several requests [G, T]; see `places`."""
         for store, new_HTD in ((self.keys[layer_idx], key_HTD), (self.values[layer_idx], value_HTD)):
             store[page_T, :, place_T] = new_HTD.transpose(0, 1).to(store.dtype)
 
@@ -71,43 +83,64 @@ class PagedPrompt:
     num_before: int = 0
 
 
+@dataclass(frozen=True)
+class _Run:
+    """Prompts of a kind that lie behind one another, in the columns start..stop-1 of the call."""
+
+    start: int
+    stop: int
+    num_prompts: int
+    has_prefix: bool
+
+    def of(self, part_HTD: Tensor) -> Tensor:
+        """Their queries, keys or values, a view [G, H, n, D] of those of the call."""
+        return part_HTD[:, self.start : self.stop].unflatten(1, (self.num_prompts, -1)).transpose(0, 1)
+
+
 class PagedPrompts(Packed):
-    """Prompts, each of which sees all of itself and the prefix before it; prompts of a kind attend in one call."""
+    """Prompts, each of which sees all of itself and the prefix before it; equal neighbours attend in one call.
+
+    Nothing is gathered or put back: a run of prompts is a view of the call, and so is its result.
+    """
 
     def __init__(self, pages: Pages, prompts: Sequence[PagedPrompt], prefix: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Work out where everything lies, once for all layers.
 
         Args:
             pages: where keys and values go.
-            prompts: in the order of the call.
+            prompts: in the order of the call; those of the same length, best side by side.
             prefix: keys and values [1, H, P, D] of each layer that prompts with positions before them see.
         """
         super().__init__(())
         self._pages, self._prefix = pages, prefix
         device = pages.keys[0].device
         where = [places(one.table, one.num_before, one.num_before + one.length) for one in prompts]
-        self._page_T, self._place_T = (torch.cat(parts).to(device) for parts in zip(*where, strict=True))
-        self._groups = [(columns.to(device), has_prefix) for columns, has_prefix in _groups(prompts)]
+        self._page_T, self._place_T = (sent(torch.cat(parts), device) for parts in zip(*where, strict=True))
+        self._runs = list(_runs(prompts))
 
     def attend(self, query_1HTD: Tensor, key_1HTD: Tensor, value_1HTD: Tensor, layer_idx: int) -> Tensor:
-        used = slice(0, len(self._page_T))
-        self._pages.store(key_1HTD[0, :, used], value_1HTD[0, :, used], layer_idx, self._page_T, self._place_T)
-        mixed = torch.zeros_like(query_1HTD)
-        for columns_Gn, has_prefix in self._groups:
-            query, key, value = (part[0][:, columns_Gn].transpose(0, 1) for part in (query_1HTD, key_1HTD, value_1HTD))
-            if has_prefix:
-                before = (part.expand(len(columns_Gn), -1, -1, -1) for part in self._prefix[layer_idx])
-                key, value = (torch.cat(pair, dim=2) for pair in zip(before, (key, value), strict=True))
-            mixed[0][:, columns_Gn] = attend(query, key, value, None).transpose(0, 1)
-        return mixed
+        query_HTD, key_HTD, value_HTD = query_1HTD[0], key_1HTD[0], value_1HTD[0]
+        num_used = len(self._page_T)
+        self._pages.store(key_HTD[:, :num_used], value_HTD[:, :num_used], layer_idx, self._page_T, self._place_T)
+        parts = [self._attend(run, query_HTD, key_HTD, value_HTD, layer_idx) for run in self._runs]
+        num_heads, num_positions, width = query_HTD.shape
+        if num_positions > num_used:
+            parts.append(query_HTD.new_zeros(num_positions - num_used, num_heads, width))
+        mixed_THD = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return mixed_THD.transpose(0, 1)[None]
+
+    def _attend(self, run: _Run, query_HTD: Tensor, key_HTD: Tensor, value_HTD: Tensor, layer_idx: int) -> Tensor:
+        """Attention output of a run's positions, [G * n, H, D]."""
+        query, key, value = (run.of(part) for part in (query_HTD, key_HTD, value_HTD))
+        if run.has_prefix:
+            before = (part.expand(run.num_prompts, -1, -1, -1) for part in self._prefix[layer_idx])
+            key, value = (torch.cat(pair, dim=2) for pair in zip(before, (key, value), strict=True))
+        return attend(query, key, value, None).transpose(1, 2).flatten(0, 1)
 
 
-def _groups(prompts: Sequence[PagedPrompt]) -> Iterator[tuple[Tensor, bool]]:
-    """Columns [G, n] in the call of the prompts that have n positions, and whether a prefix is before them."""
-    starts: dict[tuple[int, bool], list[int]] = {}
-    start = 0
-    for prompt in prompts:
-        starts.setdefault((prompt.length, prompt.num_before > 0), []).append(start)
-        start += prompt.length
-    for (length, has_prefix), firsts in starts.items():
-        yield torch.tensor(firsts)[:, None] + torch.arange(length), has_prefix
+def _runs(prompts: Sequence[PagedPrompt]) -> Iterator[_Run]:
+    stop = 0
+    for (length, has_prefix), same in groupby(prompts, lambda prompt: (prompt.length, prompt.num_before > 0)):
+        num_prompts = len(list(same))
+        start, stop = stop, stop + num_prompts * length
+        yield _Run(start, stop, num_prompts, has_prefix)

@@ -7,7 +7,7 @@ Knows: inverse frequencies, cos/sin tables, the rotation. Does not know where po
      turned by position   turned by block pos.             turned by position
 
 Inside each part, width R, element i is paired with element i + R/2 (the "rotate half" form).
-Shapes: B rows, T positions, H heads, D head width, R rotated width.
+Shapes: B rows, T positions, H heads, D head width, R rotated width, N positions of a table, P position rows (2 or 1).
 """
 
 from __future__ import annotations
@@ -52,6 +52,28 @@ def head_tables(position_ids: Tensor, head_width: int, dtype: torch.dtype) -> tu
     cos0, sin0 = rotary_tables(position_ids[:, 0], head_width // 2, dtype)
     cos1, sin1 = rotary_tables(position_ids[:, 1], head_width // 2, dtype)
     return torch.cat((cos0, cos1), dim=-1), torch.cat((sin0, sin1), dim=-1)
+
+
+def tables_to(num_positions: int, width: int, device: torch.device) -> Tensor:
+    """cos and sin of the positions 0..N-1, float32 [2, N, R], for one part of the head."""
+    tables = rotary_tables(torch.arange(num_positions, device=device)[None], width, torch.float32)
+    return torch.cat(tables).squeeze(1)
+
+
+def rows_at(tables_2NR: Tensor, positions_BP: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin over a whole head at one position of each row, each [B, D]: the numbers of `head_tables`, looked up.
+
+    A position behind the last of the tables counts as that one. Nothing is read by the host.
+
+    Args:
+        tables_2NR: of `tables_to`, with R = D / P.
+        positions_BP: int64, each row's position, or its position and block position.
+        dtype: of the result.
+    """
+    wanted = positions_BP.flatten().clamp(max=tables_2NR.shape[1] - 1)
+    both_2BD = tables_2NR.index_select(1, wanted).view(2, len(positions_BP), -1).to(dtype)
+    cos_BD, sin_BD = both_2BD.unbind()
+    return cos_BD, sin_BD
 
 
 def rotate(x_BHTD: Tensor, tables: tuple[Tensor, Tensor], parts: int) -> Tensor:

@@ -131,7 +131,8 @@ def load_model(arguments: argparse.Namespace, settings: Settings) -> Pipeline:
 
     with LoadingBar(sys.stderr) as bar:
         pipeline = load_pipeline(**model_options(arguments), progress=bar, report=say)
-    pipeline.start_engine(
+    engine = pipeline.start_engine(
         max_running=settings.max_running, max_waiting=settings.max_waiting, memory_limit=settings.cache_memory
     )
+    engine.warm_up()
     return pipeline

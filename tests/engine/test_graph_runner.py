@@ -19,11 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatglm.engine import Engine
-from chatglm.engine.graph_runner import BATCH_SIZES, GraphRunner
+from chatglm.engine.graph_runner import GraphRunner
 from chatglm.engine.page_table import PageTable
 from chatglm.engine.request import Request
 from chatglm.engine.runner import Runner
-from chatglm.errors import InvalidRequestError, InvalidScoresError
+from chatglm.engine.steps import BATCH_SIZES
+from chatglm.errors import ChatGLMError, InvalidRequestError, InvalidScoresError
 from chatglm.generation.config import GenerationConfig
 from chatglm.generation.decode import stream_text
 from chatglm.quantization import kernels
@@ -269,7 +270,7 @@ def test_scores_are_those_of_the_plain_path(name: str) -> None:
     requests = [request_of(model, length, max_new_tokens=6) for length in (66, 1, 30)]
     runner.prefill(requests)
     for _ in range(3):
-        on_the_way = runner._pending.read() if runner._pending is not None else []
+        on_the_way = runner._pending[1].read() if runner._pending is not None else []
         for number, request in enumerate(requests):
             ids = torch.cat((request.tokens.ids, torch.tensor([on_the_way[number : number + 1]]).long()), dim=1)
             with torch.inference_mode():
@@ -289,8 +290,8 @@ def test_tensors_of_a_step_never_move() -> None:
     runner = GraphRunner(model, 60, 5)
 
     def addresses() -> list[int]:
-        slots, pages = runner._slots, runner._pages
-        static = [slots.numbers, slots.fractions, slots.tables, *runner._rows.values(), *runner._chosen.values()]
+        slots, pages, steps = runner._steps.slots, runner._steps.pages, runner._steps
+        static = [slots.numbers, slots.fractions, slots.tables, *steps._rows.values(), *steps._chosen.values()]
         return [tensor.data_ptr() for tensor in (*static, *pages.keys, *pages.values)]
 
     before = addresses()
@@ -306,13 +307,47 @@ def test_tensors_of_a_step_never_move() -> None:
 def test_batches_have_a_few_sizes_and_nobody_stays_nobody() -> None:
     model = network("main")
     runner = GraphRunner(model, 60, 7)
-    assert runner._sizes == [1, 2, 4, 7]
+    assert runner._steps.sizes == [1, 2, 4, 7]
     assert list(BATCH_SIZES) == sorted(set(BATCH_SIZES))
     requests = [request_of(model, 5, max_new_tokens=4) for _ in range(3)]
     runner.prefill(requests)
     run_to_end(runner, requests)
-    assert not runner._slots.numbers[0].any()
-    assert not runner._slots.tables[0].any()
+    assert not runner._steps.slots.numbers[0].any()
+    assert not runner._steps.slots.tables[0].any()
+
+
+def test_warming_up_changes_nothing() -> None:
+    model = network("main")
+    one = engine_on(model, max_running=3)
+    one.warm_up()
+    prompt, config = ids_of([4, 5], model.config), GenerationConfig(do_sample=False, max_new_tokens=8)
+    assert one.submit(prompt, config).result(60).text == alone("main", tuple(prompt), config)
+    with pytest.raises(ChatGLMError, match="before the first request"):
+        one.warm_up()
+    one.close()
+
+
+def test_no_memory_for_the_pages_means_caches_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network("main")
+
+    def fail(num_pages: int) -> Any:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(model, "new_pages", fail)
+    one = engine_on(model)
+    prompt, config = ids_of([4, 5], model.config), GenerationConfig(do_sample=False, max_new_tokens=8)
+    assert one.submit(prompt, config).result(60).text == alone("main", tuple(prompt), config)
+    one.close()
+
+
+def test_requests_beside_wait_for_room() -> None:
+    """Caches of requests that the plain runner serves are no part of the pages: few at a time, and all get served."""
+    model = network("main")
+    begun, config = [*ids_of([4], model.config), 30], GenerationConfig(do_sample=False, max_new_tokens=60)
+    one = engine_on(model, max_running=8, max_waiting=20)
+    handles = [one.submit(begun, config) for _ in range(12)]
+    assert {handle.result(60).text for handle in handles} == {alone("main", tuple(begun), config)}
+    one.close()
 
 
 def test_an_id_is_seen_one_step_after_its_own() -> None:

@@ -17,6 +17,7 @@ Shapes: B rows (requests, or nobody), R position rows (2 or 1), M pages of a tab
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,16 +26,17 @@ from torch import Tensor, nn
 from chatglm.models.chatglm.configuration_chatglm import ChatGLMConfig
 from chatglm.models.chatglm.layout import Layout
 from chatglm.models.chatglm.network import GLU, RESIDUAL_SCALE, ChatGLMModel
-from chatglm.nn.low_rank import rows_using, updates_for
+from chatglm.nn.low_rank import LowRankLinear, rows_using, updates_for
 from chatglm.nn.pages import PagedPrompt, PagedPrompts, Pages, places
-from chatglm.nn.rotary import head_tables
+from chatglm.nn.rotary import rows_at, tables_to
+from chatglm.nn.transfer import sent
 from chatglm.quantization import kernels
 from chatglm.quantization.kernels import gpu
 from chatglm.quantization.layers import QuantizedLinear
 
 
 class SteppingMixin:
-    """The calls of `chatglm.engine.graph_runner.SteppingModel`, for a network with its output head."""
+    """The calls of `chatglm.engine.steps.SteppingModel`, for a network with its output head."""
 
     config: ChatGLMConfig
     transformer: ChatGLMModel
@@ -43,9 +45,24 @@ class SteppingMixin:
 
     @property
     def lies_on_one_gpu(self) -> bool:
-        """Whether all weights are on the same CUDA device, so that one graph can hold a step."""
-        devices = {parameter.device for parameter in self.transformer.parameters()}
-        return self.num_ranks == 1 and len(devices) == 1 and next(iter(devices)).type == "cuda"
+        """Whether the whole network is on one CUDA device, so that a graph can hold a step, and kernels make it pay.
+
+        Without them a step gathers all that the tables of its rows could hold, in float32.
+        """
+        parameters = [*self.transformer.parameters(), *self.lm_head.parameters()]
+        device = parameters[0].device
+        is_on_one = device.type == "cuda" and all(parameter.device == device for parameter in parameters)
+        return is_on_one and self._is_whole(parameters) and gpu.is_available(device)
+
+    def _is_whole(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether no other process has a share of the network, whoever has split it."""
+        # transformers leaves distributed tensors behind, whose shapes are those of the whole, or shares of them.
+        if self.num_ranks > 1 or any(hasattr(parameter, "to_local") for parameter in parameters):
+            return False
+        layers: Any = self.transformer.layers
+        projection = layers[0].attention.query_key_value
+        rows = projection.out_features if type(projection) is LowRankLinear else projection.weight.shape[0]
+        return bool(rows == 3 * self.config.hidden_size)
 
     @property
     def num_position_rows(self) -> int:
@@ -58,9 +75,11 @@ class SteppingMixin:
 
     def new_pages(self, num_pages: int) -> Pages:
         """Room for the keys and values of so many pages, in the type that the network computes in."""
-        config, norm = self.config, self.transformer.final_layernorm.weight
-        heads = config.num_attention_heads
-        return Pages.empty(config.num_layers, num_pages, heads // self.num_ranks, config.hidden_size // heads, norm)
+        config, norm, width = self.config, self.transformer.final_layernorm.weight, self.transformer.head_width
+        # A row that has ended may be stepped once more, behind the last position.
+        turns = tables_to(config.max_sequence_length + 2, width // self.num_position_rows, norm.device)
+        num_heads = config.num_attention_heads // self.num_ranks
+        return Pages.empty(config.num_layers, num_pages, num_heads, width, turns, norm.dtype)
 
     def answer_positions(self, layout: Layout, column: int) -> Tensor:
         """Positions of a column behind `<sop>`, and what each grows by from step to step: int64 [2, R], on the CPU."""
@@ -86,18 +105,18 @@ class SteppingMixin:
             uses_adapter: whether each begins with the prefix, if there is one, and uses a LoRA update.
         """
         device = self.transformer.final_layernorm.weight.device
-        lengths = [int(layout.sop[0]) for layout in layouts]
-        ids = torch.cat([prompt[:, :length] for prompt, length in zip(prompts, lengths, strict=True)], dim=-1)
-        positions = [layout.positions(0, length) for layout, length in zip(layouts, lengths, strict=True)]
-        prefix = self._stored_prefix(pages, tables, uses_adapter)
+        newcomers = [_Newcomer(*each) for each in zip(prompts, layouts, tables, uses_adapter, strict=True)]
+        # Prompts of one length that lie side by side attend in one call.
+        newcomers.sort(key=lambda one: (one.length, one.uses_adapter))
+        lengths, uses = [one.length for one in newcomers], [one.uses_adapter for one in newcomers]
+        ids = torch.cat([one.prompt[:, : one.length] for one in newcomers], dim=-1)
+        positions = torch.cat([one.layout.positions(0, one.length) for one in newcomers], dim=-1)
+        prefix = self._stored_prefix(pages, [one.table for one in newcomers if one.uses_adapter])
         num_before = (self.config.pre_seq_len or 0) if prefix else 0
-        paged = [
-            PagedPrompt(table, length, num_before if uses else 0)
-            for table, length, uses in zip(tables, lengths, uses_adapter, strict=True)
-        ]
+        paged = [PagedPrompt(one.table, one.length, num_before * one.uses_adapter) for one in newcomers]
         packed = PagedPrompts(pages, paged, prefix)
-        with updates_for(rows_using(uses_adapter, lengths, sum(lengths), device)):
-            self.transformer(ids.to(device), torch.cat(positions, -1).to(device), None, packed)
+        with updates_for(rows_using(uses, lengths, sum(lengths), device)):
+            self.transformer(sent(ids, device), sent(positions, device), None, packed)
 
     def step(
         self,
@@ -124,9 +143,7 @@ class SteppingMixin:
     def _step(self, ids_B: Tensor, positions_BR: Tensor, pages: Pages, table_BM: Tensor, lengths_B: Tensor) -> Tensor:
         network = self.transformer
         x_BC = network.word_embeddings(ids_B)
-        # With one position row [B, 1], with two [B, 2, 1]; a head's table is [B, 1, 1, D].
-        positions = positions_BR if positions_BR.shape[1] == 1 else positions_BR[..., None]
-        cos_BD, sin_BD = (table[:, 0, 0] for table in head_tables(positions, network.head_width, x_BC.dtype))
+        cos_BD, sin_BD = rows_at(pages.turns, positions_BR, x_BC.dtype)
         layers: list[Any] = list(network.layers)
         a_BC = layers[0].input_layernorm(x_BC)
         norms = [*(layer.input_layernorm for layer in layers[1:]), network.final_layernorm]
@@ -141,19 +158,35 @@ class SteppingMixin:
             a_BC = _add_and_norm(mlp.dense_4h_to_h, _activated(mlp, m_BC), m_BC, next_norm)
         return self.lm_head(a_BC)
 
-    def _stored_prefix(
-        self, pages: Pages, tables: Sequence[Tensor], uses_adapter: Sequence[bool]
-    ) -> Sequence[tuple[Tensor, Tensor]]:
-        """Put the trained prefix into the first places of those that begin with it; keys and values of each layer."""
-        if self.transformer.prefix_encoder is None:
+    def _stored_prefix(self, pages: Pages, tables: Sequence[Tensor]) -> Sequence[tuple[Tensor, Tensor]]:
+        """Put the trained prefix into the first places of these tables; keys and values of each layer.
+
+        Nothing, if there is none or nobody begins with it.
+        """
+        if self.transformer.prefix_encoder is None or not tables:
             return ()
+        prefix: list[tuple[Tensor, Tensor]]
         prefix = self.transformer.prefix_encoder(1, self.transformer.final_layernorm.weight.dtype)
-        for table, uses in zip(tables, uses_adapter, strict=True):
-            if uses:
-                where = [part.to(prefix[0][0].device) for part in places(table, 0, self.config.pre_seq_len or 0)]
-                for layer_idx, (key, value) in enumerate(prefix):
-                    pages.store(key[0], value[0], layer_idx, *where)
+        where = zip(*(places(table, 0, self.config.pre_seq_len or 0) for table in tables), strict=True)
+        page_GP, place_GP = (sent(torch.stack(parts), prefix[0][0].device) for parts in where)
+        for layer_idx, (key, value) in enumerate(prefix):
+            pages.store(key[0], value[0], layer_idx, page_GP, place_GP)
         return prefix
+
+
+@dataclass(frozen=True)
+class _Newcomer:
+    """A request whose prompt is about to be taken in; see `SteppingMixin.fill_pages`."""
+
+    prompt: Tensor
+    layout: Layout
+    table: Tensor
+    uses_adapter: bool
+
+    @property
+    def length(self) -> int:
+        """Positions of the context: all ids before `<sop>`."""
+        return int(self.layout.sop[0])
 
 
 def _add_and_norm(layer: nn.Module, x: Tensor, residual_BC: Tensor, norm: nn.LayerNorm) -> Tensor:
@@ -166,8 +199,11 @@ def _add_and_norm(layer: nn.Module, x: Tensor, residual_BC: Tensor, norm: nn.Lay
 
 
 def _activated(mlp: GLU, x_BC: Tensor) -> Tensor:
-    """The first half of the MLP; on a card a packed product applies GELU as well."""
+    """The first half of the MLP; on a card the product applies GELU as well."""
     layer: nn.Module = mlp.dense_h_to_4h
     if type(layer) is QuantizedLinear and gpu.takes(x_BC):
         return gpu.linear(x_BC, layer.weight, layer.weight_scale, layer.bits, layer.bias, gelu=True)
+    # torch keeps this one to itself. On a card its GELU is the tanh form, elsewhere it is not.
+    if type(layer) is nn.Linear and x_BC.is_cuda and hasattr(torch, "_addmm_activation"):
+        return torch._addmm_activation(layer.bias, x_BC, layer.weight.t(), use_gelu=True)
     return mlp.activated(x_BC)

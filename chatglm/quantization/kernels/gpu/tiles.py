@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 # From more tokens on, writing the weight out for one large matrix product costs less than unpacking it per tile.
 MANY_TOKENS = 256
-# Two blocks for each of 132 processors keep enough bytes in flight; a little fewer do too.
-WANTED_BLOCKS = 250
+# A tile of two warps waits for bytes: three blocks for two of 132 processors keep enough of them in flight, and parts
+# that need not be summed save a launch. One of four warps is busy with them: every processor has to have its two.
+WANTED_BLOCKS = {2: 192, 4: 250}
 # A part shorter than this many turns spends its time filling its pipeline.
 MIN_TURNS = 4
 
@@ -59,6 +60,6 @@ def num_splits(num_tokens: int, num_rows: int, row_bytes: int, tile: Tile) -> in
     blocks = -(-num_tokens // tile.tokens) * -(-num_rows // tile.rows)
     turns = -(-row_bytes // tile.num_bytes)
     splits = 1
-    while splits < 8 and blocks * splits < WANTED_BLOCKS and turns >= MIN_TURNS * splits * 2:
+    while splits < 8 and blocks * splits < WANTED_BLOCKS[tile.num_warps] and turns >= MIN_TURNS * splits * 2:
         splits *= 2
     return splits

@@ -1,7 +1,7 @@
 """What files of numerics share: they run in Triton's interpreter, or on a card, in a process of their own.
 
 A file `numerics_*.py` beside this one holds ordinary tests of kernels. `pytest` by itself does not collect it;
-test_numerics.py runs each such file once in a pytest of its own with $TRITON_INTERPRET, which must be set before triton
+test_numerics.py runs these files once in a pytest of their own with $TRITON_INTERPRET, which must be set before triton
 is imported (the interpreter) and must not be for compiling (compiling.py), and once more on a card, marked `gpu`.
 By hand:
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -32,13 +33,13 @@ def poisoned(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.full(shape, torch.nan, dtype=dtype, device=DEVICE)
 
 
-def run(file: Path, *, interpreted: bool) -> None:
-    """All tests of a file in a process of their own; a failure shows what that process wrote."""
+def run(files: Sequence[Path], *, interpreted: bool) -> None:
+    """All tests of these files in a process of their own; a failure shows what that process wrote."""
     inherited = os.environ.items()
     environment = {name: value for name, value in inherited if name not in ("TRITON_INTERPRET", "PYTEST_ADDOPTS")}
     if interpreted:
         environment["TRITON_INTERPRET"] = "1"
     options = ("-p", "no:cacheprovider", "-x")
-    command = [sys.executable, "-m", "pytest", *options, str(file)]
+    command = [sys.executable, "-m", "pytest", *options, *map(str, files)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -1,8 +1,6 @@
-"""Every file of numerics, in Triton's interpreter and on a card."""
+"""Every file of numerics, in Triton's interpreter and on a card; all in one process, whose imports take longest."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 
@@ -11,12 +9,10 @@ from tests.quantization.kernels.gpu.numerics import FILES, run
 pytest.importorskip("triton")
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_in_the_interpreter(file: Path) -> None:
-    run(file, interpreted=True)
+def test_in_the_interpreter() -> None:
+    run(FILES, interpreted=True)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_on_a_card(file: Path) -> None:
-    run(file, interpreted=False)
+def test_on_a_card() -> None:
+    run(FILES, interpreted=False)
