@@ -14,9 +14,11 @@ from typing import Any
 
 from chatglm.devices import available_memory
 from chatglm.errors import InvalidRequestError
+from chatglm.nn.pages import PAGE_TOKENS
 from chatglm.sizes import format_bytes
 
-BLOCK_TOKENS = 64
+# Where the cache has pages, a block is one.
+BLOCK_TOKENS = PAGE_TOKENS
 # Of the memory that is free when the engine is made; the rest is left to activations and other programs.
 SHARE_OF_FREE = 0.6
 

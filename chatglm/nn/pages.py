@@ -24,8 +24,6 @@ from chatglm.nn.packed import Packed
 from chatglm.nn.transfer import sent
 
 PAGE_TOKENS = 64
-# The page of the rows that belong to nobody.
-NOBODY = 0
 
 
 @dataclass(frozen=True)

@@ -344,6 +344,14 @@ def test_requests_beside_wait_for_room() -> None:
     """Caches of requests that the plain runner serves are no part of the pages: few at a time, and all get served."""
     model = network("main")
     begun, config = [*ids_of([4], model.config), 30], GenerationConfig(do_sample=False, max_new_tokens=60)
+    runner = GraphRunner(model, 16, 8)
+    requests = [Request(model, IdTokenizer(), begun, config) for _ in range(5)]
+    assert requests[0].num_positions * 2 <= 16 * 64 // 8 < requests[0].num_positions * 3
+    runner.prefill(requests)
+    assert [request.cache is not None for request in requests] == [True, True, False, False, False]
+    requests[0].end("cancelled")
+    runner.prefill(requests[2:])
+    assert [request.cache is not None for request in requests[2:]] == [True, False, False]
     one = engine_on(model, max_running=8, max_waiting=20)
     handles = [one.submit(begun, config) for _ in range(12)]
     assert {handle.result(60).text for handle in handles} == {alone("main", tuple(begun), config)}

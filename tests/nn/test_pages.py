@@ -15,8 +15,10 @@ from chatglm.nn import pages as pages_file
 from chatglm.nn.attention import attend
 from chatglm.nn.kv_cache import KVCache
 from chatglm.nn.packed import PackedPrompts
-from chatglm.nn.pages import NOBODY, PAGE_TOKENS, PagedPrompt, PagedPrompts, Pages, places
+from chatglm.nn.pages import PAGE_TOKENS, PagedPrompt, PagedPrompts, Pages, places
 from chatglm.nn.rotary import head_tables, rows_at, tables_to
+
+NOBODYS_PAGE = 0
 
 HEADS, WIDTH, LAYERS = 3, 8, 2
 # More than one page, so that a prompt behind it begins within a page.
@@ -127,7 +129,7 @@ def test_a_store_takes_the_same_for_several() -> None:
         each.store(key[0], value[0], LAYER, *places(table, 0, PREFIX))
     for ours, expected in zip(together.keys + together.values, each.keys + each.values, strict=True):
         assert torch.equal(ours, expected)
-    assert (together.keys[LAYER][NOBODY] == UNTOUCHED).all()
+    assert (together.keys[LAYER][NOBODYS_PAGE] == UNTOUCHED).all()
 
 
 @given(st.lists(st.lists(st.integers(0, 2049), min_size=2, max_size=2), min_size=1, max_size=9), st.booleans())

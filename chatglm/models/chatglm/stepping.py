@@ -201,8 +201,8 @@ def _add_and_norm(layer: nn.Module, x: Tensor, residual_BC: Tensor, norm: nn.Lay
 def _activated(mlp: GLU, x_BC: Tensor) -> Tensor:
     """The first half of the MLP; on a card the product applies GELU as well."""
     layer: nn.Module = mlp.dense_h_to_4h
-    if type(layer) is QuantizedLinear and gpu.takes(x_BC):
-        return gpu.linear(x_BC, layer.weight, layer.weight_scale, layer.bits, layer.bias, gelu=True)
+    if type(layer) is QuantizedLinear:
+        return kernels.linear(x_BC, layer.weight, layer.weight_scale, layer.bits, layer.bias, gelu=True)
     # torch keeps this one to itself. On a card its GELU is the tanh form, elsewhere it is not.
     if type(layer) is nn.Linear and x_BC.is_cuda and hasattr(torch, "_addmm_activation"):
         return torch._addmm_activation(layer.bias, x_BC, layer.weight.t(), use_gelu=True)
