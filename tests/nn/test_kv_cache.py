@@ -25,6 +25,38 @@ def test_keeps_everything_in_order(splits: list[int], capacity: int) -> None:
         assert torch.equal(cache.layer(layer)[0], keys)
 
 
+@given(splits=st.lists(st.integers(1, 9), min_size=2, max_size=12), capacity=st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_layers_keep_to_their_own_room(splits: list[int], capacity: int) -> None:
+    """All layers take their first room at once; each writes and grows in it as if it were alone."""
+    num_layers = 3
+    keys, values = torch.randn(2, num_layers, 1, 2, sum(splits), 4)
+    cache = KVCache(num_layers, capacity)
+    start = 0
+    for size in splits:
+        stop = start + size
+        for layer in range(num_layers):
+            cache.append(keys[layer][:, :, start:stop], values[layer][:, :, start:stop], layer)
+        start = stop
+        places = {cache.layer(layer)[0].untyped_storage().data_ptr() for layer in range(num_layers)}
+        assert len(places) == (1 if stop <= max(capacity, splits[0]) else num_layers)
+    for layer in range(num_layers):
+        assert torch.equal(cache.layer(layer)[0], keys[layer])
+        assert torch.equal(cache.layer(layer)[1], values[layer])
+
+
+def test_gradients_flow_through_a_cache_filled_without_them() -> None:
+    cache = KVCache(num_layers=2, capacity=8)
+    with torch.no_grad():
+        for layer in range(2):
+            cache.update(torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4), layer)
+    key = torch.full((1, 1, 1, 4), 3.0, requires_grad=True)
+    total = sum((cache.update(key, key, layer)[0] ** 2).sum() for layer in range(2))
+    assert isinstance(total, torch.Tensor)
+    total.backward()
+    assert torch.equal(key.grad, torch.full_like(key, 12.0))
+
+
 def test_growing_token_by_token_moves_storage_rarely() -> None:
     cache = KVCache(num_layers=1, capacity=1)
     places = {cache.update(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4), 0)[0].data_ptr() for _ in range(1000)}

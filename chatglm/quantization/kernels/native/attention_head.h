@@ -138,8 +138,17 @@ static void scale_row(float *row, float factor, int64_t width) {
     for (int64_t d = 0; d < width; d++) row[d] *= factor;
 }
 
+/* The beginning of a stream, which no prefetch of the rows before reaches. */
+INLINE void prefetch_first(const uint16_t *halves, int64_t positions, int64_t width) {
+    int64_t bytes = positions * width * (int64_t)sizeof(uint16_t);
+    if (bytes > PREFETCH_AHEAD) bytes = PREFETCH_AHEAD;
+    for (int64_t b = 0; b < bytes; b += LINE) __builtin_prefetch((const char *)halves + b);
+}
+
 static void attend_head(float *total, const Head *head) {
     int64_t width = head->width, positions = head->length + 1;
+    prefetch_first(head->keys, positions, width);
+    prefetch_first(head->values, positions, width);
     store_row(head->keys + head->length * width, head->key, width);
     store_row(head->values + head->length * width, head->value, width);
 
