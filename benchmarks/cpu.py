@@ -34,7 +34,7 @@ from chatglm.quantization.layers import QuantizedLinear
 CONTEXTS = (32, 512)
 PROMPTS = (128, 512)
 DECODE_STEPS = 8
-ROUNDS = 3
+ROUNDS = 5
 
 
 class Request:
@@ -82,7 +82,9 @@ def operations_per_prompt(model: Any, length: int) -> int:
 
 
 def measure_decode(model: Any, names: list[str], ceilings: Ceilings) -> dict[str, Any]:
-    """Tokens per second and the fraction of the read loop, per kernel and context; medians over rounds."""
+    """Tokens per second, the fraction of the read loop and how many times as fast the native kernels were in the same
+    round, per kernel and context; medians over rounds.
+    """
     rates: dict[str, list[float]] = {}
     fractions: dict[str, list[float]] = {}
     for context in CONTEXTS:
@@ -102,9 +104,18 @@ def measure_decode(model: Any, names: list[str], ceilings: Ceilings) -> dict[str
                 rates.setdefault(key, []).append(1 / seconds)
                 fractions.setdefault(key, []).append(bytes_per_token(model, context) / seconds / ceiling)
     return {
-        key: {"tokens_per_s": statistics.median(rates[key]), "of_read_loop": statistics.median(fractions[key])}
+        key: {
+            "tokens_per_s": statistics.median(rates[key]),
+            "of_read_loop": statistics.median(fractions[key]),
+            "native_times": _median_ratio(rates.get(f"native {key.split()[1]}", []), rates[key]),
+        }
         for key in rates
     }
+
+
+def _median_ratio(ours: list[float], theirs: list[float]) -> float:
+    """Of what was measured side by side; not-a-number without ours."""
+    return statistics.median([a / b for a, b in zip(ours, theirs, strict=False)] or [float("nan")])
 
 
 def measure_prefill(model: Any, names: list[str], ceilings: Ceilings) -> dict[str, Any]:
@@ -186,19 +197,6 @@ def print_table(title: str, rows: dict[str, dict[str, float]]) -> None:
         print(f"{name:24}" + "".join(f"{row[column]:24.3g}" for column in columns))
 
 
-def ratios(names: list[str], decode: dict[str, Any], prefill: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """How many times faster the native kernels are than each of the others."""
-    measured = ((f"decode at {CONTEXTS[0]}", decode, CONTEXTS[0]), (f"prefill of {PROMPTS[0]}", prefill, PROMPTS[0]))
-    return {
-        f"native / {name}": {
-            title: rates[f"native {length}"]["tokens_per_s"] / rates[f"{name} {length}"]["tokens_per_s"]
-            for title, rates, length in measured
-        }
-        for name in names
-        if name != "native"
-    }
-
-
 def run(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     """Write the folder, measure, print tables as they are complete, delete the folder."""
     from chatglm.loading import load
@@ -250,8 +248,6 @@ def main() -> None:
         print(json.dumps(measure_start(args.start, args.mmap)))
         return
     result = run(args, lambda sentence: print(sentence, file=sys.stderr))
-    if "native" in args.kernels and len(args.kernels) > 1:
-        print_table("times faster", ratios(args.kernels, result["decode"], result["prefill"]))
     print(json.dumps(result))
 
 

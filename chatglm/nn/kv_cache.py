@@ -127,7 +127,7 @@ class KVCache:
         """Storage for the keys and values of a layer that has none, or None where each layer does well to take its own.
 
         On a CPU all layers take theirs at once: one by one, between what a prompt computes, they would leave the heap
-        with holes that nothing fits into (a prompt of 512 tokens of ChatGLM-6B then held 0.3 GB more).
+        with holes that nothing fits into (hundreds of MB with a prompt of 2000 tokens of ChatGLM-6B).
         """
         if not like_BHTD.is_cpu:
             return None, None
