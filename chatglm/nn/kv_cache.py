@@ -129,13 +129,11 @@ class KVCache:
         On a CPU all layers take theirs at once: one by one, between what a prompt computes, they would leave the heap
         with holes that nothing fits into (hundreds of MB with a prompt of 2000 tokens of ChatGLM-6B).
         """
-        if not like_BHTD.is_cpu:
-            return None, None
         rows, heads, num_tokens, width = like_BHTD.shape
         shape = rows, heads, max(num_tokens, self._capacity), width
-        if self._reserved is None:
+        if like_BHTD.is_cpu and not any(self._lengths):
             self._reserved = like_BHTD.new_empty(len(self._keys), 2, *shape, dtype=self.storage_dtype)
-        if self._reserved.shape[2:] != shape:
+        if not like_BHTD.is_cpu or self._reserved is None or self._reserved.shape[2:] != shape:
             return None, None
         # `data`: to autograd a layer's storage is a tensor of its own, not a view of one that other layers write to.
         return self._reserved[layer_idx, 0].data, self._reserved[layer_idx, 1].data

@@ -120,7 +120,7 @@ class FusedGLU(GLU):
     def forward(self, x_BTC: Tensor) -> Tensor:
         if not _is_plain_inference(x_BTC):
             return super().forward(x_BTC)
-        num_slices = -(-x_BTC.shape[1] // MLP_TOKENS)
+        num_slices = max(1, -(-x_BTC.shape[1] // MLP_TOKENS))
         mixed = [self._mixed(slice_BTC) for slice_BTC in x_BTC.chunk(num_slices, dim=1)]
         return mixed[0] if num_slices == 1 else torch.cat(mixed, dim=1)
 
