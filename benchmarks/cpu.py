@@ -12,6 +12,7 @@ fast: trust the ratios. Prints tables, and one JSON line last.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -82,8 +83,8 @@ def operations_per_prompt(model: Any, length: int) -> int:
 
 
 def measure_decode(model: Any, names: list[str], ceilings: Ceilings) -> dict[str, Any]:
-    """Tokens per second, the fraction of the read loop and how many times as fast the native kernels were in the same
-    round, per kernel and context; medians over rounds.
+    """Tokens per second, the fraction of the read loop and, if they are among them, how many times as fast the native
+    kernels were in the same round, per kernel and context; medians over rounds.
     """
     rates: dict[str, list[float]] = {}
     fractions: dict[str, list[float]] = {}
@@ -103,19 +104,14 @@ def measure_decode(model: Any, names: list[str], ceilings: Ceilings) -> dict[str
                 key = f"{name} {context}"
                 rates.setdefault(key, []).append(1 / seconds)
                 fractions.setdefault(key, []).append(bytes_per_token(model, context) / seconds / ceiling)
-    return {
-        key: {
-            "tokens_per_s": statistics.median(rates[key]),
-            "of_read_loop": statistics.median(fractions[key]),
-            "native_times": _median_ratio(rates.get(f"native {key.split()[1]}", []), rates[key]),
-        }
+    table = {
+        key: {"tokens_per_s": statistics.median(rates[key]), "of_read_loop": statistics.median(fractions[key])}
         for key in rates
     }
-
-
-def _median_ratio(ours: list[float], theirs: list[float]) -> float:
-    """Of what was measured side by side; not-a-number without ours."""
-    return statistics.median([a / b for a, b in zip(ours, theirs, strict=False)] or [float("nan")])
+    for name, context in itertools.product(names if "native" in names else (), CONTEXTS):
+        pairs = zip(rates[f"native {context}"], rates[f"{name} {context}"], strict=False)  # the slow one has one round
+        table[f"{name} {context}"]["native_times"] = statistics.median(ours / theirs for ours, theirs in pairs)
+    return table
 
 
 def measure_prefill(model: Any, names: list[str], ceilings: Ceilings) -> dict[str, Any]:
