@@ -2,7 +2,7 @@
 
 import sys
 
-from chatglm.ui.terminal import main
+from chatglm.ui.terminal.chat import main
 
 if __name__ == "__main__":
     sys.exit(main())

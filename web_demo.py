@@ -2,7 +2,7 @@
 
 import sys
 
-from chatglm.ui.web import main
+from chatglm.ui.gradio.launch import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from chatglm.checkpoints.pages import new_tensor
-from chatglm.quantization.kernels.build import NoLibraryError, find_compiler
+from chatglm.checkpoints.memory_pages import new_tensor
+from chatglm.kernels.cpu.build import NoLibraryError, find_compiler
 
 READ_BYTES = 1 << 30
 ROUNDS = 20_000_000

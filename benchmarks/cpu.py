@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.ceilings import Ceilings
 from benchmarks.random_model import write_folder
-from chatglm.quantization import kernels
+from chatglm import kernels
 from chatglm.quantization.layers import QuantizedLinear
 
 CONTEXTS = (32, 512)

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from chatglm.kernels.packing import largest
 from chatglm.models import FAMILIES
-from chatglm.quantization.packing import largest
 
 SIZES_6B = {
     "vocab_size": 130528,

@@ -30,10 +30,10 @@ from benchmarks.batching import Letters
 from benchmarks.device_ceilings import measure_ceilings, release
 from benchmarks.device_measures import MEASURES, Bench, Row, launches_of_step, measure_products, new_runner
 from benchmarks.device_work import FULL, TINY, greedy, prompt_of
+from chatglm import kernels
 from chatglm.devices import DTYPES, choose_device
 from chatglm.engine.request import Request
 from chatglm.engine.runner import Runner
-from chatglm.quantization import kernels
 
 # Of scores, relative: a hundredth, or so many steps of a type that is coarser than half.
 ERROR_BOUND, ERROR_STEPS = 1e-2, 10

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import save_file
 
 from chatglm.checkpoints import list_tensors
-from chatglm.doctor.weights import EMBEDDING_NAME, HEAD_NAME, expected_shapes
+from chatglm.checkpoints.validate.expected_weights import EMBEDDING_NAME, HEAD_NAME, expected_shapes
 from chatglm.models import FAMILIES
 from tests.folders import tiny_config, write_config, write_tokenizer
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from chatglm.registration import register_when_needed
 
 if TYPE_CHECKING:
-    from chatglm.models.chatglm.configuration_chatglm import ChatGLMConfig
-    from chatglm.models.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
-    from chatglm.models.chatglm.tokenization_chatglm import ChatGLMTokenizer
+    from chatglm.models.chatglm.config import ChatGLMConfig
+    from chatglm.models.chatglm.model import ChatGLMForConditionalGeneration
+    from chatglm.models.chatglm.tokenizer import ChatGLMTokenizer
     from chatglm.pipeline import Pipeline, load_pipeline
 
 __version__ = "2.0.0"
@@ -28,9 +28,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ChatGLMConfig": "chatglm.models.chatglm.configuration_chatglm",
-    "ChatGLMForConditionalGeneration": "chatglm.models.chatglm.modeling_chatglm",
-    "ChatGLMTokenizer": "chatglm.models.chatglm.tokenization_chatglm",
+    "ChatGLMConfig": "chatglm.models.chatglm.config",
+    "ChatGLMForConditionalGeneration": "chatglm.models.chatglm.model",
+    "ChatGLMTokenizer": "chatglm.models.chatglm.tokenizer",
     "Pipeline": "chatglm.pipeline",
     "load_pipeline": "chatglm.pipeline",
 }

@@ -91,7 +91,7 @@ def choose_dtype(name: str | torch.dtype, device: torch.device, float32_bytes: i
     return torch.float32 if float32_bytes < SMALL_MODEL_BYTES else torch.bfloat16
 
 
-def dtype_remark(dtype: torch.dtype, device: torch.device) -> str:
+def dtype_warning(dtype: torch.dtype, device: torch.device) -> str:
     """A sentence about an unwise pair of type and device, or nothing."""
     if device.type == "cpu" and dtype == torch.float16:
         return "fp16 is slow on a CPU; --dtype bf16 takes the same memory and is usually faster."

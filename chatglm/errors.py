@@ -68,7 +68,7 @@ class PromptTooLongError(InvalidRequestError):
     """A single message does not fit into the context; dropping older rounds cannot help."""
 
 
-class InvalidScoresError(ChatGLMError):
+class InvalidLogitsError(ChatGLMError):
     """The network produced NaN or infinite scores."""
 
 

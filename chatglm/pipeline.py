@@ -118,7 +118,7 @@ class Pipeline:
 
         Raises:
             InvalidRequestError, QueueFullError: at once, as `submit`.
-            InvalidScoresError: while iterating, after a last delta with finish reason "error".
+            InvalidLogitsError: while iterating, after a last delta with finish reason "error".
         """
         return _read(self.submit(query, history, **parameters))
 

@@ -11,7 +11,7 @@ from typing import Any, Self, TextIO
 PATIENCE_S = 0.5
 
 
-class LoadingBar:
+class ProgressBar:
     """Call it with (bytes read, bytes in all); it erases itself when all are, or at the end of a `with` block.
 
     Args:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from chatglm.nn.low_rank import LowRankLinear
+from chatglm.nn.lora import LowRankLinear
 
 LAYERS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 
@@ -48,7 +48,7 @@ def write_update(folder: Path, update: dict[str, tuple[Tensor, Tensor]], scale: 
     return folder
 
 
-def put_beside(network: Any, update: dict[str, tuple[Tensor, Tensor]]) -> Any:
+def attach_lora(network: Any, update: dict[str, tuple[Tensor, Tensor]]) -> Any:
     """The network, with the update beside its layers."""
     dtype = network.transformer.final_layernorm.weight.dtype
     for name, (down, up) in update.items():

@@ -16,7 +16,7 @@ from chatglm.devices import (
     choose_dtype,
     container_available,
     describe_devices,
-    dtype_remark,
+    dtype_warning,
     estimate_memory,
     format_bytes,
 )
@@ -91,7 +91,7 @@ def test_planning_for_mps_never_touches_cuda(monkeypatch: pytest.MonkeyPatch) ->
         parameters = list(network.parameters())
         dtype = type_for("auto", device, parameters)
         assert (device, dtype) == (MPS, torch.float16)
-        assert not dtype_remark(dtype, device)
+        assert not dtype_warning(dtype, device)
         need = memory_needed(parameters, network.config, dtype, device)
         assert "fp16 on mps needs" in memory_sentence(need, 2048, dtype, device, available_memory(device))
 
@@ -164,9 +164,9 @@ def test_a_type_that_is_none(name: str | torch.dtype) -> None:
 
 
 def test_fp16_on_a_cpu_is_remarked() -> None:
-    assert "slow" in dtype_remark(torch.float16, CPU)
-    assert not dtype_remark(torch.float16, CUDA)
-    assert not dtype_remark(torch.bfloat16, CPU)
+    assert "slow" in dtype_warning(torch.float16, CPU)
+    assert not dtype_warning(torch.float16, CUDA)
+    assert not dtype_warning(torch.bfloat16, CPU)
 
 
 @pytest.mark.parametrize(("capability", "is_remarked"), [((7, 5), True), ((8, 0), False), ((12, 0), False)])
@@ -174,8 +174,8 @@ def test_bf16_on_an_old_gpu_is_remarked(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], is_remarked: bool
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert ("slow" in dtype_remark(torch.bfloat16, CUDA)) == is_remarked
-    assert not dtype_remark(torch.float16, CUDA)
+    assert ("slow" in dtype_warning(torch.bfloat16, CUDA)) == is_remarked
+    assert not dtype_warning(torch.float16, CUDA)
 
 
 def test_estimate_of_chatglm_6b() -> None:

@@ -51,4 +51,4 @@ def test_auto_classes_in_any_order(imports: str, tmp_path: Path) -> None:
         "print(type(AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)).__module__)\n"
     )
     package = "chatglm.models.chatglm"
-    assert printed.splitlines()[-3:] == [f"{package}.configuration_chatglm", *[f"{package}.modeling_chatglm"] * 2]
+    assert printed.splitlines()[-3:] == [f"{package}.config", *[f"{package}.model"] * 2]

@@ -13,8 +13,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from chatglm.quantization.kernels.gpu.cpm import FOLDER
-from chatglm.quantization.kernels.gpu.extraction_kernels import extract_kernel
+from chatglm.kernels.triton.cpm import FOLDER
+from chatglm.kernels.triton.extraction_kernels import extract_kernel
 
 TARGET = GPUTarget("cuda", 75, 32)
 PTX_VERSION = 70

@@ -6,7 +6,7 @@ Does not know: families, configurations, devices. Executes nothing from a checkp
 """
 
 from chatglm.checkpoints.files import WeightFiles, check_usable, find_weight_files, read_config, read_json
-from chatglm.checkpoints.pages import convert_into, new_tensor
+from chatglm.checkpoints.memory_pages import convert_into, new_tensor
 from chatglm.checkpoints.reading import WeightReader, iter_tensors
 from chatglm.checkpoints.stored import StoredTensor, total_bytes
 from chatglm.checkpoints.tensors import check_against_index, list_file, list_tensors

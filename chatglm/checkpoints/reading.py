@@ -15,7 +15,7 @@ import torch
 
 from chatglm.checkpoints import bin_format
 from chatglm.checkpoints.files import WeightFiles, check_usable, find_weight_files
-from chatglm.checkpoints.pages import convert_into, new_tensor
+from chatglm.checkpoints.memory_pages import convert_into, new_tensor
 from chatglm.checkpoints.raw_file import RawFile
 from chatglm.checkpoints.stored import StoredTensor
 from chatglm.checkpoints.tensors import list_file

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chatglm.checkpoints import WeightReader
+from chatglm.checkpoints.validate import ValidationReport
+from chatglm.checkpoints.validate.expected_weights import EMBEDDING_NAME, HEAD_NAME
 from chatglm.conversion.samples import Sample
-from chatglm.doctor import Report
-from chatglm.doctor.weights import EMBEDDING_NAME, HEAD_NAME
+from chatglm.kernels.packing import dequantize
 from chatglm.nn.rotary import head_tables
 from chatglm.quantization.layers import QuantizedLinear
-from chatglm.quantization.packing import dequantize
 
 BLOCKS = "transformer.layers"
 ROWS_AT_ONCE = 4096  # of the output head
@@ -53,7 +53,7 @@ class BlockwiseNetwork:
         device: where it computes.
     """
 
-    def __init__(self, report: Report, device: torch.device) -> None:
+    def __init__(self, report: ValidationReport, device: torch.device) -> None:
         assert report.family is not None  # a healthy report has one
         self._network = report.family.empty_network(report.config).eval().requires_grad_(False)
         self._stored, self._reader, self.device = report.tensors, WeightReader(report.tensors), device

@@ -20,14 +20,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from chatglm.checkpoints.validate import ValidationReport
 from chatglm.conversion.blockwise import BLOCKS, Activations, BlockwiseNetwork
 from chatglm.conversion.plan import Packing, Plan
 from chatglm.conversion.report import LayerErrors
 from chatglm.conversion.rounding import Progress, relative
 from chatglm.conversion.samples import Sample, count_tokens
-from chatglm.doctor import Report
+from chatglm.kernels.packing import dequantize, quantize_rows
 from chatglm.quantization.gptq import InputMoments, Rounded, quantize_by_inputs
-from chatglm.quantization.packing import dequantize, quantize_rows
 
 MIN_TOKENS = 256
 
@@ -54,7 +54,7 @@ class Calibration:
 
 
 def calibrated_tensors(
-    report: Report,
+    report: ValidationReport,
     plan: Plan,
     calibration: Calibration,
     errors: list[LayerErrors],

@@ -14,20 +14,20 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from chatglm.checkpoints.validate import ValidationReport
 from chatglm.conversion.blockwise import BLOCKS, Activations, BlockwiseNetwork
 from chatglm.conversion.report import Evaluation
 from chatglm.conversion.rounding import Progress, relative
 from chatglm.conversion.samples import Sample
-from chatglm.doctor import Report
-from chatglm.errors import InvalidScoresError
+from chatglm.errors import InvalidLogitsError
 
 MIN_TOKENS = 32
 LARGEST_EXPONENT = 700.0  # of a float64; a network of random weights can be that surprised
 
 
 def evaluate(
-    before: Report,
-    after: Report,
+    before: ValidationReport,
+    after: ValidationReport,
     samples: Sequence[Sample],
     device: torch.device,
     progress: Progress | None = None,
@@ -42,7 +42,7 @@ def evaluate(
         progress: called with (parts done, parts to do).
 
     Raises:
-        InvalidScoresError: a network gives NaN or infinity for this text.
+        InvalidLogitsError: a network gives NaN or infinity for this text.
     """
     losses = _LayerLosses()
     with BlockwiseNetwork(before, device) as old, BlockwiseNetwork(after, device) as new:
@@ -153,5 +153,5 @@ class _Distribution:
     def perplexity(self) -> float:
         mean = float((self.log_sum_N - self.score_N).double().mean())
         if not math.isfinite(mean):
-            raise InvalidScoresError("The scores for the evaluation text are not finite.", "Are the weights sound?")
+            raise InvalidLogitsError("The scores for the evaluation text are not finite.", "Are the weights sound?")
         return math.exp(min(mean, LARGEST_EXPONENT))

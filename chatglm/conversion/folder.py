@@ -1,6 +1,6 @@
 """Writes a folder as safetensors, as it is or with packed weights, holding one shard of it in memory at a time.
 
-Knows: the order of things: examine, plan, write. Does not know how weights are rounded, read or written.
+Knows: the order of things: validate_folder, plan, write. Does not know how weights are rounded, read or written.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from itertools import chain
 from pathlib import Path
 
 from chatglm.checkpoints import StoredTensor, WeightReader, total_bytes
+from chatglm.checkpoints.validate import ValidationReport, validate_folder
 from chatglm.conversion.calibration import Calibration, calibrated_tensors
 from chatglm.conversion.plan import Plan
 from chatglm.conversion.report import REPORT_NAME, QuantizationReport
 from chatglm.conversion.rounding import Progress, rounded_tensors
 from chatglm.conversion.writing import SHARD_BYTES, new_folder, write_json, write_other_files, write_weights
-from chatglm.doctor import Report, examine
 from chatglm.errors import InvalidRequestError
 
 
@@ -41,7 +41,7 @@ def convert_folder(
 
 
 def quantize_folder(
-    report: Report,
+    report: ValidationReport,
     target: Path,
     plan: Plan,
     *,
@@ -85,17 +85,17 @@ def quantize_folder(
     return done
 
 
-def examined(source: Path) -> Report:
+def examined(source: Path) -> ValidationReport:
     """What is known of a sound model folder.
 
     Raises:
         CheckpointError: it cannot be used.
     """
-    report = examine(source)
+    report = validate_folder(source)
     report.raise_first()
     return report
 
 
-def _stored(report: Report) -> dict[str, StoredTensor]:
+def _stored(report: ValidationReport) -> dict[str, StoredTensor]:
     """The tensors of a folder that mean something: published ones also store a table that is computed."""
     return {name: tensor for name, tensor in report.tensors.items() if not name.endswith(".inv_freq")}

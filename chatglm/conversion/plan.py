@@ -11,10 +11,10 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from chatglm.doctor import Report
-from chatglm.doctor.weights import EMBEDDING_NAME, HEAD_NAME, expected_shapes
+from chatglm.checkpoints.validate import ValidationReport
+from chatglm.checkpoints.validate.expected_weights import EMBEDDING_NAME, HEAD_NAME, expected_shapes
 from chatglm.errors import InvalidRequestError
-from chatglm.quantization.packing import check_bits, check_group_size
+from chatglm.kernels.packing import check_bits, check_group_size
 
 DEFAULT_BITS = 4
 SCALE_BYTES = 4  # at most
@@ -58,7 +58,7 @@ class Plan:
         return [name for name in self.packings if name not in self.tables]
 
 
-def make_plan(report: Report, bits: int | None = None, group_size: int = 0, embedding_bits: int = 0) -> Plan:
+def make_plan(report: ValidationReport, bits: int | None = None, group_size: int = 0, embedding_bits: int = 0) -> Plan:
     """The plan for a healthy folder.
 
     Args:
@@ -81,7 +81,7 @@ def make_plan(report: Report, bits: int | None = None, group_size: int = 0, embe
     return _plan_for(report, config)
 
 
-def _check_only_table(report: Report, bits: int | None, group_size: int, embedding_bits: int) -> None:
+def _check_only_table(report: ValidationReport, bits: int | None, group_size: int, embedding_bits: int) -> None:
     """Raise InvalidRequestError if more is asked of a quantized folder than to pack its table too."""
     has = report.config
     is_done = not embedding_bits or has.quantization_embedding_bit
@@ -101,7 +101,7 @@ def _check_rows(config: Any) -> None:
         check_bits(config.quantization_embedding_bit, config.hidden_size)
 
 
-def _plan_for(report: Report, config: Any) -> Plan:
+def _plan_for(report: ValidationReport, config: Any) -> Plan:
     assert report.family is not None  # a healthy report has one
     expected = expected_shapes(report.family, config)
     linear = Packing(config.quantization_bit, config.quantization_group_size)
@@ -121,7 +121,7 @@ def _plan_for(report: Report, config: Any) -> Plan:
     return Plan(packings, copies_head, keys, config, _target_bytes(report, packings, copies_head))
 
 
-def _target_bytes(report: Report, packings: Mapping[str, Packing], copies_head: bool) -> int:
+def _target_bytes(report: ValidationReport, packings: Mapping[str, Packing], copies_head: bool) -> int:
     sizes = {name: tensor.size_bytes for name, tensor in report.tensors.items()}
     for name, packing in packings.items():
         rows, columns = report.tensors[name].shape

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from chatglm.checkpoints import StoredTensor, WeightReader
+from chatglm.checkpoints.validate.expected_weights import EMBEDDING_NAME, HEAD_NAME
 from chatglm.conversion.plan import Packing, Plan
 from chatglm.conversion.report import LayerErrors
-from chatglm.doctor.weights import EMBEDDING_NAME, HEAD_NAME
-from chatglm.quantization.packing import dequantize, quantize_rows
+from chatglm.kernels.packing import dequantize, quantize_rows
 
 Progress = Callable[[int, int], None]
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chatglm.checkpoints.validate import ValidationReport
 from chatglm.devices import format_bytes
-from chatglm.doctor import Report
 from chatglm.errors import ChatGLMError, InvalidRequestError
 from chatglm.messages import History, check_history, to_messages
 
@@ -42,7 +42,7 @@ class Sample:
     first: int
 
 
-def read_samples(path: Path, report: Report, num_tokens: int, min_tokens: int, seed: int) -> list[Sample]:
+def read_samples(path: Path, report: ValidationReport, num_tokens: int, min_tokens: int, seed: int) -> list[Sample]:
     """Samples from a text file, in an order given by `seed`, until they have `num_tokens`.
 
     Args:
@@ -92,7 +92,7 @@ def _read_text(path: Path) -> str:
 class _Codec:
     """The tokenizer of a folder, and how its model writes a prompt."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: ValidationReport) -> None:
         assert report.family is not None  # a healthy report has one
         self.tokenizer = report.tokenizer
         self.encode_chat: Callable[..., Any] = report.family.model_class.encode_chat

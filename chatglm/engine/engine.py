@@ -32,7 +32,7 @@ from chatglm.engine.stats import Stats
 from chatglm.errors import ChatGLMError, QueueFullError
 from chatglm.generation.config import GenerationConfig
 from chatglm.generation.decode import never
-from chatglm.generation.next_token import ScoresProcessor
+from chatglm.generation.next_token import LogitsProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Engine:
         deadline: float | None = None,
         dropped_rounds: int = 0,
         uses_adapter: bool = True,
-        processors: Sequence[ScoresProcessor] = (),
+        processors: Sequence[LogitsProcessor] = (),
         is_cancelled: Callable[[], bool] = never,
     ) -> Handle:
         """Take a request and return at once; its answer is made whether or not anybody reads it.

@@ -32,7 +32,7 @@ from chatglm.engine.steps import ComingIds, Kind, SteppingModel, Steps
 from chatglm.errors import InvalidRequestError
 from chatglm.generation.batch_sampling import INVALID, choice_for
 from chatglm.generation.decode import memory_errors
-from chatglm.generation.sampling import invalid_scores
+from chatglm.generation.sampling import invalid_logits
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def _hand_out(requests: Sequence[Request], coming: ComingIds) -> None:
 def _give(request: Request, token_id: int) -> None:
     try:
         if token_id == INVALID:
-            raise invalid_scores()
+            raise invalid_logits()
         request.take_id(token_id)
     except Exception as error:
         request.fail(error)

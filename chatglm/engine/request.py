@@ -20,7 +20,7 @@ from chatglm.engine.outbox import Outbox
 from chatglm.errors import InvalidRequestError
 from chatglm.generation.config import GenerationConfig
 from chatglm.generation.decode import AnswerText, Delta, FinishReason, never, token_limit
-from chatglm.generation.next_token import NextToken, ScoresProcessor
+from chatglm.generation.next_token import LogitsProcessor, NextToken
 
 
 class Request:
@@ -48,7 +48,7 @@ class Request:
         deadline: float | None = None,
         dropped_rounds: int = 0,
         uses_adapter: bool = True,
-        processors: Sequence[ScoresProcessor] = (),
+        processors: Sequence[LogitsProcessor] = (),
         is_cancelled: Callable[[], bool] = never,
     ) -> None:
         """Check everything that can be checked before the network is asked; arguments as `Engine.submit`.

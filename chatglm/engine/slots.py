@@ -15,7 +15,7 @@ from torch import Tensor
 
 from chatglm.engine.request import Request
 from chatglm.generation.batch_sampling import RowParameters
-from chatglm.nn.transfer import sent
+from chatglm.nn.transfer import to_device
 
 # Columns of whole numbers; positions and what they grow by from step to step come last, R of each. The first three
 # change with every step.
@@ -66,10 +66,10 @@ class Slots:
         tables = torch.zeros(len(rows), self.tables.shape[1], dtype=torch.int32)
         for number, row in enumerate(rows):
             tables[number, : len(row.pages)] = torch.tensor(row.pages, dtype=torch.int32)
-        on_device = sent(slots, device)
-        self.numbers.index_copy_(0, on_device, sent(torch.stack(numbers), device))
-        self.fractions.index_copy_(0, on_device, sent(fractions, device))
-        self.tables.index_copy_(0, on_device, sent(tables, device))
+        on_device = to_device(slots, device)
+        self.numbers.index_copy_(0, on_device, to_device(torch.stack(numbers), device))
+        self.fractions.index_copy_(0, on_device, to_device(fractions, device))
+        self.tables.index_copy_(0, on_device, to_device(tables, device))
         for request, row in zip(requests, rows, strict=True):
             self._see_prompt(request, row.slot)
 
@@ -134,7 +134,7 @@ class Slots:
             self.seen = torch.zeros(shape, dtype=torch.bool, device=self.numbers.device)
         seen_V = torch.zeros(self._vocabulary, dtype=torch.bool)
         seen_V[request.prompt[0]] = True
-        self.seen[slot].copy_(sent(seen_V, self.seen.device))
+        self.seen[slot].copy_(to_device(seen_V, self.seen.device))
 
 
 def _numbers(request: Request, row: Row) -> Tensor:

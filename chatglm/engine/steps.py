@@ -20,7 +20,7 @@ from chatglm.engine.graphs import Graphs
 from chatglm.engine.runner import BatchModel
 from chatglm.engine.slots import ID, LENGTH, NOBODY, USES_ADAPTER, Slots
 from chatglm.generation.batch_sampling import Choice, choose
-from chatglm.nn.transfer import sent
+from chatglm.nn.transfer import to_device
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ class Steps:
         """Say which slots take part, if it is not said yet."""
         if self._slots_in_rows.get(size) != slots:
             filled = torch.tensor(slots + [NOBODY] * (size - len(slots)))
-            self._rows[size].copy_(sent(filled, self._device))
+            self._rows[size].copy_(to_device(filled, self._device))
             self._slots_in_rows[size] = slots
 
     def _step_of(self, kind: Kind) -> Callable[[], None]:

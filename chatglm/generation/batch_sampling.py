@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from chatglm.generation.config import GenerationConfig
-from chatglm.quantization.kernels.gpu import is_available
+from chatglm.kernels.triton import is_available
 
 NUM_CANDIDATES = 64
 # What a row with scores that are no numbers gets in the place of an id.
@@ -122,7 +122,7 @@ def _without_end(scores_BV: Tensor, rows: RowParameters) -> Tensor:
 def _draw(kept_BK: Tensor, rows: RowParameters) -> Tensor:
     """Which of the candidates [B, K], best first, is drawn; int64 [B]. See `sampling.candidates` for the rules."""
     if kept_BK.shape[1] <= NUM_CANDIDATES and is_available(kept_BK.device):
-        from chatglm.quantization.kernels.gpu.draw import operator
+        from chatglm.kernels.triton.draw import operator
 
         return operator(kept_BK, rows.seeds, rows.counts, rows.temperatures, rows.top_ks, rows.top_ps)
     return _drawn(kept_BK, rows)

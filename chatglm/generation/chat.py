@@ -12,7 +12,7 @@ from typing import Any, cast
 from chatglm.errors import InvalidRequestError
 from chatglm.generation.config import CHAT_DEFAULTS, GenerationConfig
 from chatglm.generation.decode import DecodableModel, Delta, never, stream_text
-from chatglm.generation.next_token import ScoresProcessor
+from chatglm.generation.next_token import LogitsProcessor
 from chatglm.generation.text import clean_up
 from chatglm.messages import History, check_history, to_messages
 
@@ -78,14 +78,14 @@ class ChatMixin:
         history: Iterable[Sequence[str]] | None = None,
         system: str | None = None,
         is_cancelled: Callable[[], bool] = never,
-        processors: Sequence[ScoresProcessor] = (),
+        processors: Sequence[LogitsProcessor] = (),
         **parameters: Any,
     ) -> Iterator[Delta]:
         """The answer to `query` as deltas, which say how many rounds were dropped. Arguments as `chat_prompt`.
 
         Raises:
             InvalidRequestError: as `chat_prompt`, at once.
-            InvalidScoresError: the network produced NaN or infinity.
+            InvalidLogitsError: the network produced NaN or infinity.
         """
         prompt = self.chat_prompt(tokenizer, query, history, system, **parameters)
         return stream_text(
@@ -107,7 +107,7 @@ class ChatMixin:
         do_sample: bool | None = None,
         top_p: float | None = None,
         temperature: float | None = None,
-        logits_processor: Sequence[ScoresProcessor] | None = None,
+        logits_processor: Sequence[LogitsProcessor] | None = None,
         **kwargs: Any,
     ) -> Iterator[tuple[str, History]]:
         """Yield (answer so far, history with it) whenever there is new text, and at the end.
@@ -138,7 +138,7 @@ class ChatMixin:
         do_sample: bool | None = None,
         top_p: float | None = None,
         temperature: float | None = None,
-        logits_processor: Sequence[ScoresProcessor] | None = None,
+        logits_processor: Sequence[LogitsProcessor] | None = None,
         **kwargs: Any,
     ) -> tuple[str, History]:
         """The answer to `query`, and the history with it appended.
@@ -157,7 +157,7 @@ class ChatMixin:
 
         Raises:
             InvalidRequestError: a bad parameter, query or history, or a query too long by itself.
-            InvalidScoresError: the network produced NaN or infinity.
+            InvalidLogitsError: the network produced NaN or infinity.
         """
         parameters: dict[str, Any] = {
             "max_length": max_length,
@@ -178,7 +178,7 @@ class ChatMixin:
         query: str,
         history: Iterable[Sequence[str]] | None,
         num_beams: int,
-        processors: Sequence[ScoresProcessor] | None,
+        processors: Sequence[LogitsProcessor] | None,
         system: str | None = None,
         **parameters: Any,
     ) -> tuple[str, History]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from chatglm.errors import ChatGLMError, OutOfMemoryError, PromptTooLongError
 from chatglm.generation.config import GenerationConfig
 from chatglm.generation.detokenizer import IncrementalDetokenizer, SurfaceTokenizer
-from chatglm.generation.next_token import NextToken, ScoresProcessor
+from chatglm.generation.next_token import LogitsProcessor, NextToken
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 
@@ -78,7 +78,7 @@ def stream_token_ids(
     input_ids: Sequence[int],
     config: GenerationConfig,
     is_cancelled: Callable[[], bool] = never,
-    processors: Sequence[ScoresProcessor] = (),
+    processors: Sequence[LogitsProcessor] = (),
 ) -> Iterator[int | FinishReason]:
     """Token ids of the answer as they are made, then the finish reason.
 
@@ -93,7 +93,7 @@ def stream_token_ids(
 
     Raises:
         PromptTooLongError: before any step.
-        InvalidScoresError: the network produced NaN or infinity.
+        InvalidLogitsError: the network produced NaN or infinity.
         OutOfMemoryError: the device has no room for the next step.
     """
     num_left = token_limit(len(input_ids), config, model.config.max_sequence_length)
@@ -167,7 +167,7 @@ def stream_text(
     input_ids: Sequence[int],
     config: GenerationConfig,
     is_cancelled: Callable[[], bool] = never,
-    processors: Sequence[ScoresProcessor] = (),
+    processors: Sequence[LogitsProcessor] = (),
     dropped_rounds: int = 0,
 ) -> Iterator[Delta]:
     """The answer's text as deltas; joined they are the final text, and the last one has a finish reason.

@@ -14,7 +14,7 @@ from torch import Tensor
 from chatglm.generation.config import GenerationConfig
 from chatglm.generation.sampling import forbid, new_generator, penalize_repetition, pick, require_finite
 
-ScoresProcessor = Callable[[Tensor, Tensor], Tensor]
+LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
 
 
 class NextToken:
@@ -34,7 +34,7 @@ class NextToken:
         input_ids: Tensor,
         config: GenerationConfig,
         end_id: int,
-        processors: Sequence[ScoresProcessor] = (),
+        processors: Sequence[LogitsProcessor] = (),
     ) -> None:
         """Begin with a prompt.
 
@@ -60,7 +60,7 @@ class NextToken:
             scores: [1, V] after the last of `ids`.
 
         Raises:
-            InvalidScoresError: NaN or infinity among them.
+            InvalidLogitsError: NaN or infinity among them.
         """
         require_finite(scores)
         for processor in self.processors:

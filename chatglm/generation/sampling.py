@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from chatglm.errors import InvalidScoresError
+from chatglm.errors import InvalidLogitsError
 from chatglm.generation.config import GenerationConfig
 
 
@@ -22,15 +22,15 @@ def require_finite(scores: Tensor) -> None:
     Upstream answers them with token 5 ("▁") for the whole batch, which hides a broken model behind blanks.
 
     Raises:
-        InvalidScoresError: with the likely causes.
+        InvalidLogitsError: with the likely causes.
     """
     if not bool(torch.isfinite(scores).all()):
-        raise invalid_scores()
+        raise invalid_logits()
 
 
-def invalid_scores() -> InvalidScoresError:
+def invalid_logits() -> InvalidLogitsError:
     """The error about scores that are no numbers, with the likely causes."""
-    return InvalidScoresError(
+    return InvalidLogitsError(
         "The model produced NaN or infinite scores.",
         "Likely causes: float16 overflow (try --dtype bf16 or fp32), damaged weights "
         "(run `python -m chatglm doctor`), or a fine-tuned prefix that diverged.",

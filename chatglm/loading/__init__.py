@@ -3,7 +3,7 @@
 Knows: how to find, examine and load a model with its tokenizer. Does not know how it is used.
 """
 
+from chatglm.loading.loader import LoadedModel, checked_folder, load
 from chatglm.loading.sources import find_folder
-from chatglm.loading.steps import LoadedModel, checked_folder, load
 
 __all__ = ["LoadedModel", "checked_folder", "find_folder", "load"]

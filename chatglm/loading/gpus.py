@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from chatglm.errors import InvalidRequestError
+from chatglm.loading.loader import load
 from chatglm.loading.placement import DeviceMap, part_sizes, place
-from chatglm.loading.steps import load
 from chatglm.models import FAMILIES
 
 

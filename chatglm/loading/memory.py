@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 
+from chatglm import kernels
+from chatglm.checkpoints.validate.expected_weights import bytes_in_memory
 from chatglm.devices import (
     DTYPE_NAMES,
     MemoryEstimate,
     available_memory,
     choose_dtype,
-    dtype_remark,
+    dtype_warning,
     estimate_memory,
     format_bytes,
 )
-from chatglm.doctor.weights import bytes_in_memory
 from chatglm.errors import DeviceError, InvalidRequestError, OutOfMemoryError
-from chatglm.quantization import kernels
 
 
 def check_memory_options(device: torch.device, is_mapped: bool, limit: int | None) -> None:
@@ -82,7 +82,7 @@ def check_memory(
     say(sentence)
     if free is not None and need.total_bytes > free:
         say("Long conversations may not fit; give a smaller --max-length.")
-    if remark := dtype_remark(dtype, device):
+    if remark := dtype_warning(dtype, device):
         say(remark)
 
 

@@ -27,15 +27,15 @@ class Family:
 
     @cached_property
     def config_class(self) -> Any:
-        return self._part("configuration_chatglm", "Config")
+        return self._part("config", "Config")
 
     @cached_property
     def model_class(self) -> Any:
-        return self._part("modeling_chatglm", "ForConditionalGeneration")
+        return self._part("model", "ForConditionalGeneration")
 
     @cached_property
     def tokenizer_class(self) -> Any:
-        return self._part("tokenization_chatglm", "Tokenizer")
+        return self._part("tokenizer", "Tokenizer")
 
     def empty_network(self, config: Any) -> Any:
         """The network of `config` with parameters that have types and shapes but no memory."""
@@ -54,7 +54,7 @@ def family_of(config: dict[str, Any]) -> Family:
     Raises:
         UnsupportedModelError: no family here reads it; the sentence says what it seems to be.
     """
-    from chatglm.models.chatglm.configuration_chatglm import refuse_later_families
+    from chatglm.models.chatglm.config import refuse_later_families
 
     refuse_later_families(config)
     model_type = config.get("model_type")

@@ -1,7 +1,7 @@
 """Keys and values of many requests in one store of equal pages; each request has pages of its own.
 
 Knows: how much a page holds, where a position of a request lies, prompts packed into one call. Does not know who owns
-which page (engine/page_table.py), how a step reads them (quantization/kernels/gpu), or how keys are turned.
+which page (engine/page_table.py), how a step reads them (kernels/triton), or how keys are turned.
 
     table of a request   [7 2 9]       its position 70 lies in page 2 at place 6
     page 0               belongs to nobody: rows that only fill up a batch write there
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from chatglm.nn.attention import attend
 from chatglm.nn.packed import Packed
-from chatglm.nn.transfer import sent
+from chatglm.nn.transfer import to_device
 
 PAGE_TOKENS = 64
 
@@ -113,7 +113,7 @@ class PagedPrompts(Packed):
         self._pages, self._prefix = pages, prefix
         device = pages.keys[0].device
         where = [places(one.table, one.num_before, one.num_before + one.length) for one in prompts]
-        self._page_T, self._place_T = (sent(torch.cat(parts), device) for parts in zip(*where, strict=True))
+        self._page_T, self._place_T = (to_device(torch.cat(parts), device) for parts in zip(*where, strict=True))
         self._runs = list(_runs(prompts))
 
     def attend(self, query_1HTD: Tensor, key_1HTD: Tensor, value_1HTD: Tensor, layer_idx: int) -> Tensor:

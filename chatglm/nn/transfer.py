@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on `device`, in the order of the current stream."""
     if device.type != "cuda":
         return tensor.to(device)

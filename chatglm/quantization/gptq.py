@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from chatglm.errors import InvalidRequestError
-from chatglm.quantization.packing import check_bits, check_group_size, half_scale, largest, pack, round_to
+from chatglm.kernels.packing import check_bits, check_group_size, half_scale, largest, pack, round_to
 
 # The fewer inputs were seen for each column, the less of what they say holds for others: with as many as columns the
 # largest of these values did best on inputs kept apart, with 4 times as many 0.1, with 20 times as many any.

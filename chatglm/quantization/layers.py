@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chatglm.quantization import kernels
-from chatglm.quantization.packing import check_bits, check_group_size, dequantize, quantize_rows
+from chatglm import kernels
+from chatglm.kernels.packing import check_bits, check_group_size, dequantize, quantize_rows
 
 
 class _PackedWeight(nn.Module):

@@ -15,13 +15,13 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 
+from chatglm.cli.settings import MAX_BODY_BYTES
 from chatglm.serving import openai_door, sse_door, status_door, upstream_door
 from chatglm.serving.access import RequireKey
 from chatglm.serving.body_limit import BodyLimit
 from chatglm.serving.counting import CountRequests
-from chatglm.serving.desk import Desk
+from chatglm.serving.desk import RequestService
 from chatglm.serving.refusals import add_handlers
-from chatglm.serving.settings import MAX_BODY_BYTES
 
 
 class Problem(BaseModel):
@@ -36,7 +36,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 DESCRIPTION = "One model, several ways to ask it. `POST /` is that of upstream's api.py."
 
 
-def create_app(desk: Desk, print_line: Callable[[str], object] = lambda line: None) -> FastAPI:
+def create_app(desk: RequestService, print_line: Callable[[str], object] = lambda line: None) -> FastAPI:
     """An application on a desk.
 
     Args:
@@ -53,7 +53,7 @@ def create_app(desk: Desk, print_line: Callable[[str], object] = lambda line: No
     return app
 
 
-def _add_middleware(app: FastAPI, desk: Desk) -> None:
+def _add_middleware(app: FastAPI, desk: RequestService) -> None:
     """The last one added is the first a request meets."""
     settings = desk.settings
     paths = frozenset(app.openapi()["paths"])

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from chatglm.cli.server_flags import POLLING_FLAGS
 from chatglm.serving import packages
-from chatglm.serving.arguments import POLLING_FLAGS
 from chatglm.serving.startup import Door, Start, run_door
 
 API = Door(

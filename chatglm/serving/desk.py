@@ -12,15 +12,15 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
+from chatglm.cli.settings import Settings
 from chatglm.engine import Handle, Stats
 from chatglm.pipeline import Pipeline
 from chatglm.serving.answer import Answer
 from chatglm.serving.errors import ShuttingDownError
 from chatglm.serving.metrics import Metrics
-from chatglm.serving.settings import Settings
 
 
-class Desk:
+class RequestService:
     """One per server.
 
     Attributes:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from chatglm.errors import (
     ChatGLMError,
+    InvalidLogitsError,
     InvalidRequestError,
-    InvalidScoresError,
     OutOfMemoryError,
     PromptTooLongError,
     QueueFullError,
@@ -99,7 +99,7 @@ TABLE: tuple[tuple[type[Exception], Row], ...] = (
     (CancelledError, Row(503, "server_error", "shutting_down", retry_after=10)),
     (OutOfMemoryError, Row(503, "server_error", "out_of_memory", retry_after=10)),
     (DeadlineError, Row(504, "server_error", "deadline_exceeded")),
-    (InvalidScoresError, Row(500, "server_error", "invalid_scores")),
+    (InvalidLogitsError, Row(500, "server_error", "invalid_logits")),
     (ChatGLMError, Row(500, "server_error")),
     (Exception, Row(500, "server_error")),
 )

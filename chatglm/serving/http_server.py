@@ -15,10 +15,10 @@ from contextlib import ExitStack
 
 import uvicorn
 
+from chatglm.cli.signals import noting_signals
 from chatglm.serving.application import create_app
-from chatglm.serving.desk import Desk
+from chatglm.serving.desk import RequestService
 from chatglm.serving.request_log import Printer
-from chatglm.serving.signals import noting_signals
 from chatglm.serving.startup import Start
 
 # A client that does not read the end of its answer is not waited for any longer.
@@ -34,7 +34,7 @@ class DrainingServer(uvicorn.Server):
         on_listening: called once clients can connect; False ends the server at once.
     """
 
-    def __init__(self, config: uvicorn.Config, desk: Desk, on_listening: Callable[[], bool]) -> None:
+    def __init__(self, config: uvicorn.Config, desk: RequestService, on_listening: Callable[[], bool]) -> None:
         super().__init__(config)
         self._desk = desk
         self._on_listening = on_listening
@@ -56,7 +56,7 @@ class DrainingServer(uvicorn.Server):
             cancelling.cancel()
 
 
-def make_server(app: object, desk: Desk, on_listening: Callable[[], bool] = lambda: True) -> DrainingServer:
+def make_server(app: object, desk: RequestService, on_listening: Callable[[], bool] = lambda: True) -> DrainingServer:
     """A server for an application; it neither logs requests nor says what it is."""
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
@@ -70,7 +70,7 @@ def make_server(app: object, desk: Desk, on_listening: Callable[[], bool] = lamb
 
 def run_http(start: Start) -> int:
     """Serve until a signal comes; returns the exit code."""
-    desk = Desk(start.pipeline, start.settings)
+    desk = RequestService(start.pipeline, start.settings)
     with ExitStack() as stack:
         print_line = stack.enter_context(Printer()).print if start.settings.logs_requests else lambda line: None
         signals = stack.enter_context(noting_signals())  # uvicorn gives them back to us when it has ended

@@ -19,7 +19,7 @@ from sse_starlette import ServerSentEvent
 from chatglm.errors import InvalidRequestError
 from chatglm.messages import History
 from chatglm.serving.answer import Answer, Whole
-from chatglm.serving.desk import Desk
+from chatglm.serving.desk import RequestService
 from chatglm.serving.disconnects import on_disconnect
 from chatglm.serving.errors import UnknownModelError, refuse
 from chatglm.serving.json_route import StrictJsonRoute
@@ -55,7 +55,7 @@ class Prompt(NamedTuple):
     system: str | None = None
 
 
-def make_router(desk: Desk) -> APIRouter:
+def make_router(desk: RequestService) -> APIRouter:
     """All routes below /v1."""
     router = APIRouter(prefix="/v1", route_class=StrictJsonRoute, tags=["OpenAI"])
     card = ModelCard(id=desk.pipeline.name, created=int(time.time()))
@@ -104,7 +104,7 @@ def make_router(desk: Desk) -> APIRouter:
     return router
 
 
-async def _submit(desk: Desk, body: CompletionOptions, prompts: Sequence[Prompt]) -> list[Answer]:
+async def _submit(desk: RequestService, body: CompletionOptions, prompts: Sequence[Prompt]) -> list[Answer]:
     """Every answer the request asks for, or none: when one is refused, the others are cancelled."""
     num_choices = body.n or 1
     num_slots = desk.settings.max_running + desk.settings.max_waiting

@@ -18,17 +18,17 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body
 from sse_starlette import EventSourceResponse, JSONServerSentEvent, ServerSentEvent
 
+from chatglm.cli.settings import Settings
 from chatglm.serving.answer import Answer, Whole
-from chatglm.serving.desk import Desk
+from chatglm.serving.desk import RequestService
 from chatglm.serving.errors import refuse
 from chatglm.serving.json_route import StrictJsonRoute
 from chatglm.serving.options import StreamRequest
-from chatglm.serving.settings import Settings
 
 LINE_END = "\n"
 
 
-def make_router(desk: Desk) -> APIRouter:
+def make_router(desk: RequestService) -> APIRouter:
     """The route of `POST /stream`."""
     router = APIRouter(route_class=StrictJsonRoute, tags=["ChatGLM-6B"])
 

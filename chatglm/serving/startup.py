@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chatglm.cli.flags import Flag, answer_options, check_answer_options, model_options
+from chatglm.cli.interrupts import leaving
+from chatglm.cli.server_flags import make_parser, make_settings
+from chatglm.cli.settings import Settings
+from chatglm.cli.signals import ending_at_once
 from chatglm.demo import BANNER as DEMO_BANNER
 from chatglm.errors import ChatGLMError
-from chatglm.progress import LoadingBar
-from chatglm.serving.arguments import make_parser, make_settings
+from chatglm.progress import ProgressBar
 from chatglm.serving.listening import bind, is_public, url
 from chatglm.serving.packages import require
-from chatglm.serving.settings import Settings
-from chatglm.serving.signals import ending_at_once
-from chatglm.ui.arguments import Flag, answer_options, check_answer_options, model_options
-from chatglm.ui.interrupts import leaving
-from chatglm.ui.screen import prepare_streams
+from chatglm.ui.terminal.screen import prepare_streams
 
 if TYPE_CHECKING:
     from chatglm.pipeline import Pipeline
@@ -129,7 +129,7 @@ def load_model(arguments: argparse.Namespace, settings: Settings) -> Pipeline:
         say(LOADING)
     from chatglm.pipeline import load_pipeline  # torch and transformers: seconds, so not before the flags are right
 
-    with LoadingBar(sys.stderr) as bar:
+    with ProgressBar(sys.stderr) as bar:
         pipeline = load_pipeline(**model_options(arguments), progress=bar, report=say)
     engine = pipeline.start_engine(
         max_running=settings.max_running, max_waiting=settings.max_waiting, memory_limit=settings.cache_memory

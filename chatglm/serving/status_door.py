@@ -11,7 +11,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from chatglm.serving.desk import Desk
+from chatglm.serving.desk import RequestService
 from chatglm.serving.metrics import CONTENT_TYPE
 
 
@@ -24,7 +24,7 @@ class Health(BaseModel):
     waiting: int
 
 
-def make_router(desk: Desk) -> APIRouter:
+def make_router(desk: RequestService) -> APIRouter:
     """Both routes."""
     router = APIRouter(tags=["status"])
 

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Body, Request
 from pydantic import BaseModel
 
 from chatglm.serving.answer import Answer, Whole
-from chatglm.serving.desk import Desk
+from chatglm.serving.desk import RequestService
 from chatglm.serving.disconnects import on_disconnect
 from chatglm.serving.json_route import ForgivingJsonRoute
 from chatglm.serving.options import Round, UpstreamRequest
@@ -32,7 +32,7 @@ class UpstreamResponse(BaseModel):
     time: str
 
 
-def make_router(desk: Desk, print_line: Callable[[str], object]) -> APIRouter:
+def make_router(desk: RequestService, print_line: Callable[[str], object]) -> APIRouter:
     """The route of `POST /`; `print_line` gets upstream's line about every answer."""
     router = APIRouter(route_class=ForgivingJsonRoute, tags=["ChatGLM-6B"])
 

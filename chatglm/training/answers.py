@@ -52,7 +52,7 @@ def answer(
         words: what the bar is called.
 
     Raises:
-        InvalidScoresError: the network produced NaN or infinity.
+        InvalidLogitsError: the network produced NaN or infinity.
     """
     answers: list[str] = [""] * len(prompts)
     # Long prompts first: rows of a batch are of like lengths, and too little memory shows at once.

@@ -12,7 +12,7 @@ from chatglm.checkpoints import list_tensors, total_bytes
 from chatglm.conversion.writing import new_folder
 from chatglm.errors import InvalidRequestError
 from chatglm.loading import load
-from chatglm.loading.lora import find_lora, put_inside
+from chatglm.loading.lora_checkpoint import find_lora, merge_lora
 
 TABLE = "transformer.word_embeddings.weight"
 
@@ -34,6 +34,6 @@ def merge(base: Path, update: str | Path, target: Path) -> None:
     lora = find_lora(update)
     with new_folder(target, total_bytes(stored.values())) as folder:
         loaded: Any = load(base, device="cpu", dtype=stored[TABLE].dtype)
-        put_inside(loaded.model, lora)
+        merge_lora(loaded.model, lora)
         loaded.model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from chatglm.errors import InvalidRequestError, MismatchError, MissingFileError, TrainingError
 from chatglm.loading.fingerprint import base_fingerprint
-from chatglm.loading.prefix import PREFIX_START, check_prefix_fits, find_prefix
+from chatglm.loading.prefix_checkpoint import PREFIX_START, check_prefix_fits, find_prefix
 from chatglm.nn.prefix_encoder import PrefixEncoder
 from chatglm.training.arguments import ModelArguments
 

@@ -13,7 +13,7 @@ from string import Template
 
 from chatglm.errors import ChatGLMError, InvalidRequestError
 from chatglm.messages import History, check_history
-from chatglm.ui.shown_text import shown_text
+from chatglm.ui.gradio.markdown import shown_text
 
 PAGE = Template(Path(__file__).with_name("transcript.html").read_text(encoding="utf-8"))
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from chatglm import kernels
 from chatglm.checkpoints import WeightReader, list_tensors
+from chatglm.checkpoints.validate import ValidationReport
 from chatglm.conversion import Calibration, evaluate, examined, make_plan, quantize_folder, read_samples
 from chatglm.conversion.plan import Plan
 from chatglm.conversion.report import Evaluation, QuantizationReport
 from chatglm.conversion.samples import BUNDLED, Sample
 from chatglm.demo import CHECKPOINT
-from chatglm.doctor import Report
 from chatglm.errors import ChatGLMError, InvalidRequestError
 from chatglm.loading import load
-from chatglm.quantization import kernels
 from tests.conversion.text import held_out_conversations, write_text
 from tests.folders import LAYOUTS, make_folder, write_weights
 
@@ -79,7 +79,7 @@ def test_the_bound_on_the_demo_model(group_size: int, tmp_path: Path) -> None:
 
 
 def evaluated(
-    report: Report, target: Path, plan: Plan, calibration: Calibration | None, samples: list[Sample]
+    report: ValidationReport, target: Path, plan: Plan, calibration: Calibration | None, samples: list[Sample]
 ) -> Evaluation:
     quantize_folder(report, target, plan, calibration=calibration)
     return evaluate(report, examined(target), samples, CPU)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from chatglm import kernels
 from chatglm.conversion import blockwise, evaluate, examined, make_plan, quantize_folder, read_samples
 from chatglm.conversion.samples import Sample
-from chatglm.errors import InvalidScoresError
+from chatglm.errors import InvalidLogitsError
 from chatglm.loading import load
-from chatglm.quantization import kernels
 from tests.conversion.text import write_text
 from tests.folders import make_folder, write_weights
 
@@ -89,5 +89,5 @@ def test_scores_that_are_not_finite_are_no_agreement(tmp_path: Path) -> None:
     write_weights(tmp_path / "model", tensors, "safetensors")
     report = examined(tmp_path / "model")
     samples = read_samples(write_text(tmp_path / "text.txt", 100), report, 10**9, 1, 0)
-    with pytest.raises(InvalidScoresError, match="not finite"):
+    with pytest.raises(InvalidLogitsError, match="not finite"):
         evaluate(report, report, samples, CPU)

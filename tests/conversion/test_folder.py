@@ -12,16 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from chatglm import ChatGLMForConditionalGeneration
+from chatglm import ChatGLMForConditionalGeneration, kernels
 from chatglm.__main__ import main
 from chatglm.checkpoints import list_tensors
+from chatglm.checkpoints.validate.expected_weights import EMBEDDING_NAME, HEAD_NAME
 from chatglm.conversion import convert_folder, examined, make_plan, quantize_folder
 from chatglm.conversion.report import QuantizationReport
-from chatglm.doctor.weights import EMBEDDING_NAME, HEAD_NAME
 from chatglm.errors import ChatGLMError, CheckpointError, InvalidRequestError
+from chatglm.kernels.packing import dequantize, quantize_rows
 from chatglm.loading import load
-from chatglm.quantization import kernels
-from chatglm.quantization.packing import dequantize, quantize_rows
 from tests.folders import LAYOUTS, cut, make_folder, random_tensors, tiny_config, write_weights
 
 

@@ -19,7 +19,7 @@ import json, resource, sys
 from pathlib import Path
 import torch
 from chatglm.conversion import convert_folder, examined, make_plan, quantize_folder
-from chatglm.quantization.packing import quantize_rows
+from chatglm.kernels.packing import quantize_rows
 
 torch.set_num_threads(1)
 source, target, shard_bytes = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from chatglm.checkpoints.validate import ValidationReport, validate_folder
 from chatglm.conversion import samples
 from chatglm.conversion.samples import BUNDLED, Sample, read_samples
 from chatglm.demo import CHECKPOINT
-from chatglm.doctor import Report, examine
 from chatglm.errors import ChatGLMError
 from chatglm.messages import check_history, to_messages
 from chatglm.models.chatglm.template import encode_chat
@@ -20,17 +20,19 @@ from tests.folders import make_folder
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+def report(tmp_path_factory: pytest.TempPathFactory) -> ValidationReport:
     folder = tmp_path_factory.mktemp("model")
     make_folder(folder, "safetensors", max_sequence_length=128)
-    return examine(folder)
+    return validate_folder(folder)
 
 
-def read(path: Path, report: Report, num_tokens: int = 10**9, min_tokens: int = 1, seed: int = 0) -> list[Sample]:
+def read(
+    path: Path, report: ValidationReport, num_tokens: int = 10**9, min_tokens: int = 1, seed: int = 0
+) -> list[Sample]:
     return read_samples(path, report, num_tokens, min_tokens, seed)
 
 
-def test_plain_text_is_cut_into_prompts_and_what_follows(report: Report, tmp_path: Path) -> None:
+def test_plain_text_is_cut_into_prompts_and_what_follows(report: ValidationReport, tmp_path: Path) -> None:
     """Every token of the text is in exactly one sample, half of them as prompt."""
     path = write_text(tmp_path / "text.txt")
     special = {report.config.gmask_token_id, report.config.bos_token_id}
@@ -45,7 +47,7 @@ def test_plain_text_is_cut_into_prompts_and_what_follows(report: Report, tmp_pat
     assert len(longest.input_ids) == report.config.max_sequence_length
 
 
-def test_conversations_are_the_prompts_of_a_chat(report: Report, tmp_path: Path) -> None:
+def test_conversations_are_the_prompts_of_a_chat(report: ValidationReport, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"prompt": "hello", "response": "world", "history": [["how", "are you"]]},
         {"content": "天气", "summary": "很好"},
@@ -67,14 +69,14 @@ def test_conversations_are_the_prompts_of_a_chat(report: Report, tmp_path: Path)
     assert longest.input_ids[longest.first] == report.config.bos_token_id
 
 
-def test_special_tokens_in_a_text_are_text(report: Report, tmp_path: Path) -> None:
+def test_special_tokens_in_a_text_are_text(report: ValidationReport, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("hello [gMASK]<sop> world " * 20)
     for sample in read(path, report):
         assert sample.input_ids.count(report.config.bos_token_id) == 1
 
 
-def test_a_seed_chooses_of_a_long_text(report: Report, tmp_path: Path) -> None:
+def test_a_seed_chooses_of_a_long_text(report: ValidationReport, tmp_path: Path) -> None:
     path = write_text(tmp_path / "text.txt", 4000)
     some = read(path, report, num_tokens=300)
     assert 300 <= sum(len(sample.input_ids) for sample in some) < 300 + report.config.max_sequence_length
@@ -98,7 +100,9 @@ def test_a_seed_chooses_of_a_long_text(report: Report, tmp_path: Path) -> None:
         ("history.jsonl", b'{"prompt": "a", "response": "b", "history": ["c"]}', "history.*not a pair"),
     ],
 )
-def test_files_of_no_use_are_named(name: str, content: bytes, sentence: str, report: Report, tmp_path: Path) -> None:
+def test_files_of_no_use_are_named(
+    name: str, content: bytes, sentence: str, report: ValidationReport, tmp_path: Path
+) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ChatGLMError, match=sentence) as caught:
@@ -106,7 +110,9 @@ def test_files_of_no_use_are_named(name: str, content: bytes, sentence: str, rep
     assert str(path) in caught.value.problem
 
 
-def test_files_that_cannot_be_read_are_named(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_cannot_be_read_are_named(
+    report: ValidationReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ChatGLMError, match=r"nowhere\.txt cannot be read: No such file"):
         read(tmp_path / "nowhere.txt", report)
     with pytest.raises(ChatGLMError, match="cannot be read: Is a directory"):
@@ -119,7 +125,7 @@ def test_files_that_cannot_be_read_are_named(report: Report, tmp_path: Path, mon
 
 def test_the_bundled_conversations() -> None:
     """They are enough for the demo model, and each is one that it can read whole."""
-    demo = examine(CHECKPOINT)
+    demo = validate_folder(CHECKPOINT)
     found = read(BUNDLED, demo)
     assert sum(len(sample.input_ids) for sample in found) > 4 * demo.config.hidden_size
     assert max(len(sample.input_ids) for sample in found) < samples.LONGEST

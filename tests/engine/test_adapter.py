@@ -15,12 +15,12 @@ from torch import Tensor
 
 from chatglm.engine import Engine
 from chatglm.generation.config import GenerationConfig
-from chatglm.nn.low_rank import merged_state, updates_for
+from chatglm.nn.lora import merged_state, updates_for
 from chatglm.pipeline import load_pipeline
 from tests.engine.rounding import skip_without_even_bfloat16
 from tests.engine.test_exactness import PREFIXES, IdTokenizer, network
 from tests.folders import make_folder
-from tests.lora import LAYERS, put_beside, random_update, write_update
+from tests.lora import LAYERS, attach_lora, random_update, write_update
 from tests.serving.servers import serving
 
 GREEDY = GenerationConfig(do_sample=False, max_new_tokens=12)
@@ -75,7 +75,7 @@ def with_update(name: str, names: Sequence[str] = LAYERS) -> tuple[Any, Any]:
         skip_without_even_bfloat16()
     plain = without_prefix(network(name)) if name in PREFIXES else network(name)
     tuned = copy.deepcopy(network(name))
-    return put_beside(tuned, random_update(tuned, 0.05, names)), plain
+    return attach_lora(tuned, random_update(tuned, 0.05, names)), plain
 
 
 @pytest.mark.parametrize("name", LORA)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from chatglm.engine import Completion, Engine, Handle, engine, request
 from chatglm.engine.blocks import BLOCK_TOKENS
-from chatglm.errors import ChatGLMError, InvalidRequestError, InvalidScoresError, PromptTooLongError, QueueFullError
+from chatglm.errors import ChatGLMError, InvalidLogitsError, InvalidRequestError, PromptTooLongError, QueueFullError
 from chatglm.generation.config import GenerationConfig
 from chatglm.generation.decode import Delta, stream_text
 from tests.engine.counting import (
@@ -345,7 +345,7 @@ def test_a_step_that_fails_ends_only_the_request_it_belongs_to() -> None:
         handles = [one.submit(prompt, config) for prompt in prompts]
         for n in (0, 2, 4):
             assert list(handles[n]) == alone(prompts[n], config)
-        for n, kind in ((1, BrokenStepError), (3, InvalidScoresError)):
+        for n, kind in ((1, BrokenStepError), (3, InvalidLogitsError)):
             deltas = []
             with pytest.raises(kind):
                 for delta in handles[n]:

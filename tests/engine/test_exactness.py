@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from chatglm.engine import Engine
 from chatglm.generation.config import GenerationConfig
 from chatglm.generation.decode import Delta, stream_text
-from chatglm.models.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
+from chatglm.models.chatglm.model import ChatGLMForConditionalGeneration
 from chatglm.pipeline import load_pipeline
 from tests.engine.rounding import skip_without_even_bfloat16
 from tests.golden.cases import build

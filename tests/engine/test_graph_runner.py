@@ -18,20 +18,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chatglm import kernels
 from chatglm.engine import Engine
 from chatglm.engine.graph_runner import GraphRunner
 from chatglm.engine.page_table import PageTable
 from chatglm.engine.request import Request
 from chatglm.engine.runner import Runner
 from chatglm.engine.steps import BATCH_SIZES
-from chatglm.errors import ChatGLMError, InvalidRequestError, InvalidScoresError
+from chatglm.errors import ChatGLMError, InvalidLogitsError, InvalidRequestError
 from chatglm.generation.config import GenerationConfig
 from chatglm.generation.decode import stream_text
-from chatglm.quantization import kernels
 from tests.engine.counting import CountingModel, LetterTokenizer
 from tests.engine.test_exactness import IdTokenizer
 from tests.engine.test_exactness import network as short_network
-from tests.lora import put_beside, random_update
+from tests.lora import attach_lora, random_update
 
 NAMES = ("demo", "main", "one_row", "prefix_embedding", "prefix_projection", "int8", "int4")
 
@@ -151,7 +151,7 @@ def test_what_was_trained_beside_the_network_can_be_left_out(name: str) -> None:
     model, config = network("prefix_embedding"), GenerationConfig(do_sample=False, max_new_tokens=10)
     if name == "update":
         plain_model = copy.deepcopy(network("main"))
-        model = put_beside(plain_model, random_update(plain_model, 0.3))
+        model = attach_lora(plain_model, random_update(plain_model, 0.3))
     prompt = ids_of([1, 2, 3], model.config)
     plain = Engine(model, IdTokenizer(), uses_graphs=False)
     expected = [plain.submit(prompt, config, uses_adapter=uses).result(60).text for uses in (True, False, True)]
@@ -176,10 +176,10 @@ def test_scores_that_are_no_numbers_end_their_request_only(monkeypatch: pytest.M
     prompts = [ids_of([3], model.config), ids_of(list(range(20)), model.config)]
     one = engine_on(model)
     handles = [one.submit(prompt, config) for prompt in prompts]
-    with pytest.raises(InvalidScoresError):
+    with pytest.raises(InvalidLogitsError):
         handles[0].result(60)
     seen = []
-    with pytest.raises(InvalidScoresError):
+    with pytest.raises(InvalidLogitsError):
         for delta in handles[0]:
             seen.append(delta.text)
     assert len("".join(seen)) == 4

@@ -14,8 +14,9 @@ from chatglm.engine.graph_runner import GraphRunner
 from chatglm.engine.steps import Kind
 from chatglm.generation import batch_sampling
 from chatglm.generation.batch_sampling import Choice
-from chatglm.nn.low_rank import LowRankLinear
-from chatglm.quantization.kernels import gpu, step
+from chatglm.kernels import step
+from chatglm.kernels import triton as gpu
+from chatglm.nn.lora import LowRankLinear
 from tests.pretended_gpus import Pretended
 from tests.pretended_gpus import pretending as pretending  # a fixture
 

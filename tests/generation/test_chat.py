@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from chatglm.errors import InvalidRequestError, InvalidScoresError, PromptTooLongError
+from chatglm.errors import InvalidLogitsError, InvalidRequestError, PromptTooLongError
 from chatglm.loading import load
 from tests.folders import make_folder
 
@@ -107,7 +107,7 @@ def test_a_broken_model_says_so(tmp_path: Path) -> None:
     broken = load(tmp_path)
     with torch.no_grad():
         broken.model.transformer.final_layernorm.bias[0] = torch.inf
-    with pytest.raises(InvalidScoresError, match="doctor"):
+    with pytest.raises(InvalidLogitsError, match="doctor"):
         broken.model.chat(broken.tokenizer, "hello")
     assert tensors
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatglm.errors import InvalidScoresError, OutOfMemoryError, PromptTooLongError
+from chatglm.errors import InvalidLogitsError, OutOfMemoryError, PromptTooLongError
 from chatglm.generation.config import GenerationConfig
 from chatglm.generation.decode import Delta, stream_text, stream_token_ids
 from tests.golden.cases import build, facts, tensors
@@ -94,7 +94,7 @@ def test_cancel_takes_effect_before_the_next_step() -> None:
 def test_broken_scores_deliver_the_text_so_far_then_raise() -> None:
     """CHAT-08."""
     deltas = []
-    with pytest.raises(InvalidScoresError):
+    with pytest.raises(InvalidLogitsError):
         for delta in stream_text(
             ScriptedModel([ord("o"), ord("k"), NAN]), CharacterTokenizer(), PROMPT, GenerationConfig(do_sample=False)
         ):

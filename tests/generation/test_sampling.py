@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatglm.errors import InvalidRequestError, InvalidScoresError
+from chatglm.errors import InvalidLogitsError, InvalidRequestError
 from chatglm.generation.config import GenerationConfig
 from chatglm.generation.sampling import candidates, forbid, new_generator, penalize_repetition, pick, require_finite
 from tests.golden.cases import facts, tensors
@@ -51,10 +51,10 @@ def test_minimum_length() -> None:
 @pytest.mark.parametrize("kind", ["clean", "nan", "inf", "ninf"])
 def test_invalid_scores_are_refused_not_hidden(kind: str) -> None:
     """CHAT-08: upstream turns exactly these scores into token 5 for every row; here they end the request."""
-    golden = tensors("chatglm_v1/sampling", "invalid_scores")
+    golden = tensors("chatglm_v1/sampling", "invalid_logits")
     was_replaced = not torch.equal(golden[f"{kind}.in"], golden[f"{kind}.out"])
     if was_replaced:
-        with pytest.raises(InvalidScoresError, match="bf16"):
+        with pytest.raises(InvalidLogitsError, match="bf16"):
             require_finite(golden[f"{kind}.in"])
     else:
         require_finite(golden[f"{kind}.in"])

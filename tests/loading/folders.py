@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from chatglm.kernels.packing import quantize_rows
 from chatglm.models import FAMILIES
-from chatglm.quantization.packing import quantize_rows
 from tests.folders import random_tensors, tiny_config, write_config, write_tokenizer, write_weights
 
 

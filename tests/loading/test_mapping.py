@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from chatglm.errors import DeviceError
-from chatglm.loading import LoadedModel, load, memory, network
-from chatglm.loading.network import Filled, mapping_remark
+from chatglm.loading import LoadedModel, load, memory
+from chatglm.loading import fill as network
+from chatglm.loading.fill import Filled, mapping_remark
 from chatglm.pipeline import load_pipeline
 from tests.folders import make_folder
 from tests.loading.folders import quantized_folder
@@ -33,7 +34,7 @@ def filled(monkeypatch: pytest.MonkeyPatch) -> list[Filled]:
         results.append(fill(*args, **options))
         return results[-1]
 
-    monkeypatch.setattr("chatglm.loading.steps.fill_network", remember)
+    monkeypatch.setattr("chatglm.loading.loader.fill_network", remember)
     return results
 
 
@@ -120,7 +121,7 @@ def test_when_gain_is_little(tmp_path: Path) -> None:
 
 
 def test_only_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chatglm.loading.steps.choose_device", lambda name: torch.device("cuda:0"))
+    monkeypatch.setattr("chatglm.loading.loader.choose_device", lambda name: torch.device("cuda:0"))
     with pytest.raises(DeviceError, match="--mmap is for the CPU"):
         load(tmp_path, mmap=True)
 

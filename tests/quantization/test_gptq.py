@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from chatglm.errors import InvalidRequestError
+from chatglm.kernels.packing import dequantize, largest, quantize_rows, round_to, unpack_int4
 from chatglm.quantization import gptq
 from chatglm.quantization.gptq import InputMoments, Rounded, quantize_by_inputs
-from chatglm.quantization.packing import dequantize, largest, quantize_rows, round_to, unpack_int4
 
 laws = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from chatglm.quantization import kernels
+from chatglm import kernels
+from chatglm.kernels.packing import dequantize
 from chatglm.quantization.convert import empty_linears, quantize_linears
 from chatglm.quantization.layers import QuantizedEmbedding, QuantizedLinear
-from chatglm.quantization.packing import dequantize
 
 
 @pytest.fixture(autouse=True)

@@ -22,17 +22,17 @@ from typing import Any
 import httpx
 import pytest
 
-from chatglm.errors import InvalidScoresError
+from chatglm.cli.settings import Settings
+from chatglm.errors import InvalidLogitsError
 from chatglm.generation import next_token
 from chatglm.pipeline import Pipeline
 from chatglm.serving.application import create_app
-from chatglm.serving.desk import Desk
+from chatglm.serving.desk import RequestService
 from chatglm.serving.http_server import make_server
 from chatglm.serving.listening import bind, url
 from chatglm.serving.polling.application import create_app as create_polling_app
 from chatglm.serving.polling.server import make_server as make_polling_server
 from chatglm.serving.polling.workers import Workers
-from chatglm.serving.settings import Settings
 from chatglm.serving.startup import Start
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def eventually(is_true: Callable[[], Any], seconds: float = PATIENCE_S) -> Any:
 class Server:
     """A server in a thread: where it is, and the desk behind it."""
 
-    def __init__(self, address: str, desk: Desk, workers: Workers | None = None) -> None:
+    def __init__(self, address: str, desk: RequestService, workers: Workers | None = None) -> None:
         self.url = address
         self.client = httpx.Client(base_url=address, timeout=PATIENCE_S)
         self.desk = desk
@@ -73,7 +73,7 @@ class Server:
         return (stats.running, stats.waiting, stats.slots_used) == (0, 0, 0) and stats.blocks_free == stats.blocks_total
 
 
-def break_after(patch: pytest.MonkeyPatch, num_steps: int, error: type[Exception] = InvalidScoresError) -> None:
+def break_after(patch: pytest.MonkeyPatch, num_steps: int, error: type[Exception] = InvalidLogitsError) -> None:
     """From then on every step of every request fails."""
     steps = itertools.count()
 
@@ -88,7 +88,7 @@ def break_after(patch: pytest.MonkeyPatch, num_steps: int, error: type[Exception
 def serving(pipeline: Pipeline, **settings: Any) -> Iterator[Server]:
     """The FastAPI server on uvicorn."""
     chosen = Settings(port=0, **settings)
-    desk = Desk(pipeline, chosen)
+    desk = RequestService(pipeline, chosen)
     with bind("127.0.0.1", 0) as bound:
         server = make_server(create_app(desk), desk)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
@@ -108,7 +108,7 @@ def serving(pipeline: Pipeline, **settings: Any) -> Iterator[Server]:
 def polling(pipeline: Pipeline, **settings: Any) -> Iterator[Server]:
     """The Flask server on waitress."""
     chosen = Settings(port=0, **settings)
-    desk = Desk(pipeline, chosen)
+    desk = RequestService(pipeline, chosen)
     workers = Workers(desk)
     with bind("127.0.0.1", 0) as bound:
         address = url(bound)

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from chatglm.errors import ChatGLMError, CheckpointError, InvalidRequestError, OutOfMemoryError
 from chatglm.loading import load, placement
-from chatglm.loading.limits import RESERVED_BYTES
-from chatglm.loading.lora import find_lora
-from chatglm.models.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
-from chatglm.nn.low_rank import LowRankLinear
+from chatglm.loading.lora_checkpoint import find_lora
+from chatglm.loading.memory_plan import RESERVED_BYTES
+from chatglm.models.chatglm.model import ChatGLMForConditionalGeneration
+from chatglm.nn.lora import LowRankLinear
 from chatglm.pipeline import Pipeline, load_pipeline
 from chatglm.training.arguments import parse_arguments
 from chatglm.training.merging import merge

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chatglm.ui.arguments import (
+from chatglm.cli.flags import (
     ANSWER_FLAGS,
     MODEL_FLAGS,
     Parser,
@@ -16,10 +16,10 @@ from chatglm.ui.arguments import (
     answer_options,
     model_options,
 )
-from chatglm.ui.reading import PipeReader, TypingReader, choose_reader
-from chatglm.ui.screen import Screen
-from chatglm.ui.session import BANNER
-from chatglm.ui.terminal import main
+from chatglm.ui.terminal.chat import main
+from chatglm.ui.terminal.loop import BANNER
+from chatglm.ui.terminal.reading import PipeReader, TypingReader, choose_reader
+from chatglm.ui.terminal.screen import Screen
 
 
 @pytest.fixture(autouse=True)

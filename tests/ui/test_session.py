@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from chatglm.errors import ChatGLMError, InvalidScoresError
+from chatglm.errors import ChatGLMError, InvalidLogitsError
 from chatglm.generation.decode import Delta
-from chatglm.progress import LoadingBar
+from chatglm.progress import ProgressBar
 from chatglm.ui.conversation import Conversation
-from chatglm.ui.reading import PipeReader, TypingReader, sound_text
-from chatglm.ui.screen import Screen
-from chatglm.ui.session import HOW_TO_SAVE, NOTHING_TO_RETRY, Session
+from chatglm.ui.terminal.loop import HOW_TO_SAVE, NOTHING_TO_RETRY, Session
+from chatglm.ui.terminal.reading import PipeReader, TypingReader, sound_text
+from chatglm.ui.terminal.screen import Screen
 from chatglm.ui.transcript import render_json, render_markdown, save_transcript
 
 
@@ -40,7 +40,7 @@ class FakePipeline:
         self.calls.append((query, list(history), options))
         if query == "broken":
             yield Delta("half", None, 5, 1)
-            raise InvalidScoresError("The network produced NaN.")
+            raise InvalidLogitsError("The network produced NaN.")
         num_letters, num_presses = self.presses.get(query, (-1, 0))
         for number, letter in enumerate("" if query == "nothing" else query):
             for _ in range(num_presses if number == num_letters else 0):
@@ -224,7 +224,7 @@ class Tty(io.StringIO):
 
 def test_the_bar_comes_only_to_people_who_wait() -> None:
     for stream, patience_s, is_drawn in ((Tty(), 3600.0, False), (Tty(), 0.0, True), (io.StringIO(), 0.0, False)):
-        with LoadingBar(stream, patience_s) as bar:
+        with ProgressBar(stream, patience_s) as bar:
             for share in range(4):
                 bar(share * 10**9, 3 * 10**9)
         assert ("Loading" in stream.getvalue()) == is_drawn

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatglm.ui.shown_text import CODE, shown_text, shown_text_undone
+from chatglm.ui.gradio.markdown import CODE, shown_text, shown_text_undone
 
 PIECES = (
     "<b>",

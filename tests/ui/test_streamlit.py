@@ -20,13 +20,13 @@ pytest.importorskip("streamlit", reason="the page needs Streamlit: pip install s
 from streamlit.runtime.scriptrunner import RerunData, RerunException, StopException
 from streamlit.testing.v1 import AppTest
 
-from chatglm.errors import InvalidScoresError
+from chatglm.cli.flags import ANSWER_FLAGS, MODEL_FLAGS
+from chatglm.errors import InvalidLogitsError
 from chatglm.pipeline import Pipeline, load_pipeline
-from chatglm.ui.arguments import ANSWER_FLAGS, MODEL_FLAGS
-from chatglm.ui.session import STOPPED
-from chatglm.ui.streamlit_chat import AT_LIMIT, MAX_ROUNDS, Answering, Chat, Round
-from chatglm.ui.streamlit_markdown import Piece, pieces, plain, prose
-from chatglm.ui.streamlit_page import CLEAR, DEMO, PLACEHOLDER, STOP, TITLE, show_growing
+from chatglm.ui.streamlit.chat import AT_LIMIT, MAX_ROUNDS, Answering, Chat, Round
+from chatglm.ui.streamlit.markdown import Piece, pieces, plain, prose
+from chatglm.ui.streamlit.page import CLEAR, DEMO, PLACEHOLDER, STOP, TITLE, show_growing
+from chatglm.ui.terminal.loop import STOPPED
 from tests.ui.browser import Visitor, started_browser
 
 ROOT = Path(__file__).parents[2]
@@ -146,7 +146,7 @@ def test_what_fails_in_the_middle_is_shown_and_not_told_to_the_model(
 
 
 def raise_invalid_scores(*_: object) -> None:
-    raise InvalidScoresError("NaN.")
+    raise InvalidLogitsError("NaN.")
 
 
 class Interrupted:

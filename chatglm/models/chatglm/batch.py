@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chatglm.models.chatglm.configuration_chatglm import ChatGLMConfig
+from chatglm.models.chatglm.config import ChatGLMConfig
 from chatglm.models.chatglm.fused import cache_dtype
-from chatglm.models.chatglm.layout import Layout, causal_after, join_layouts
 from chatglm.models.chatglm.network import ChatGLMModel
+from chatglm.models.chatglm.positions import Layout, causal_after, join_layouts
 from chatglm.nn.kv_cache import KVCache
-from chatglm.nn.low_rank import Rows, rows_using, updates_for
+from chatglm.nn.lora import Rows, rows_using, updates_for
 from chatglm.nn.packed import Packed, PackedPrompts, PackedSteps
 
 PROMPT_TOKENS_AT_ONCE = 256

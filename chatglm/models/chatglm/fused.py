@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from chatglm import kernels
+from chatglm.kernels.cpu.attention import MAX_WIDTH
 from chatglm.models.chatglm.network import GLU, Cache, ChatGLMModel, Pair, SelfAttention
 from chatglm.nn.kv_cache import KVCache
 from chatglm.nn.packed import PackedPrompts, PackedSteps
-from chatglm.quantization import kernels
-from chatglm.quantization.kernels.attention import MAX_WIDTH
 
 STORAGE_DTYPE = torch.float16
 # Positions of a prompt that pass through an MLP at once. What lies in between is four times as wide as the network: of
@@ -52,9 +52,9 @@ class FusedSelfAttention(SelfAttention):
             return self.dense(self._attend_prompts(x_BTC, tables, prompts))
         return super().forward(x_BTC, tables, visible, cache, prefix, probabilities)
 
-    def turned(self, x_BTC: Tensor, tables: Pair) -> tuple[Tensor, Tensor, Tensor]:
+    def rotated(self, x_BTC: Tensor, tables: Pair) -> tuple[Tensor, Tensor, Tensor]:
         if not _is_plain_inference(x_BTC) or tables[0].shape[0] != x_BTC.shape[0]:
-            return super().turned(x_BTC, tables)
+            return super().rotated(x_BTC, tables)
         query, key, value = self.heads(kernels.rotate_(self.query_key_value(x_BTC), tables, self.num_parts))
         return query, key, value
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from chatglm.models.chatglm.configuration_chatglm import ChatGLMConfig
+from chatglm.models.chatglm.config import ChatGLMConfig
 from chatglm.models.chatglm.split import check_distributed, check_ranks
 from chatglm.nn.attention import attend, attend_with_probabilities
 from chatglm.nn.kv_cache import AnyCache, KVCache, concatenated
@@ -57,7 +57,7 @@ class SelfAttention(nn.Module):
         prefix: Pair | None,
         probabilities: list[Tensor] | None,
     ) -> Tensor:
-        query, key, value = self.turned(x_BTC, tables)
+        query, key, value = self.rotated(x_BTC, tables)
         if isinstance(cache, Packed):
             return self.dense(cache.attend(query, key, value, self.layer_id).transpose(1, 2).flatten(2))
         if prefix is not None:
@@ -71,7 +71,7 @@ class SelfAttention(nn.Module):
             probabilities.append(weights)
         return self.dense(mixed.transpose(1, 2).flatten(2))
 
-    def turned(self, x_BTC: Tensor, tables: Pair) -> tuple[Tensor, Tensor, Tensor]:
+    def rotated(self, x_BTC: Tensor, tables: Pair) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys, turned by their positions, and values, each [B, H, T, D]."""
         query, key, value = self.heads(self.query_key_value(x_BTC))
         return rotate(query, tables, self.num_parts), rotate(key, tables, self.num_parts), value

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from chatglm.errors import InvalidRequestError, UnsupportedModelError
-from chatglm.models.chatglm.configuration_chatglm import ChatGLMConfig
+from chatglm.models.chatglm.config import ChatGLMConfig
 
 MOST_RANKS = 64
 

@@ -23,15 +23,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chatglm.models.chatglm.configuration_chatglm import ChatGLMConfig
-from chatglm.models.chatglm.layout import Layout
+from chatglm import kernels
+from chatglm.kernels import triton as gpu
+from chatglm.models.chatglm.config import ChatGLMConfig
 from chatglm.models.chatglm.network import GLU, RESIDUAL_SCALE, ChatGLMModel
-from chatglm.nn.low_rank import LowRankLinear, rows_using, updates_for
+from chatglm.models.chatglm.positions import Layout
+from chatglm.nn.lora import LowRankLinear, rows_using, updates_for
 from chatglm.nn.pages import PagedPrompt, PagedPrompts, Pages, places
 from chatglm.nn.rotary import rows_at, tables_to
-from chatglm.nn.transfer import sent
-from chatglm.quantization import kernels
-from chatglm.quantization.kernels import gpu
+from chatglm.nn.transfer import to_device
 from chatglm.quantization.layers import QuantizedLinear
 
 
@@ -116,7 +116,7 @@ class SteppingMixin:
         paged = [PagedPrompt(one.table, one.length, num_before * one.uses_adapter) for one in newcomers]
         packed = PagedPrompts(pages, paged, prefix)
         with updates_for(rows_using(uses, lengths, sum(lengths), device)):
-            self.transformer(sent(ids, device), sent(positions, device), None, packed)
+            self.transformer(to_device(ids, device), to_device(positions, device), None, packed)
 
     def step(
         self,
@@ -168,7 +168,7 @@ class SteppingMixin:
         prefix: list[tuple[Tensor, Tensor]]
         prefix = self.transformer.prefix_encoder(1, self.transformer.final_layernorm.weight.dtype)
         where = zip(*(places(table, 0, self.config.pre_seq_len or 0) for table in tables), strict=True)
-        page_GP, place_GP = (sent(torch.stack(parts), prefix[0][0].device) for parts in where)
+        page_GP, place_GP = (to_device(torch.stack(parts), prefix[0][0].device) for parts in where)
         for layer_idx, (key, value) in enumerate(prefix):
             pages.store(key[0], value[0], layer_idx, page_GP, place_GP)
         return prefix

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from chatglm.errors import InvalidRequestError, PromptTooLongError
 from chatglm.messages import Message
-from chatglm.models.chatglm.tokenization_chatglm import ChatGLMTokenizer
+from chatglm.models.chatglm.tokenizer import ChatGLMTokenizer
 
 # No token of the vocabulary stands for more characters: the longest is the run of 80 blanks. What is longer than so
 # many characters for every token that fits is dropped or refused unread: encoding megabytes takes seconds.

@@ -13,6 +13,7 @@ from typing import Any
 from flask import Flask, Request, Response, jsonify, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
+from chatglm.cli.settings import MAX_BODY_BYTES, Settings
 from chatglm.serving.access import check_key
 from chatglm.serving.bodies import Model, parse_json, require_json_type, validate
 from chatglm.serving.errors import BodyTooLargeError, refuse
@@ -20,7 +21,6 @@ from chatglm.serving.metrics import CONTENT_TYPE
 from chatglm.serving.polling.records import Code
 from chatglm.serving.polling.requests import PollingChat, PollingId
 from chatglm.serving.polling.workers import Workers
-from chatglm.serving.settings import MAX_BODY_BYTES, Settings
 
 MESSAGES = {
     Code.OK: "success",

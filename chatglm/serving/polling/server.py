@@ -15,11 +15,11 @@ from typing import Any
 
 from waitress.server import create_server
 
-from chatglm.serving.desk import Desk
+from chatglm.cli.settings import MAX_BODY_BYTES
+from chatglm.cli.signals import noting_signals
+from chatglm.serving.desk import RequestService
 from chatglm.serving.polling.application import create_app
 from chatglm.serving.polling.workers import Workers
-from chatglm.serving.settings import MAX_BODY_BYTES
-from chatglm.serving.signals import noting_signals
 from chatglm.serving.startup import Start
 
 # Requests only read and write records, so a few threads serve many clients.
@@ -49,7 +49,7 @@ def make_server(app: Any, start: Start) -> Any:
 
 def run_polling(start: Start) -> int:
     """Serve until a signal comes; returns the exit code."""
-    desk = Desk(start.pipeline, start.settings)
+    desk = RequestService(start.pipeline, start.settings)
     workers = Workers(desk)
     with noting_signals() as signals:
         server = make_server(create_app(workers, start.settings), start)

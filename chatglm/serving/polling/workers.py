@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from chatglm.errors import QueueFullError
 from chatglm.serving.answer import CANCELLED, Answer, Whole
-from chatglm.serving.desk import Desk
+from chatglm.serving.desk import RequestService
 from chatglm.serving.errors import ShuttingDownError, refuse
 from chatglm.serving.polling.records import Code, Records
 from chatglm.serving.polling.requests import PollingChat
@@ -26,7 +26,7 @@ class Workers:
         records: what clients poll.
     """
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: RequestService) -> None:
         settings = desk.settings
         self.records = Records(
             settings.max_running + settings.max_waiting,

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModel
 
-from chatglm import ChatGLMForConditionalGeneration
+from chatglm import ChatGLMForConditionalGeneration, kernels
+from chatglm.kernels import choose
 from chatglm.models.chatglm.fused import FusedSelfAttention, cache_dtype, fuse
 from chatglm.models.chatglm.network import GLU, SelfAttention
 from chatglm.nn.kv_cache import KVCache
 from chatglm.nn.rotary import head_tables
 from chatglm.pipeline import load_pipeline
-from chatglm.quantization import kernels
-from chatglm.quantization.kernels import choose
 from tests.golden.cases import build, tensors
 
 PROMPTS = Path(__file__).parents[3] / "tools" / "demo_model" / "data" / "eval100.jsonl"

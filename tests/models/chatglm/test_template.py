@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from chatglm.errors import InvalidRequestError, PromptTooLongError
 from chatglm.messages import Message, check_history, to_messages
 from chatglm.models.chatglm.template import LONGEST_TOKEN, encode_chat, render
-from chatglm.models.chatglm.tokenization_chatglm import ChatGLMTokenizer
+from chatglm.models.chatglm.tokenizer import ChatGLMTokenizer
 from tests.folders import make_folder
 from tests.tokenizers import ALL, TRAINED, golden_items, laws, tokenizer
 

@@ -1,0 +1,1 @@
+"""What every command shares: flags, settings, signals, loading with progress."""

@@ -1,0 +1,162 @@
+"""`python -m chatglm convert SRC DST` and `python -m chatglm quantize SRC DST`.
+
+Knows: flags, and what is said at the end. Does not know how a folder is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from chatglm.checkpoints.validate import ValidationReport
+from chatglm.conversion.calibration import MIN_TOKENS as MIN_CALIBRATION_TOKENS
+from chatglm.conversion.calibration import Calibration
+from chatglm.conversion.evaluation import MIN_TOKENS as MIN_EVALUATION_TOKENS
+from chatglm.conversion.evaluation import evaluate
+from chatglm.conversion.folder import convert_folder, examined, quantize_folder
+from chatglm.conversion.plan import DEFAULT_BITS, make_plan
+from chatglm.conversion.report import REPORT_NAME
+from chatglm.conversion.samples import BUNDLED, Sample, read_samples
+from chatglm.conversion.writing import check_absent, write_json
+from chatglm.devices import choose_device, format_bytes
+from chatglm.errors import InvalidRequestError
+from chatglm.kernels.packing import BITS, GROUP_SIZES
+from chatglm.progress import ProgressBar
+from chatglm.quantization.gptq import check_damping
+
+CALIBRATION_TOKENS = 32768
+EVALUATION_TOKENS = 16384
+AS_MANY = -1  # `--embeddings` without a number
+QUANTIZE_TEXT = """\
+Write a model folder with INT8 or INT4 weights. Nothing is written to SRC; DST appears when it is complete.
+A folder that is quantized already can get its table packed: quantize SRC DST --embeddings 8."""
+TEXT_NOTE = """\
+FILE is UTF-8 text, or a .jsonl file whose lines are {"prompt": ..., "response": ..., "history": [[question, answer]]}
+(history may be absent). Calibrate with text like that which the model will see, and evaluate with other text of that
+kind. The bundled conversations are small talk of the demo model: better than none."""
+NO_TEXT = "No --calibration FILE is given: the bundled small talk is used. Text of your own domain does better."
+
+
+def convert(argv: Sequence[str] | None = None) -> int:
+    """Write a folder as safetensors; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m chatglm convert", description="Write a model folder as safetensors (from .bin shards or not)."
+    )
+    _add_folders(parser)
+    arguments = parser.parse_args(argv)
+    with ProgressBar(sys.stderr, title="转换 Converting") as bar:
+        convert_folder(arguments.source, arguments.target, progress=bar)
+    _say_sizes(arguments.source, arguments.target)
+    return 0
+
+
+def quantize(argv: Sequence[str] | None = None) -> int:
+    """Write a folder with packed weights; returns the exit code."""
+    arguments = _quantize_parser().parse_args(argv)
+    # All that can be wrong with what is asked for is said before hours are spent.
+    check_absent(arguments.target)
+    device = choose_device(arguments.device)
+    source = examined(arguments.source)
+    plan = make_plan(source, arguments.bits, arguments.group_size, _embedding_bits(source, arguments))
+    calibration = _calibration(source, arguments, device)
+    samples = _samples(arguments.evaluate, source, EVALUATION_TOKENS, MIN_EVALUATION_TOKENS, arguments.seed)
+    with (
+        ProgressBar(sys.stderr, title="压缩 Packing") as bar,
+        ProgressBar(sys.stderr, title="校准 Calibrating", unit=" layers") as layer_bar,
+    ):
+        report = quantize_folder(
+            source, arguments.target, plan, calibration=calibration, progress=bar, layer_progress=layer_bar
+        )
+    if samples:
+        with ProgressBar(sys.stderr, title="评测 Evaluating", unit=" parts") as bar:
+            report.add(evaluate(source, examined(arguments.target), samples, device, bar))
+        report.settings["evaluation_text"] = arguments.evaluate.name
+        write_json(arguments.target / REPORT_NAME, report.as_json())
+    print(report.render())
+    _say_sizes(arguments.source, arguments.target)
+    return 0
+
+
+def _quantize_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m chatglm quantize", description=QUANTIZE_TEXT, epilog=TEXT_NOTE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    _add_folders(parser)
+    parser.add_argument("--bits", type=int, choices=BITS, help="per weight of the linear layers (default: 4)")
+    parser.add_argument(
+        "--group-size", type=int, choices=GROUP_SIZES, default=0,
+        help="so many columns share a scale: less error, a little more memory (default: a row has one, as published)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--embeddings", type=int, choices=BITS, nargs="?", const=AS_MANY, metavar="4|8",
+        help="pack the table that is embedding and output head too; without a number to as many bits as the layers",
+    )  # fmt: skip
+    parser.add_argument(
+        "--method", choices=("rtn", "gptq"), default="rtn",
+        help="rtn rounds each weight to the nearest, as published folders are made; gptq rounds by what goes through "
+        "the layers: less error, but hours for a model of billions of weights (default: rtn)",
+    )  # fmt: skip
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="text for gptq (default: bundled)")
+    parser.add_argument(
+        "--calibration-tokens", type=int, default=CALIBRATION_TOKENS, metavar="N",
+        help=f"of the text are used, chosen by the seed (default: {CALIBRATION_TOKENS})",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="chooses among the text (default: 0)")
+    parser.add_argument(
+        "--damping", type=float, metavar="X",
+        help="of gptq, part of the mean diagonal of its Hessian; raised where that is singular (default: 0.01 to 0.3, "
+        "the less text the more)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--evaluate", type=Path, metavar="FILE", help="text to measure perplexity and agreement with the source on"
+    )
+    parser.add_argument("--device", default="cpu", help="where gptq and the evaluation compute (default: cpu)")
+    return parser
+
+
+def _add_folders(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=_folder, metavar="SRC", help="model folder")
+    parser.add_argument("target", type=_folder, metavar="DST", help="new folder")
+
+
+def _folder(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _embedding_bits(source: ValidationReport, arguments: argparse.Namespace) -> int:
+    if arguments.embeddings == AS_MANY:
+        return arguments.bits or source.config.quantization_bit or DEFAULT_BITS
+    return arguments.embeddings or 0
+
+
+def _calibration(source: ValidationReport, arguments: argparse.Namespace, device: torch.device) -> Calibration | None:
+    """The text for GPTQ, if that is asked for."""
+    if arguments.method != "gptq":
+        if arguments.calibration is not None:
+            raise InvalidRequestError("A calibration text is of use to GPTQ only.", "Add --method gptq.")
+        return None
+    if arguments.damping is not None:
+        check_damping(arguments.damping)
+    path = arguments.calibration
+    if path is None:
+        print(NO_TEXT, file=sys.stderr)
+    samples = _samples(path or BUNDLED, source, arguments.calibration_tokens, MIN_CALIBRATION_TOKENS, arguments.seed)
+    note = path.name if path is not None else "bundled conversations"
+    return Calibration(samples, arguments.damping, device, {"calibration_text": note, "seed": arguments.seed})
+
+
+def _samples(path: Path | None, source: ValidationReport, num_tokens: int, min_tokens: int, seed: int) -> list[Sample]:
+    return read_samples(path.expanduser(), source, num_tokens, min_tokens, seed) if path is not None else []
+
+
+def _say_sizes(source: Path, target: Path) -> None:
+    print(f"{target}: {format_bytes(_size(target))} (was {format_bytes(_size(source))})")
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())

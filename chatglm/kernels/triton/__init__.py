@@ -1,0 +1,54 @@
+"""Kernels for NVIDIA cards, in Triton: products with packed weights, attention of a step, and what lies between them.
+
+Knows: the doors. Importing this package imports neither Triton nor a kernel, and asks no driver; the files that need
+Triton say so.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from chatglm.kernels.triton import cpm
+from chatglm.kernels.triton.available import is_available
+from chatglm.kernels.triton.extraction import linear_written_out
+
+__all__ = ["is_available", "linear", "linear_partials", "takes"]
+
+TYPES = (torch.float16, torch.bfloat16)
+
+
+def takes(x: Tensor) -> bool:
+    """Whether anything here multiplies these activations: half or bfloat16, on a card that has kernels."""
+    return x.is_cuda and x.dtype in TYPES and (is_available(x.device) or cpm.is_available(x.device))
+
+
+def linear(
+    x: Tensor, weight: Tensor, scale: Tensor, bits: int, bias: Tensor | None = None, gelu: bool = False
+) -> Tensor:
+    """x W^T + bias with W packed, and GELU of it, on any device; as `kernels.linear`, which has better for a CPU."""
+    if not (x.dtype in TYPES and is_available(x.device)):
+        return linear_written_out(x, weight, scale, bits, bias, gelu)
+    from chatglm.kernels.triton import product
+
+    return product.linear(x, weight, scale, bits, bias, gelu)
+
+
+def linear_partials(x: Tensor, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """x W^T in parts that are still to be summed, for a kernel that goes on with them; on any device.
+
+    Args:
+        x: activations [..., K], M of them.
+        weight: int8 [N, K * bits / 8].
+        scale: [N] or [N, groups].
+        bits: 4 or 8.
+
+    Returns:
+        Float32 [S, M, N]: scale is applied, bias is not. S >= 1 follows from the shapes, and is 1 without our kernels.
+    """
+    values = x.reshape(-1, x.shape[-1])
+    if not (x.dtype in TYPES and is_available(x.device)):
+        return linear_written_out(values, weight, scale, bits, None, False).float()[None]
+    from chatglm.kernels.triton import product
+
+    return product.linear_partials(values, weight, scale, bits)

@@ -1,0 +1,199 @@
+"""Filling a network with weights in bounded memory.
+
+The network is built without memory (on the meta device); then each stored tensor is read straight into its final
+type and place, in the order of the files. The peak is the finished network and a few megabytes; a file that only
+torch can read (a pickle of before 2020) adds its own size while it is read.
+
+Knows: tensors, types, devices. Does not know: where the folder comes from, or whether it is sound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chatglm.checkpoints import StoredTensor, WeightReader, convert_into, new_tensor, total_bytes
+from chatglm.devices import format_bytes
+from chatglm.kernels.packing import quantize_rows
+from chatglm.loading.placement import Placement
+from chatglm.loading.tensor_parallel import Part, Parts
+from chatglm.loading.tied_embedding import head_copies, share_table
+from chatglm.quantization.layers import QuantizedEmbedding, QuantizedLinear
+
+Progress = Callable[[int, int], None]
+SCALE = "weight_scale"
+NOT_SPLIT: Parts = {}
+WHOLE = Part("rows", 0, 1)
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What filling a network took.
+
+    Attributes:
+        num_read: bytes of the files that were used.
+        num_mapped: bytes of them that are views of the mapped files.
+    """
+
+    num_read: int
+    num_mapped: int
+
+
+def fill_network(
+    network: Any,
+    stored: Mapping[str, StoredTensor],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    prefix: Mapping[str, Tensor],
+    placement: Placement | None = None,
+    parts: Parts = NOT_SPLIT,
+    is_mapped: bool = False,
+    is_left_out: Callable[[str], bool] = lambda name: False,
+    progress: Progress | None = None,
+) -> Filled:
+    """Give every parameter and buffer of `network` its memory and value.
+
+    Args:
+        network: from `Family.empty_network`; in an undefined state when this raises.
+        stored: the tensors of a folder that was examined and found sound.
+        dtype: of all floating-point parameters. Where the network has quantized layers and the folder float weights,
+            these are quantized in the type in which they are stored.
+        device: of everything that has no place of its own.
+        placement: places of parts on several devices.
+        parts: what this process has of tensors that it shares with others, by name; it has the rest whole.
+        prefix: values of a P-Tuning prefix, which go before those of the folder.
+        is_mapped: tensors that need no conversion are views of the mapped files (CPU only).
+        is_left_out: whether a tensor of the network stays without memory, for someone else to fill.
+        progress: called with (bytes read, bytes to read).
+
+    Raises:
+        CheckpointError: a file changed since it was examined.
+    """
+    in_network = network.state_dict().keys() - prefix.keys()
+    wanted = {name: tensor for name, tensor in stored.items() if name in in_network and not is_left_out(name)}
+    num_read, num_all = 0, total_bytes(wanted.values())
+    with WeightReader(wanted, is_mapped=is_mapped) as reader:
+        places = _Places(network, dtype, placement.device_of if placement is not None else lambda name: device, parts)
+        copies = head_copies(network, wanted, reader)
+        for name, tensor in wanted.items():
+            if name not in copies:
+                places.put(name, tensor, reader)
+            reader.forget(name)
+            num_read += tensor.size_bytes
+            if progress is not None:
+                progress(num_read, num_all)
+    for name, value in prefix.items():
+        places.put_value(name, value)
+    places.finish(is_left_out)
+    return Filled(num_all, places.num_mapped)
+
+
+def mapping_remark(folder: Path, filled: Filled) -> str:
+    """A sentence for a user who asked for mapped files and gained little; nothing if most of them is used as it is."""
+    if 2 * filled.num_mapped >= filled.num_read:
+        return ""
+    return (
+        f"--mmap gains little: only {format_bytes(filled.num_mapped)} of {format_bytes(filled.num_read)} in {folder} "
+        f"can be used as stored, the rest was converted. `python -m chatglm quantize {folder} NEW_FOLDER "
+        "--embeddings 8` writes a folder for it."
+    )
+
+
+def type_in_network(name: str, stored: StoredTensor | Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The type that a stored tensor gets in a network of `dtype`.
+
+    Integers stay. A scale would lose three bits as bfloat16, and the scales of groups are many: both stay as stored.
+    """
+    if not stored.dtype.is_floating_point:
+        return stored.dtype
+    is_kept = name.endswith(SCALE) and (dtype == torch.bfloat16 or len(stored.shape) > 1)
+    return stored.dtype if is_kept else dtype
+
+
+class _Places:
+    """The parameters of one network, filled one by one."""
+
+    def __init__(
+        self,
+        network: Any,
+        dtype: torch.dtype,
+        device_of: Callable[[str], torch.device],
+        parts: Parts = NOT_SPLIT,
+    ) -> None:
+        self.network, self.dtype, self.device_of, self.parts = network, dtype, device_of, parts
+        self.num_mapped = 0
+
+    def put(self, name: str, stored: StoredTensor, reader: WeightReader) -> None:
+        """Give the tensor `name` the value that `reader` has for it."""
+        owner = self.network.get_submodule(name.rpartition(".")[0])
+        is_packed = isinstance(owner, QuantizedLinear | QuantizedEmbedding) and name.endswith(".weight")
+        if is_packed and stored.dtype.is_floating_point:
+            self._put_quantized(name, stored, owner, reader)
+            return
+        dtype = type_in_network(name, stored, self.dtype)
+        device = self.device_of(name)
+        if name in self.parts:
+            self._put_part(name, stored, reader, _new(self.parts[name].shape(stored.shape), dtype, device))
+            return
+        value = reader.view(name) if dtype == stored.dtype and device.type == "cpu" else None
+        if value is not None:
+            self.num_mapped += stored.size_bytes
+        else:
+            value = _new(stored.shape, dtype, device)
+            reader.copy_to(name, value)
+        self._set(name, value)
+
+    def put_value(self, name: str, value: Tensor) -> None:
+        """Give the tensor `name` this value."""
+        self._set(name, value.to(self.device_of(name), type_in_network(name, value, self.dtype)))
+
+    def finish(self, is_left_out: Callable[[str], bool]) -> None:
+        """What the files do not hold: the head of a folder that stores one table for both, and computed buffers."""
+        share_table(self.network)
+        self.network.config.dtype = self.dtype
+        for name, module in self.network.named_modules():
+            if hasattr(module, "reset_buffers"):
+                with torch.device(self.device_of(f"{name}.")):
+                    module.reset_buffers()
+        tensors = [*self.network.named_parameters(), *self.network.named_buffers()]
+        empty = [name for name, tensor in tensors if tensor.is_meta and not is_left_out(name)]
+        assert not empty, f"left without values: {empty}"  # the doctor has compared the names
+        self.network.to(self.dtype)  # moves nothing; tells quantized layers what to compute in
+
+    def _put_part(self, name: str, stored: StoredTensor, reader: WeightReader, value: Tensor) -> None:
+        part, row = self.parts[name], 0
+        for block in reader.blocks(name, rows=part.rows(stored.shape[0])):
+            convert_into(value[row : row + len(block)], part.of_rows(block).contiguous())
+            row += len(block)
+        self._set(name, value)
+
+    def _put_quantized(
+        self, name: str, stored: StoredTensor, owner: QuantizedLinear | QuantizedEmbedding, reader: WeightReader
+    ) -> None:
+        """Quantize a stored float weight by blocks of whole rows: they are rounded independently of each other."""
+        device, part = self.device_of(name), self.parts.get(name, WHOLE)
+        packed, scales, row = _new(tuple(owner.weight.shape), torch.int8, device), [], 0
+        for block in reader.blocks(name, rows=part.rows(stored.shape[0])):
+            integers, scale = quantize_rows(block.to(device), owner.bits, owner.group_size)
+            packed[row : row + len(block)] = part.of_rows(integers)
+            scales.append(part.of_rows(scale))
+            row += len(block)
+        self._set(name, packed)
+        self._set(f"{name}_scale", torch.cat(scales))
+
+    def _set(self, name: str, value: Tensor) -> None:
+        owner_name, _, leaf = name.rpartition(".")
+        owner = self.network.get_submodule(owner_name)
+        old = getattr(owner, leaf)
+        is_parameter = isinstance(old, nn.Parameter)
+        setattr(owner, leaf, nn.Parameter(value, requires_grad=old.requires_grad) if is_parameter else value)
+
+
+def _new(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return new_tensor(shape, dtype) if device.type == "cpu" else torch.empty(shape, dtype=dtype, device=device)

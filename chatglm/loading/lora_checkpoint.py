@@ -1,0 +1,170 @@
+"""The low-rank update of a LoRA run, as the library peft saves it: two small tensors per layer, and a JSON file.
+
+Knows: names, shapes, what the JSON file says of scales. Does not know how it was trained. Needs nothing of peft.
+
+    base_model.model.transformer.layers.0.attention.query_key_value.lora_A.weight     [r, I]
+    base_model.model.transformer.layers.0.attention.query_key_value.lora_B.weight     [O, r]
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chatglm.checkpoints import StoredTensor, WeightFiles, iter_tensors, list_file, read_json
+from chatglm.errors import MismatchError, ModelNotFoundError, UnsupportedModelError
+from chatglm.nn.lora import LowRankLinear, updated
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
+NAME = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<part>[AB])(?:\.default)?\.weight")
+# Kinds of updates that are more than a product of two matrices.
+UNSUPPORTED = ("use_dora", "modules_to_save", "fan_in_fan_out", "layer_replication", "trainable_token_indices")
+
+
+@dataclass(frozen=True)
+class StoredLora:
+    """An update on disk.
+
+    Attributes:
+        path: its weight file.
+        tensors: (layer, "A" or "B") -> the tensor's name in the file.
+        listed: what the file holds.
+        scales: what the product for each layer is multiplied by.
+    """
+
+    path: Path
+    tensors: Mapping[tuple[str, str], str]
+    listed: Mapping[str, StoredTensor]
+    scales: Mapping[str, float]
+
+    def size_bytes(self, dtype: torch.dtype) -> int:
+        """What it takes beside the weights of a network of this type."""
+        return dtype.itemsize * sum(math.prod(self.listed[name].shape) for name in self.tensors.values())
+
+    def read(self) -> dict[tuple[str, str], Tensor]:
+        """(layer, "A" or "B") -> value, as stored."""
+        values = dict(iter_tensors(WeightFiles((self.path,))))
+        return {place: values[name] for place, name in self.tensors.items()}
+
+
+def find_lora(path: str | Path) -> StoredLora:
+    """The update in the folder `path`.
+
+    Raises:
+        ModelNotFoundError: there is no such folder.
+        MissingFileError, PointerFileError, DamagedFileError: its files cannot be used.
+        MismatchError: it holds no such update, or half of one.
+        UnsupportedModelError: an update of another kind.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise ModelNotFoundError(f"There is no LoRA folder {folder}.", "Check --lora-checkpoint.")
+    file = next((folder / name for name in WEIGHT_NAMES if (folder / name).exists()), None)
+    if file is None or not (folder / CONFIG_NAME).exists():
+        raise MismatchError(
+            f"{folder} holds no LoRA update ({CONFIG_NAME} with {WEIGHT_NAMES[0]}).",
+            "Give a folder that LoRA training wrote; a whole model goes to --model.",
+        )
+    config, listed = read_json(folder / CONFIG_NAME), list_file(file)
+    _check_kind(folder, config)
+    tensors: dict[tuple[str, str], str] = {}
+    for name in listed:
+        match = NAME.fullmatch(name)
+        if match is None:
+            raise UnsupportedModelError(f"{file} holds {name}, which is no part of a plain LoRA update.")
+        tensors[match["layer"], match["part"]] = name
+    layers = sorted({layer for layer, _ in tensors})
+    halved = next((layer for layer in layers for part in "AB" if (layer, part) not in tensors), None)
+    if halved is not None or not layers:
+        raise MismatchError(f"{file} holds only half of the update of {halved}.", "Copy the folder again.")
+    return StoredLora(file, tensors, listed, {layer: _scale(layer, config, folder) for layer in layers})
+
+
+def check_lora_fits(network: Any, lora: StoredLora) -> None:
+    """Raise MismatchError unless a network, which may be without memory, has a layer of the right size for each."""
+    modules = dict(network.named_modules())
+    for layer in lora.scales:
+        linear = modules.get(layer)
+        have = (getattr(linear, "out_features", None), getattr(linear, "in_features", None))
+        down, up = (lora.listed[lora.tensors[layer, part]].shape for part in "AB")
+        want = (*up[:1], *down[1:])
+        if linear is None or have != want or down[:1] != up[1:]:
+            raise MismatchError(
+                f"The LoRA update in {lora.path} does not fit this base model: it is for a layer {layer} of "
+                f"{list(want)}, but the base model has {'none' if linear is None else list(have)}.",
+                "Give the base model that it was trained on.",
+            )
+
+
+def attach_lora(network: Any, lora: StoredLora, dtype: torch.dtype) -> None:
+    """Let a filled network that the update fits compute it beside its weights, in `dtype`."""
+    modules = dict(network.named_modules())
+    for layer, down, up in _scaled(lora):
+        linear = modules[layer]
+        weight = next(linear.parameters())
+        device = network.device if weight.is_meta else weight.device  # that of a streamed layer comes and goes
+        owner, _, leaf = layer.rpartition(".")
+        setattr(modules[owner], leaf, LowRankLinear(linear, down.to(device, dtype), up.to(device, dtype)))
+    _settle_head(network)
+
+
+def merge_lora(network: Any, lora: StoredLora) -> None:
+    """Add the update to the weights of a network that has none packed.
+
+    An output head that shares the embedding's table gets one of its own.
+
+    Raises:
+        MismatchError: the base model has no such layer, or one of another size.
+    """
+    check_lora_fits(network, lora)
+    for layer, down, up in _scaled(lora):
+        linear = network.get_submodule(layer)
+        linear.weight = nn.Parameter(updated(linear.weight, down, up), requires_grad=linear.weight.requires_grad)
+    _settle_head(network)
+
+
+def _settle_head(network: Any) -> None:
+    """Let the configuration say whether output head and embedding are still one table."""
+    head, embedding = network.get_output_embeddings(), network.get_input_embeddings()
+    network.config.tie_word_embeddings = getattr(head, "weight", None) is embedding.weight
+
+
+def _scaled(lora: StoredLora) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(layer, A, B times its scale), both in float32."""
+    values = lora.read()
+    for layer, scale in lora.scales.items():
+        yield layer, values[layer, "A"].float(), values[layer, "B"].float() * scale
+
+
+def _check_kind(folder: Path, config: dict[str, Any]) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise UnsupportedModelError(f"{folder / CONFIG_NAME} describes {kind!r}, not LORA.")
+    for name in UNSUPPORTED:
+        if config.get(name):
+            raise UnsupportedModelError(f"{folder} was trained with {name}, which cannot be loaded here.")
+
+
+def _scale(layer: str, config: dict[str, Any], folder: Path) -> float:
+    try:
+        rank = _of_pattern(config.get("rank_pattern"), layer, config["r"])
+        alpha = _of_pattern(config.get("alpha_pattern"), layer, config["lora_alpha"])
+        return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else float(rank))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        raise MismatchError(
+            f"{folder / CONFIG_NAME} does not say r and lora_alpha.", "Copy the folder again."
+        ) from None
+
+
+def _of_pattern(pattern: dict[str, Any] | None, layer: str, usual: Any) -> Any:
+    """What peft's rank_pattern or alpha_pattern says of a layer: the first key that ends its name."""
+    matching = (value for key, value in (pattern or {}).items() if layer == key or layer.endswith(f".{key}"))
+    return next(matching, usual)

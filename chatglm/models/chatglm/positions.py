@@ -1,0 +1,140 @@
+"""Positions and visibility of a ChatGLM-6B sequence, derived from its token ids.
+
+Knows: `<sop>`, [gMASK]/[MASK], left padding. Does not know weights.
+
+A row `a b c [gMASK] <sop> x y` has a context of s = 4 ids before `<sop>`, mask position g = 3:
+
+    id              a  b  c  [gMASK]  <sop>  x  y            keys:   a b c g | <sop> x y
+    position        0  1  2     3       3    3  3          a b c g   1 1 1 1 |   0   0 0
+    block position  0  0  0     0       1    2  3          <sop>     1 1 1 1 |   1   0 0
+                                                           x         1 1 1 1 |   1   1 0
+    The context sees all of itself; `<sop>` and later      y         1 1 1 1 |   1   1 1
+    are causal.
+
+p pads on the left shift nothing: counting starts after them and nobody sees them.
+Differences from upstream, all so that a row in a batch equals the row alone: pads are found even when no mask is
+given; [gMASK] wins over [MASK] everywhere; only the context is searched for it; with one position row a cached step
+continues counting as the full pass does.
+Shapes: B rows, T positions of the sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chatglm.errors import InvalidRequestError
+from chatglm.models.chatglm.config import ChatGLMConfig
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things lie in each row, as absolute column indices, int64 [B, 1].
+
+    Attributes:
+        num_pads: pads on the left.
+        sop: column of the first `<sop>`, which is also the length of pads + context.
+        mask: column of the mask token that later positions repeat.
+        running: bool [B, 1]; one-row positions count on after `<sop>` ([gMASK] prompts).
+        is_2d: two position rows or one.
+    """
+
+    num_pads: Tensor
+    sop: Tensor
+    mask: Tensor
+    running: Tensor
+    is_2d: bool
+
+    def positions(self, start: int, stop: int) -> Tensor:
+        """Position ids of columns start..stop-1: int64 [B, 2, stop - start], or [B, stop - start] with one row."""
+        return self.positions_at(torch.arange(start, stop, device=self.sop.device)[None])
+
+    def positions_at(self, columns: Tensor) -> Tensor:
+        """Position ids of columns [B or 1, T] of each row: int64 [B, 2, T], or [B, T] with one position row."""
+        counted = (columns - self.num_pads).clamp(min=0)
+        repeated = torch.where(columns < self.sop, counted, self.mask - self.num_pads)
+        if not self.is_2d:
+            return torch.where(self.running, counted, repeated)
+        return torch.stack((repeated, (columns - self.sop + 1).clamp(min=0)), dim=1)
+
+    def visible(self, start: int, stop: int, key_mask: Tensor | None = None) -> Tensor:
+        """Who may be seen: bool [B, 1, stop - start, stop], True = visible, for queries start..stop-1.
+
+        Args:
+            start: first query column.
+            stop: one past the last query column, and the number of key columns.
+            key_mask: [B, stop], nonzero = a real token; hides pads that are not on the left.
+        """
+        queries = torch.arange(start, stop, device=self.sop.device)[None, :, None]
+        keys = torch.arange(stop, device=self.sop.device)[None, None, :]
+        seen = ((keys < self.sop[:, None]) | (keys <= queries)) & (keys >= self.num_pads[:, None])
+        if key_mask is not None:
+            seen = seen & key_mask[:, None, :stop].bool()
+        # A pad sees itself: its output is never read, and a row that sees nothing would give NaN.
+        return (seen | (keys == queries))[:, None]
+
+
+def join_layouts(layouts: Sequence[Layout]) -> Layout:
+    """The rows of several layouts as one of B rows."""
+    if len(layouts) == 1:
+        return layouts[0]
+    return Layout(
+        num_pads=torch.cat([layout.num_pads for layout in layouts]),
+        sop=torch.cat([layout.sop for layout in layouts]),
+        mask=torch.cat([layout.mask for layout in layouts]),
+        running=torch.cat([layout.running for layout in layouts]),
+        is_2d=layouts[0].is_2d,
+    )
+
+
+def find_layout(input_ids: Tensor, config: ChatGLMConfig, attention_mask: Tensor | None = None) -> Layout:
+    """The layout of full sequences.
+
+    Args:
+        input_ids: int64 [B, T], from the first token on.
+        config: names the special ids.
+        attention_mask: [B, T], 0 = pad; without it a leading run of pad ids counts as padding.
+
+    Raises:
+        InvalidRequestError: a row has no `<sop>`, or neither [gMASK] nor [MASK] before it.
+    """
+    real = input_ids != config.pad_token_id if attention_mask is None else attention_mask.bool()
+    is_sop = input_ids == config.bos_token_id
+    sop = first_column(is_sop)
+    in_context = torch.arange(input_ids.shape[1], device=input_ids.device)[None] < sop
+    is_gmask = (input_ids == config.gmask_token_id) & in_context
+    is_mask = (input_ids == config.mask_token_id) & in_context
+    has_gmask = is_gmask.any(dim=1, keepdim=True)
+    if not bool(is_sop.any(dim=1).all()):
+        raise InvalidRequestError(
+            "A row of input_ids has no <sop> token.",
+            "Make input_ids with the ChatGLM tokenizer, special tokens included.",
+        )
+    if not bool((is_gmask | is_mask).any(dim=1).all()):
+        raise InvalidRequestError("A row of input_ids has neither [gMASK] nor [MASK] before <sop>.")
+    mask = torch.where(has_gmask, first_column(is_gmask), first_column(is_mask))
+    return Layout(first_column(real), sop, mask, has_gmask, config.position_encoding_2d)
+
+
+def first_column(flags: Tensor) -> Tensor:
+    """Index of the first True of each row, [B, 1]; 0 for a row without one."""
+    return flags.int().argmax(dim=1, keepdim=True)
+
+
+def causal_after(num_past: int, position_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor | None:
+    """All of the past, causal among the new: bool [B or 1, 1, T, num_past + T]; None when that is everything."""
+    num_new = position_ids.shape[-1]
+    if num_new == 1 and (attention_mask is None or bool(attention_mask.all())):
+        return None
+    seen = torch.ones(num_new, num_past + num_new, dtype=torch.bool, device=position_ids.device).tril(num_past)
+    if attention_mask is None:
+        return seen[None, None]
+    return some_visible((seen & attention_mask.bool()[:, None])[:, None])
+
+
+def some_visible(visible: Tensor) -> Tensor:
+    """Let a query that sees nothing (a pad) see everything, so that its unread output is finite."""
+    return visible | ~visible.any(dim=-1, keepdim=True)

@@ -1,0 +1,167 @@
+"""`python web_demo.py`: from flags to a page in the browser, and to its end.
+
+Knows: the order of things, and what Gradio must be told so that nothing leaves this machine. Does not know what the
+page looks like (web_page.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chatglm.cli.flags import (
+    ANSWER_FLAGS,
+    MODEL_FLAGS,
+    Flag,
+    Parser,
+    add_flags,
+    answer_options,
+    check_answer_options,
+    switch,
+)
+from chatglm.cli.interrupts import leaving
+from chatglm.cli.server_flags import SERVER_FLAGS
+from chatglm.cli.settings import Settings
+from chatglm.cli.signals import ending_at_once, noting_signals
+from chatglm.errors import ChatGLMError
+from chatglm.serving.listening import bind, is_public, url
+from chatglm.serving.packages import WEB, require
+from chatglm.serving.startup import LOADING_CANCELLED, load_model, say
+from chatglm.ui.terminal.screen import prepare_streams
+
+if TYPE_CHECKING:
+    from chatglm.pipeline import Pipeline
+
+DEFAULT_PORT = 7860
+DESCRIPTION = """\
+用网页与 ChatGLM-6B 对话。
+Chat with ChatGLM-6B on a web page."""
+EPILOG = """\
+退出码 exit code: 0 SIGTERM, 1 出错 error, 2 参数有误 bad flag, 130 Ctrl+C"""
+OPEN_TO_ALL = (
+    "注意：未设置 --auth，网络中的任何人都可以使用本页面\n"
+    "Note: without --auth anybody in the network can use this page."
+)
+NO_SHARE = (
+    "没有得到公开链接：无法连接 Gradio 的服务\n"
+    "There is no public link: Gradio's service cannot be reached. The page works at the address below."
+)
+
+
+def _credentials(text: str) -> tuple[str, str]:
+    user, colon, password = text.partition(":")
+    if not (user and colon and password):
+        raise argparse.ArgumentTypeError("write it as USER:PASSWORD")
+    return user, password
+
+
+_SHARED = {flag.key: flag for flag in SERVER_FLAGS}
+PAGE_FLAGS = (
+    _SHARED["host"],
+    replace(_SHARED["port"], default=DEFAULT_PORT),
+    Flag(
+        "--share", "", "通过 Gradio 的服务得到公开链接", "a public link through Gradio's service", switch, False, "off"
+    ),
+    Flag("--inbrowser", "", "在浏览器中打开页面", "open the page in the browser", switch, False, "off"),
+    _SHARED["max_running"],
+    _SHARED["max_waiting"],
+    _SHARED["cache_memory"],
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve the page until a signal comes; returns the exit code. A wrong flag raises SystemExit(2)."""
+    prepare_streams()
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    check_answer_options(parser, answer_options(arguments))
+    try:
+        require(WEB)
+        return _run(arguments)
+    except ChatGLMError as error:
+        say(str(error))
+        return 1
+
+
+def _parser() -> Parser:
+    called = Path(sys.argv[0]).name
+    prog = called if called == "web_demo.py" else "python -m chatglm web"
+    parser = Parser(prog=prog, description=DESCRIPTION, epilog=EPILOG)
+    add_flags(parser, "模型 model", MODEL_FLAGS)
+    add_flags(parser, "滑块的初始值 where the sliders stand at first", ANSWER_FLAGS)
+    add_flags(parser, "页面 page", PAGE_FLAGS)
+    # Not through add_flags: `--help` would print the password it finds in the environment.
+    parser.add_argument(
+        "--auth",
+        metavar="USER:PASSWORD",
+        type=_credentials,
+        default=os.environ.get("CHATGLM_AUTH"),
+        help="打开页面所需的用户名和密码\nwhat visitors must type to get in\n"
+        "(default: none; $CHATGLM_AUTH keeps it out of the process list)",
+    )
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    settings = Settings(
+        host=arguments.host,
+        port=arguments.port,
+        max_running=arguments.max_running,
+        max_waiting=arguments.max_waiting,
+        cache_memory=arguments.cache_memory,
+    )
+    with bind(settings.host, settings.port) as bound:
+        with ending_at_once(), leaving(LOADING_CANCELLED):
+            pipeline = load_model(arguments, settings)
+        address, is_open = url(bound), is_public(bound) and not arguments.auth
+        port = bound.getsockname()[1]
+    # Gradio binds for itself: the socket has only shown that the port is free and is let go now.
+    with pipeline, noting_signals() as signals, serving(pipeline, arguments, port) as is_shared:
+        if is_open:
+            say(OPEN_TO_ALL)
+        if arguments.share and not is_shared:
+            say(NO_SHARE)
+        print(f"正在监听 / listening on {address}", flush=True)
+        signals.wait()
+        return signals.exit_code
+
+
+@contextmanager
+def serving(pipeline: Pipeline, arguments: argparse.Namespace, port: int) -> Iterator[bool]:
+    """The page of a pipeline inside the block; gives whether there is a public link.
+
+    Raises:
+        ChatGLMError: the port was taken meanwhile.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from chatglm.ui.gradio.page import CSS, THEME, WORDS, Page
+
+    page = Page(pipeline, answer_options(arguments), arguments.max_running)
+    options: dict[str, Any] = {"theme": THEME, "css": CSS, "i18n": WORDS, "footer_links": []}
+    try:
+        with redirect_stdout(sys.stderr):  # stdout is for the line that says where the page is
+            _, _, public = page.blocks.launch(
+                server_name=arguments.host,
+                server_port=port,
+                share=arguments.share,
+                inbrowser=arguments.inbrowser,
+                auth=arguments.auth,
+                prevent_thread_lock=True,
+                quiet=not arguments.share,
+                ssr_mode=False,
+                pwa=False,
+                **options,
+            )
+    except OSError:
+        raise ChatGLMError(f"Port {port} on {arguments.host} is in use.", "Give another one with --port.") from None
+    try:
+        yield public is not None
+    finally:
+        page.blocks.close(verbose=False)
