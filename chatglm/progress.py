@@ -5,8 +5,12 @@ Knows: tqdm, counts and a stream. Does not know what is counted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TextIO
+
+# Called with (done, total), in bytes or whatever else is counted.
+Progress = Callable[[int, int], None]
 
 PATIENCE_S = 0.5
 
