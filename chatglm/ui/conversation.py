@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from chatglm.messages import History
 
 if TYPE_CHECKING:
-    from chatglm.generation.decode import Delta, FinishReason
+    from chatglm.generation.deltas import Delta, FinishReason
     from chatglm.pipeline import Pipeline
 
 

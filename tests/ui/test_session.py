@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from chatglm.errors import ChatGLMError, InvalidLogitsError
-from chatglm.generation.decode import Delta
+from chatglm.generation.deltas import Delta
 from chatglm.progress import ProgressBar
 from chatglm.ui.conversation import Conversation
 from chatglm.ui.terminal.loop import HOW_TO_SAVE, NOTHING_TO_RETRY, Session

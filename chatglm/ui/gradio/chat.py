@@ -18,7 +18,7 @@ from chatglm.messages import History
 from chatglm.ui.gradio.texts import Language, sentence
 
 if TYPE_CHECKING:
-    from chatglm.generation.decode import Delta
+    from chatglm.generation.deltas import Delta
     from chatglm.pipeline import Pipeline
 
 # Text comes faster than a page can be drawn, and every drawing costs the server time.

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from chatglm.errors import ChatGLMError
-from chatglm.messages import History
+from chatglm.messages import History, to_messages
 from chatglm.ui.conversation import Answer
 from chatglm.ui.terminal.loop import LENGTH_REACHED, notes_on
 
 if TYPE_CHECKING:
     from chatglm.engine import Handle
-    from chatglm.generation.decode import Delta
+    from chatglm.generation.deltas import Delta
     from chatglm.pipeline import Pipeline
 
 # As upstream's page.
@@ -142,7 +142,10 @@ class Chat:
         """Begin to answer `query`; an answer under way ends. A refusal becomes a round with an error."""
         self.stop()
         try:
-            handle = pipeline.submit(query, self.history, **options)
+            handle = pipeline.submit(
+                to_messages(query, self.history, options.get("system")),
+                **{k: v for k, v in options.items() if k != "system"},
+            )
         except ChatGLMError as error:
             self._keep(Round(query, "", error=str(error)))
         else:
