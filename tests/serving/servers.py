@@ -111,9 +111,7 @@ def polling(pipeline: Pipeline, **settings: Any) -> Iterator[Server]:
     workers = Workers(desk)
     with bind("127.0.0.1", 0) as bound:
         address = url(bound)
-        server = make_polling_server(
-            create_polling_app(workers, chosen), StartedServer(chosen, bound, pipeline)
-        )
+        server = make_polling_server(create_polling_app(workers, chosen), StartedServer(chosen, bound, pipeline))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         try:
