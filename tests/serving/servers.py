@@ -31,6 +31,7 @@ from chatglm.serving.application import create_app
 from chatglm.serving.commands import StartedServer
 from chatglm.serving.desk import RequestService
 from chatglm.serving.polling.application import create_app as create_polling_app
+from chatglm.serving.polling.waitress_server import make_server as make_polling_server
 from chatglm.serving.polling.workers import Workers
 from chatglm.serving.server import make_server
 
