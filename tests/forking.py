@@ -170,7 +170,7 @@ def _read(source: socket.socket, size: int) -> bytes:
 
 
 def _serve(control: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
-    """Fork for every request; returns in each forked process with its request, and with None in the server at its end."""
+    """Fork for every request. Returns its request in each forked process, and None in the server at its end."""
     while True:
         header, fds, _, _ = socket.recv_fds(control, _LENGTH.size, 3)
         if not header:
@@ -208,13 +208,15 @@ def _become_a_fresh_process(request: dict[str, Any], fds: list[int]) -> None:
     os.environ.update(request["env"])
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     encoding, _, errors = os.environ.get("PYTHONIOENCODING", "").partition(":")
-    stream: dict[str, Any] = {"encoding": encoding or "utf-8", "errors": errors or "strict", "closefd": False}
-    through = {"write_through": bool(os.environ.get("PYTHONUNBUFFERED"))}
-    sys.stdin = open(0, **stream)  # noqa: SIM115
-    sys.stdout = io.TextIOWrapper(
-        open(1, "wb", closefd=False), stream["encoding"], stream["errors"], line_buffering=os.isatty(1), **through
-    )
-    sys.stderr = open(2, "w", buffering=1, **stream | {"errors": "backslashreplace"})  # noqa: SIM115
+    through = bool(os.environ.get("PYTHONUNBUFFERED"))
+
+    def text(number: int, mode: str, errors: str, line_buffering: bool) -> io.TextIOWrapper:
+        raw = open(number, mode, closefd=False)  # noqa: SIM115
+        return io.TextIOWrapper(raw, encoding or "utf-8", errors, line_buffering=line_buffering, write_through=through)
+
+    sys.stdin = text(0, "rb", errors or "strict", False)
+    sys.stdout = text(1, "wb", errors or "strict", os.isatty(1))
+    sys.stderr = text(2, "wb", "backslashreplace", True)
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
     if "torch" in sys.modules and (num_threads := os.environ.get("OMP_NUM_THREADS")):
         sys.modules["torch"].set_num_threads(int(num_threads))

@@ -13,10 +13,10 @@ import pytest
 from tests import forking
 
 PROGRAM = """
-import os, signal, sys
+import codecs, os, signal, sys
 print(__name__, sys.argv, os.getcwd(), sys.stdin.read(), os.environ.get("NAME"), os.environ.get("HOME"))
-import codecs
-print(codecs.lookup(sys.stdout.encoding).name, sys.stderr.errors, sys.stdout.line_buffering, signal.getsignal(signal.SIGINT))
+print(codecs.lookup(sys.stdout.encoding).name, sys.stderr.errors, sys.stdout.line_buffering)
+print(signal.getsignal(signal.SIGINT))
 print(sys.path[0], file=sys.stderr)
 sys.exit("ends")
 """
