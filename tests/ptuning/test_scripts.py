@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from chatglm.training.records import Columns, read_records
+from tests import forking
 from tests.folders import make_folder
 
 PTUNING = Path(__file__).parents[2] / "ptuning"
@@ -29,7 +30,7 @@ def _run(script: str, folder: Path, *words: str, **variables: str) -> list[str]:
     python.write_text(RECORDER, encoding="utf-8")
     python.chmod(0o755)
     record = folder / "record"
-    environment = os.environ | {"PYTHON": str(python), "RECORD": str(record)} | variables
+    environment = os.environ | variables | {"PYTHON": str(python), "RECORD": str(record)}
     subprocess.run(["bash", str(PTUNING / script), *words], env=environment, check=True, cwd=folder)
     return record.read_text(encoding="utf-8").splitlines()
 
@@ -89,15 +90,15 @@ def test_the_bundled_data_is_what_its_recipe_makes(name: str, columns: tuple[str
 
 
 def test_training_and_evaluating_by_the_scripts(tmp_path: Path) -> None:
-    """With a tiny model: what the first script writes is what the second reads."""
+    """With a tiny model: what the first script writes is what the second reads. Only the first is a fresh process."""
     make_folder(tmp_path / "tiny", "safetensors", max_sequence_length=1024)
     variables = {"PYTHON": sys.executable, "MODEL": str(tmp_path / "tiny"), "OUTPUT": str(tmp_path / "out")}
     variables |= {"DATA": "data/clothes", "BATCH": "2", "ACCUMULATION": "1", "MAX_STEPS": "2", "BITS": ""}
-    environment = os.environ | variables | {"SOURCE_LENGTH": "300", "TARGET_LENGTH": "12", "OMP_NUM_THREADS": "1"}
-    for script, words in (("train.sh", ["--use_cpu"]), ("evaluate.sh", ["--use_cpu", "--max_predict_samples", "3"])):
-        subprocess.run(
-            ["bash", PTUNING / script, *words], env=environment, check=True, capture_output=True, cwd=tmp_path
-        )
+    variables |= {"SOURCE_LENGTH": "300", "TARGET_LENGTH": "12"}
+    command = ["bash", PTUNING / "train.sh", "--use_cpu"]
+    subprocess.run(command, env=os.environ | variables, check=True, capture_output=True, cwd=tmp_path)
+    words = _run("evaluate.sh", tmp_path, "--use_cpu", "--max_predict_samples", "3", **variables)
+    forking.run([sys.executable, *words], cwd=PTUNING, check=True, capture_output=True)
     assert len((tmp_path / "out" / "generated_predictions.txt").read_text(encoding="utf-8").splitlines()) == 3
     figures = json.loads((tmp_path / "out" / "all_results.json").read_text(encoding="utf-8"))
     assert {"train_loss", "predict_bleu-4"} <= figures.keys()

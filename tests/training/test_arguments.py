@@ -29,7 +29,7 @@ def test_upstreams_command_line() -> None:
     assert (read.data.max_source_length, read.data.prompt_column) == (64, "content")
     assert (read.training.max_steps, read.training.learning_rate, read.training.seed) == (3000, 2e-2, 42)
     assert read.overwrite_output_dir
-    assert read.remarks == ()
+    assert read.warnings == ()
 
 
 def test_a_json_file_says_the_same(tmp_path: Path) -> None:
@@ -62,8 +62,8 @@ def test_renamed_flags_are_honoured(name: str) -> None:
 @pytest.mark.parametrize("name", DROPPED)
 def test_dropped_flags_are_answered_with_one_line(name: str) -> None:
     read = parse_arguments([*DATA, f"--{name}", "1"])
-    assert len(read.remarks) == 1
-    assert read.remarks[0].startswith(f"--{name} has no effect: ")
+    assert len(read.warnings) == 1
+    assert read.warnings[0].startswith(f"--{name} has no effect: ")
 
 
 @pytest.mark.parametrize("words", [["--overwrite_output_dir"], ["--overwrite_output_dir=True"], []])
