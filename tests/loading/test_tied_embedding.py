@@ -13,7 +13,6 @@ from chatglm import kernels
 from chatglm.checkpoints import WeightReader, list_tensors
 from chatglm.kernels.packing import dequantize, quantize_rows
 from chatglm.loading import examine, load
-from chatglm.loading import tied_embedding as tables
 from chatglm.loading.memory_plan import RESERVED_BYTES
 from chatglm.loading.tied_embedding import EMBEDDING_MESSAGE, head_copies, wants_packed_embedding
 from chatglm.quantization.layers import QuantizedEmbedding, QuantizedLinear
