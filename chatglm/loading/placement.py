@@ -18,7 +18,7 @@ from chatglm.devices import available_memory, choose_device
 from chatglm.errors import InvalidRequestError, OutOfMemoryError
 from chatglm.loading.tied_embedding import may_tie
 from chatglm.model_spec import ModelSpec
-from chatglm.models import FAMILIES
+from chatglm.models import family_of
 from chatglm.sizes import format_bytes
 
 DeviceMap = dict[str, int]
@@ -93,7 +93,7 @@ def auto_configure_device_map(num_gpus: int) -> DeviceMap:
         InvalidRequestError: num_gpus is not at least 1.
     """
     check_num_gpus(num_gpus)
-    family = FAMILIES["chatglm"]
+    family = family_of({"model_type": "chatglm"})
     network = family.empty_network(family.config({}))
     return place(part_sizes(network, torch.float16), [1.0] * num_gpus, network.spec)
 

@@ -11,7 +11,7 @@ from chatglm.checkpoints import find_weight_files
 from chatglm.checkpoints.validate import ValidationReport, validate_folder
 from chatglm.demo import CHECKPOINT, DEMO_NAME
 from chatglm.errors import CheckpointError, ModelNotFoundError
-from chatglm.models import FAMILIES, family_of
+from chatglm.models import family_of
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 # No *.py: code that comes with a checkpoint is neither needed nor wanted here.
@@ -85,7 +85,7 @@ def _has_all_files(folder: Path) -> bool:
 
 def examine(folder: str | Path, **options: Any) -> ValidationReport:
     """`validate_folder` with the registry of families."""
-    return validate_folder(folder, family_of, default_family=FAMILIES["chatglm"], **options)
+    return validate_folder(folder, family_of, default_family=family_of({"model_type": "chatglm"}), **options)
 
 
 def checked_folder(path: str | Path) -> Path:

@@ -13,7 +13,7 @@ from chatglm.checkpoints import StoredTensor
 from chatglm.checkpoints.validate.findings import Family
 from chatglm.errors import CheckpointError, MismatchError, MissingFileError, UnsupportedModelError
 from chatglm.model_spec import ModelSpec
-from chatglm.quantization.convert import expect_packed
+from chatglm.quantization.packed_network import expect_packed
 
 PREFIX_MARK = "prefix_encoder."
 BIT_KEYS = ("quantization_bit", "quantization_embedding_bit")
