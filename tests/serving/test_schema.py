@@ -1,4 +1,4 @@
-"""Schemathesis: what the OpenAPI schema calls valid is answered, what it does not is refused, nothing breaks.
+"""Schemathesis: requests valid by the OpenAPI schema are answered, others rejected, and nothing breaks.
 
 The model has a context of 48 tokens, so that every answer is short.
 """
@@ -32,7 +32,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def test_every_operation_keeps_its_promises(short: Server, tmp_path: Path) -> None:
-    """Examples, boundary values, random bodies and sequences; the seed is fixed, so a failure comes again."""
+    """Examples, boundary values, random bodies and sequences, from a fixed seed."""
     result = subprocess.run(
         [*COMMAND, "run", f"{short.url}/openapi.json", "--seed", "1", "--no-color"],
         cwd=tmp_path,
