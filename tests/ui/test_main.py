@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from chatglm.ui.terminal.chat import main
+from chatglm.ui.terminal.loop import BANNER
+from chatglm.ui.terminal.reading import PipeReader, TypingReader, choose_reader
 
 from chatglm.cli.flags import (
     ANSWER_FLAGS,
@@ -16,9 +19,6 @@ from chatglm.cli.flags import (
     answer_options,
     model_options,
 )
-from chatglm.ui.terminal.chat import main
-from chatglm.ui.terminal.loop import BANNER
-from chatglm.ui.terminal.reading import PipeReader, TypingReader, choose_reader
 from chatglm.ui.terminal.screen import Screen
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from chatglm.ui.gradio.markdown import CODE, shown_text, shown_text_undone
 from hypothesis import given
 from hypothesis import strategies as st
-
-from chatglm.ui.gradio.markdown import CODE, shown_text, shown_text_undone
 
 PIECES = (
     "<b>",

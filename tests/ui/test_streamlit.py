@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 
 pytest.importorskip("streamlit", reason="the page needs Streamlit: pip install streamlit")
 
+from chatglm.ui.streamlit.chat import AT_LIMIT, MAX_ROUNDS, Answering, Chat, Round
+from chatglm.ui.streamlit.markdown import Piece, pieces, plain, prose
+from chatglm.ui.streamlit.page import CLEAR, DEMO, PLACEHOLDER, STOP, TITLE, show_growing
+from chatglm.ui.terminal.loop import STOPPED
 from streamlit.runtime.scriptrunner import RerunData, RerunException, StopException
 from streamlit.testing.v1 import AppTest
 
 from chatglm.cli.flags import ANSWER_FLAGS, MODEL_FLAGS
 from chatglm.errors import InvalidLogitsError
 from chatglm.pipeline import Pipeline, load_pipeline
-from chatglm.ui.streamlit.chat import AT_LIMIT, MAX_ROUNDS, Answering, Chat, Round
-from chatglm.ui.streamlit.markdown import Piece, pieces, plain, prose
-from chatglm.ui.streamlit.page import CLEAR, DEMO, PLACEHOLDER, STOP, TITLE, show_growing
-from chatglm.ui.terminal.loop import STOPPED
 from tests.ui.browser import Visitor, started_browser
 
 ROOT = Path(__file__).parents[2]

@@ -1,8 +1,4 @@
-"""`python cli_demo.py` and `python -m chatglm chat`: from flags to exit code.
-
-Knows: the order of things (streams, flags, model, chat) and that torch is imported only after the flags are right.
-Does not know how a chat goes on (`session.py`).
-"""
+"""`python cli_demo.py` and `python -m chatglm chat`. torch is imported only after the flags are checked."""
 
 from __future__ import annotations
 
@@ -26,10 +22,10 @@ from chatglm.cli.interrupts import INTERRUPTED, leaving
 from chatglm.demo import BANNER as DEMO_BANNER
 from chatglm.errors import ChatGLMError
 from chatglm.progress import ProgressBar
-from chatglm.ui.conversation import Conversation
-from chatglm.ui.terminal.loop import Session
-from chatglm.ui.terminal.reading import choose_reader, sound_text
+from chatglm.ui.session import ChatSession
+from chatglm.ui.terminal.line_readers import make_reader, valid_text
 from chatglm.ui.terminal.screen import Screen, prepare_streams
+from chatglm.ui.terminal.terminal_chat import TerminalChat
 
 if TYPE_CHECKING:
     from chatglm.pipeline import Pipeline
@@ -45,7 +41,7 @@ LOADING_CANCELLED = "已取消加载 / loading was cancelled."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Chat until the user leaves; returns the exit code. A wrong flag raises SystemExit(2), as argparse does."""
+    """Chat until the user leaves; returns the exit code. A wrong flag raises SystemExit(2)."""
     prepare_streams()
     parser = make_parser()
     arguments = parser.parse_args(argv)
@@ -59,13 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # in the moment between two handlers
         return INTERRUPTED
     except BrokenPipeError:
-        # `cli_demo.py | head`: whoever read has seen enough. Python must not stumble over the rest when it ends.
+        # `cli_demo.py | head`: without this, Python would fail once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """All flags of the terminal chat."""
+    """The parser of the terminal chat's flags."""
     called = Path(sys.argv[0]).name
     prog = called if called == "cli_demo.py" else "python -m chatglm chat"
     parser = Parser(prog=prog, description=DESCRIPTION, epilog=EPILOG)
@@ -91,34 +87,34 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
 
 def _chat(arguments: argparse.Namespace) -> int:
     with leaving(LOADING_CANCELLED):
-        session = _make_session(arguments)
-    return session.run() if arguments.prompt is None else session.answer_once(sound_text(arguments.prompt))
+        chat = _make_chat(arguments)
+    return chat.run() if arguments.prompt is None else chat.answer_once(valid_text(arguments.prompt))
 
 
-def _make_session(arguments: argparse.Namespace) -> Session:
+def _make_chat(arguments: argparse.Namespace) -> TerminalChat:
     """Everything up to the first question, greeting included."""
     pipeline = _load(arguments)
     screen = Screen.of_streams(has_prompt_flag=arguments.prompt is not None)
     options = answer_options(arguments)
     if options["system"] is not None:
-        options["system"] = sound_text(options["system"])
-    conversation = Conversation(pipeline, options)
-    session = Session(conversation, screen, choose_reader(screen), is_verbose=arguments.verbose)
+        options["system"] = valid_text(options["system"])
+    session = ChatSession(pipeline, options)
+    chat = TerminalChat(session, screen, make_reader(screen), is_verbose=arguments.verbose)
     if pipeline.is_demo:
         screen.note(DEMO_BANNER)
     if arguments.prompt is None:
-        session.greet()
-    return session
+        chat.greet()
+    return chat
 
 
 def _load(arguments: argparse.Namespace) -> Pipeline:
     """Load the model; a person at stderr is told why they wait."""
     if sys.stderr.isatty():
         print(LOADING, file=sys.stderr, flush=True)
-    from chatglm.pipeline import load_pipeline  # torch and transformers: seconds, so not before the flags are right
+    from chatglm.pipeline import load_pipeline
 
-    def report(sentence: str) -> None:
-        print(sentence, file=sys.stderr, flush=True)
+    def report(message: str) -> None:
+        print(message, file=sys.stderr, flush=True)
 
     with ProgressBar(sys.stderr) as bar:
         return load_pipeline(**model_options(arguments), progress=bar, report=report)

@@ -1,8 +1,5 @@
-"""The Streamlit page: what a person sees and may press.
-
-Knows: Streamlit. Does not know what is kept of an answer (`streamlit_chat.py`) or what its text may not do
-(`streamlit_markdown.py`). Streamlit runs all of it anew, top to bottom, for everything a person does: the page is drawn
-from the session's `Chat` and the sliders, and the answer under way goes on meanwhile.
+"""The Streamlit page. Streamlit runs `show` from top to bottom after every input: the page is drawn from the visitor's
+`ChatSession` and the sliders, while a thread of its own generates the pending answer.
 """
 
 from __future__ import annotations
@@ -10,7 +7,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
@@ -20,15 +20,18 @@ from chatglm.cli.flags import answer_options, model_options
 from chatglm.errors import ChatGLMError
 from chatglm.generation.config import CHAT_DEFAULTS
 from chatglm.progress import ProgressBar
-from chatglm.ui.streamlit.chat import MAX_ROUNDS, Answering, Chat, Round
-from chatglm.ui.streamlit.launch import COMMAND, make_parser, parse
-from chatglm.ui.streamlit.markdown import Piece, pieces, plain, prose
+from chatglm.ui.markdown import TextBlock, plain, streamlit_markdown, text_blocks
+from chatglm.ui.notes import notes_on
+from chatglm.ui.session import ChatSession, Round
+from chatglm.ui.streamlit.streamlit_flags import COMMAND, make_parser, parse
 
 if TYPE_CHECKING:
     from streamlit.delta_generator import DeltaGenerator
 
+    from chatglm.generation.decode import Delta
     from chatglm.pipeline import Pipeline
 
+MAX_ROUNDS = 20  # as upstream's page
 TITLE = "ChatGLM-6b 演示"
 PLACEHOLDER = "请在这儿输入您的命令 / Type a message"
 LOADING = "正在加载模型，请稍候 / loading the model ..."
@@ -44,11 +47,11 @@ The bundled toy model (about 8M parameters): a little small talk, sums and facts
 ChatGLM-6B.
 
 真正的模型 for the real one: `{COMMAND} -- --model FOLDER`"""
-# Upstream's page begins with another top_p than everything else of upstream's.
+# Upstream's page has a top_p of its own.
 SLIDER_DEFAULTS = {**CHAT_DEFAULTS, "top_p": 0.6}
-# Seconds between two looks at the answer. Each of them is also a moment at which Streamlit can take the thread back.
+# Seconds between two checks of the answer. At each of them Streamlit can interrupt the run.
 TICK = 0.2
-# Seconds between two drawings: more often nobody sees, and browsers take longer to draw longer texts.
+# Seconds between two drawings; browsers take longer to draw longer texts.
 PAUSE = 0.05
 PAUSE_PER_CHARACTER = 5e-5
 
@@ -71,38 +74,45 @@ def show() -> None:
 
 @st.cache_resource(show_spinner=LOADING)
 def load(options: dict[str, Any]) -> Pipeline:
-    """The model, once for all sessions; a failure is told to each of them, and the next one tries again."""
-    # Streamlit's threads need the processors too; see the servers' start. Read when torch is imported.
+    """The model, once for all sessions. A failure is not cached."""
+    # Streamlit's threads need the processors, too; see the servers' start. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from chatglm.pipeline import load_pipeline  # torch and transformers: seconds, so not before the flags are right
+    from chatglm.pipeline import load_pipeline
 
-    def report(sentence: str) -> None:
-        print(sentence, file=sys.stderr, flush=True)
+    def report(message: str) -> None:
+        print(message, file=sys.stderr, flush=True)
 
     with ProgressBar(sys.stderr) as bar:
         return load_pipeline(**options, progress=bar, report=report)
 
 
 def _show_chat(pipeline: Pipeline, arguments: argparse.Namespace) -> None:
-    chat: Chat = st.session_state.setdefault("chat", Chat())
-    chat.settle()
+    if "chat" not in st.session_state:
+        st.session_state["chat"] = ChatSession(pipeline, max_rounds=MAX_ROUNDS)
+    session: ChatSession = st.session_state["chat"]
     if pipeline.is_demo:
         st.info(DEMO)
-    options = _settings(pipeline, answer_options(arguments))
+    session.set_options(_settings(pipeline, answer_options(arguments)))
     buttons = st.bottom.container()
     if (query := st.chat_input(PLACEHOLDER)) and query.strip():
-        chat.ask(pipeline, query.strip(), options)
-    _show_buttons(buttons, chat)
-    _show_rounds(chat)
-    if chat.answering is not None:
-        show_growing(chat.answering)
-        chat.settle()
+        deltas = session.ask(query.strip())
+        threading.Thread(target=_generate, args=(deltas,), name="answer of the page", daemon=True).start()
+    _show_buttons(buttons, session)
+    _show_rounds(session)
+    if session.pending is not None:
+        show_pending(session)
         st.rerun()
 
 
+def _generate(deltas: Iterator[Delta]) -> None:
+    with suppress(ChatGLMError):  # the page shows it
+        for _ in deltas:
+            pass
+
+
 def _settings(pipeline: Pipeline, given: dict[str, Any]) -> dict[str, Any]:
-    """The sliders; returns the parameters of the next request."""
-    begin = {
+    """Draw the sliders; returns the parameters of the next answer."""
+    initial = {
         name: SLIDER_DEFAULTS[name] if given[name] is None else given[name] for name in SLIDER_DEFAULTS.keys() & given
     }
     with st.sidebar:
@@ -110,8 +120,8 @@ def _settings(pipeline: Pipeline, given: dict[str, Any]) -> dict[str, Any]:
         max_length = st.slider(
             "max_length",
             0,
-            max(4096, begin["max_length"]),
-            begin["max_length"],
+            max(4096, initial["max_length"]),
+            initial["max_length"],
             1,
             help="提示与回答合计的最大 token 数，0 为默认值 / tokens of prompt and answer together, 0 = default",
         )
@@ -119,15 +129,15 @@ def _settings(pipeline: Pipeline, given: dict[str, Any]) -> dict[str, Any]:
             "top_p",
             0.0,
             1.0,
-            float(begin["top_p"]),
+            float(initial["top_p"]),
             0.01,
             help="核采样阈值，越小越保守 / sample from the best tokens with this much probability",
         )
         temperature = st.slider(
             "temperature",
             0.0,
-            max(1.0, float(begin["temperature"])),
-            float(begin["temperature"]),
+            max(1.0, float(initial["temperature"])),
+            float(initial["temperature"]),
             0.01,
             help="采样温度，0 为贪心 / randomness of the sampling, 0 = greedy",
         )
@@ -139,91 +149,93 @@ def _settings(pipeline: Pipeline, given: dict[str, Any]) -> dict[str, Any]:
     return {**given, "max_length": max_length or None, "top_p": top_p, "temperature": temperature}
 
 
-def _show_buttons(place: DeltaGenerator, chat: Chat) -> None:
-    """Stop while there is something to stop, else clear."""
-    if chat.answering is not None:
-        place.button(STOP, key="stop", icon=":material/stop_circle:", type="primary", on_click=chat.stop)
-    elif chat.rounds:
-        place.button(CLEAR, key="clear", icon=":material/delete:", on_click=chat.clear)
+def _show_buttons(place: DeltaGenerator, session: ChatSession) -> None:
+    """Stop while an answer is pending, else clear."""
+    if session.pending is not None:
+        place.button(STOP, key="stop", icon=":material/stop_circle:", type="primary", on_click=session.stop)
+    elif session.rounds:
+        place.button(CLEAR, key="clear", icon=":material/delete:", on_click=session.clear)
 
 
-def _show_rounds(chat: Chat) -> None:
-    if not chat.rounds and chat.answering is None:
+def _show_rounds(session: ChatSession) -> None:
+    if not session.rounds and session.pending is None:
         st.caption(WELCOME)
-    if num := chat.num_forgotten:
+    if num := session.num_forgotten:
         st.caption(
             f"（只保留最近 {MAX_ROUNDS} 轮，更早的 {num} 轮已移除 / "
             f"only the last {MAX_ROUNDS} rounds are kept, older ones removed: {num}）"
         )
-    for round_ in chat.rounds:
+    for round_ in session.rounds:
         _show_round(round_)
 
 
 def _show_round(round_: Round) -> None:
-    _show_query(round_.query)
+    _show_question(round_.question)
+    reply = round_.reply
     with st.chat_message("assistant"):
-        Writing().show(round_.answer)
+        GrowingText().show(reply.text)
         status = st.empty()
-        if round_.error:
-            status.error(plain(round_.error))
-        elif round_.notes:
-            status.caption(plain("\n".join(round_.notes)))
+        if reply.error:
+            status.error(plain(reply.error))
+        elif notes := notes_on(reply, "max_length"):
+            status.caption(plain("\n".join(notes)))
 
 
-def _show_query(query: str) -> None:
+def _show_question(question: str) -> None:
     with st.chat_message("user"):
-        Writing().show(query)
+        GrowingText().show(question)
 
 
-def show_growing(answering: Answering) -> None:
-    """Show the answer as it comes, until it is done.
+def show_pending(session: ChatSession) -> None:
+    """Show the pending answer as it comes, until it has ended.
 
-    Streamlit ends this thread by an exception out of any of its functions: for a new drawing, in which the answer is
-    found again, or because the person has left or pressed Streamlit's own stop, which ends the answer.
+    Streamlit ends a run by an exception from any of its functions. RerunException starts another run, which shows the
+    answer again; StopException means that the person has left or pressed Streamlit's own stop: the answer ends.
     """
-    _show_query(answering.query)
+    pending = session.pending
+    if pending is None:
+        return
+    _show_question(pending.round.question)
     with st.chat_message("assistant"):
-        writing, status = Writing(), st.empty()
-    text, is_done, is_drawn_anew, start = "", False, False, time.monotonic()
+        shown, status = GrowingText(), st.empty()
+    text: str | None = ""
     try:
-        while not is_done:
-            status.caption(REPLYING if text else f"{THINKING} {time.monotonic() - start:.0f} s")
-            text, is_done = answering.wait(len(text), TICK)
-            writing.show(text)
+        while text is not None:
+            status.caption(REPLYING if text else f"{THINKING} {time.monotonic() - pending.started:.0f} s")
+            shown.show(text)
             time.sleep(PAUSE + PAUSE_PER_CHARACTER * len(text))
+            text = session.wait(len(text), TICK)
     except RerunException:
-        is_drawn_anew = True
         raise
-    finally:
-        if not is_drawn_anew:
-            answering.cancel()
+    except BaseException:
+        session.stop()
+        raise
 
 
-class Writing:
-    """A text on the page that may grow: pieces that stay as they are are not drawn again."""
+class GrowingText:
+    """A text on the page that may grow; blocks that have not changed are not drawn again."""
 
     def __init__(self) -> None:
         self._place = st.container()
         self._slots: list[DeltaGenerator] = []
-        self._shown: list[Piece] = []
+        self._shown: list[TextBlock] = []
 
     def show(self, text: str) -> None:
-        """Show `text` in the place of what is shown."""
-        wanted = pieces(text)
-        for number, piece in enumerate(wanted):
+        blocks = text_blocks(text)
+        for number, block in enumerate(blocks):
             if number == len(self._slots):
                 self._slots.append(self._place.empty())
-            if self._shown[number : number + 1] != [piece]:
-                _draw(piece, self._slots[number])
-        for slot in self._slots[len(wanted) :]:
+            if self._shown[number : number + 1] != [block]:
+                _draw(block, self._slots[number])
+        for slot in self._slots[len(blocks) :]:
             slot.empty()
-        self._shown = wanted
+        self._shown = blocks
 
 
-def _draw(piece: Piece, slot: DeltaGenerator) -> None:
-    if piece.kind == "code":
-        slot.code(piece.text, language=piece.language or None, wrap_lines=True)
-    elif piece.kind == "formula":
-        slot.latex(piece.text)
+def _draw(block: TextBlock, slot: DeltaGenerator) -> None:
+    if block.kind == "code":
+        slot.code(block.text, language=block.language or None, wrap_lines=True)
+    elif block.kind == "formula":
+        slot.latex(block.text)
     else:
-        slot.markdown(prose(piece.text))
+        slot.markdown(streamlit_markdown(block.text))
