@@ -1,8 +1,4 @@
-"""Who said what: `Message`, `Role`, and upstream's `[(query, answer), ...]` history.
-
-Knows: the two forms of a conversation and how to go between them.
-Does not know: prompts, tokens, models.
-"""
+"""A conversation: messages, and upstream's `[(query, answer), ...]` history, which is converted once at the edge."""
 
 from __future__ import annotations
 
@@ -43,7 +39,13 @@ def check_history(history: Iterable[Sequence[str]] | None) -> History:
 
 
 def to_messages(query: str, history: History, system: str | None = None) -> list[Message]:
-    """The conversation as messages, oldest first, ending with the user's query."""
+    """The conversation as messages, oldest first, ending with the user's query.
+
+    Raises:
+        InvalidRequestError: the query is no string.
+    """
+    if not isinstance(query, str):
+        raise InvalidRequestError(f"The query must be a string, not {type(query).__name__}.")
     messages = [Message("system", system)] if system else []
     for past_query, answer in history:
         messages += [Message("user", past_query), Message("assistant", answer)]

@@ -1,8 +1,4 @@
-"""`Pipeline`: a loaded model with its tokenizer, ready to answer; the one object every face holds.
-
-Knows: how a face asks (`stream`, `chat`, `astream`, `generate`, `submit`); all of them submit to one engine and read.
-Does not know files (chatglm.loading), how requests share the network (chatglm.engine), or how a face shows an answer.
-"""
+"""`Pipeline`: a loaded model with its tokenizer and one engine, ready to answer; every interface holds one."""
 
 from __future__ import annotations
 
@@ -15,23 +11,24 @@ from chatglm.engine import Engine, Handle
 from chatglm.errors import ChatGLMError, InvalidRequestError
 from chatglm.generation.chat import chat_defaults
 from chatglm.generation.config import GenerationConfig
-from chatglm.generation.decode import Delta, never
+from chatglm.generation.decode import never
+from chatglm.generation.deltas import Delta, fold
 from chatglm.loading import LoadedModel, load
-from chatglm.messages import History, check_history
+from chatglm.messages import History, Message, check_history, to_messages
 
 
 class Pipeline:
     """Answers many threads and event loops at once; each request has its own cache, seed and cancel flag.
 
     Attributes:
-        model: the network, in eval mode.
+        network: a plain module, in eval mode.
         tokenizer: its tokenizer.
         name: folder name of the checkpoint, or "demo".
         is_demo: whether this is the embedded demo model.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
-        self.model: Any = loaded.model
+        self.network: Any = loaded.model
         self.tokenizer: Any = loaded.tokenizer
         self.name = "demo" if loaded.is_demo else loaded.folder.name
         self.is_demo = loaded.is_demo
@@ -42,19 +39,19 @@ class Pipeline:
     @property
     def defaults(self) -> dict[str, Any]:
         """The generation parameters used where a request gives none."""
-        return chat_defaults(self._open_model())
+        return chat_defaults(self._open_network())
 
     @property
     def context_limit(self) -> int:
         """Tokens that prompt and answer may have together."""
-        return int(self._open_model().config.max_sequence_length)
+        return int(self._open_network().config.max_sequence_length)
 
     @property
     def engine(self) -> Engine:
         """What runs the requests, made at the first one."""
         with self._engine_lock:
             if self._engine is None:
-                self._engine = Engine(self._open_model(), self.tokenizer)
+                self._engine = Engine(self._open_network(), self.tokenizer)
             return self._engine
 
     def start_engine(self, *, max_running: int = 16, max_waiting: int = 64, memory_limit: int | None = None) -> Engine:
@@ -67,7 +64,7 @@ class Pipeline:
             if self._engine is not None:
                 raise InvalidRequestError("The engine is running already.", "Set its limits before the first request.")
             self._engine = Engine(
-                self._open_model(),
+                self._open_network(),
                 self.tokenizer,
                 max_running=max_running,
                 max_waiting=max_waiting,
@@ -77,21 +74,17 @@ class Pipeline:
 
     def submit(
         self,
-        query: str,
-        history: Iterable[Sequence[str]] | None = None,
+        messages: Sequence[Message],
         *,
-        system: str | None = None,
         cancel: threading.Event | None = None,
         deadline: float | None = None,
         adapter: bool = True,
         **parameters: Any,
     ) -> Handle:
-        """Ask, and return at once with a handle that gives the answer as it is made and can cancel it.
+        """Ask for the next message of a conversation; returns at once with a handle that streams it and can cancel it.
 
         Args:
-            query: what the user says.
-            history: earlier rounds as (query, answer) pairs; not changed.
-            system: instruction put in front of the conversation.
+            messages: the conversation, oldest first, ending with the user's. Oldest rounds are dropped until it fits.
             cancel: set it, from any thread, to end the answer within one token.
             deadline: seconds from now, waiting included, after which the answer ends as it stands.
             adapter: False leaves a P-Tuning prefix or LoRA update out of this request: the base model answers.
@@ -101,54 +94,91 @@ class Pipeline:
             InvalidRequestError: a bad parameter, or a message that cannot fit.
             QueueFullError: as many requests run and wait as may.
         """
-        prompt = self._open_model().chat_prompt(self.tokenizer, query, history, system, **parameters)
+        network = self._open_network()
+        config = GenerationConfig.of(chat_defaults(network), **parameters)
+        limit = min(config.max_length, self.context_limit)
+        prompt = network.encode_chat(self.tokenizer, messages, limit)
+        return self._submit(prompt.input_ids, config, cancel, deadline, adapter, prompt.dropped_rounds)
+
+    def complete(
+        self,
+        prompt: str,
+        *,
+        cancel: threading.Event | None = None,
+        deadline: float | None = None,
+        adapter: bool = True,
+        **parameters: Any,
+    ) -> Handle:
+        """Continue raw text: no chat template and no system message. Arguments and errors as `submit`."""
+        if not isinstance(prompt, str):
+            raise InvalidRequestError(f"The prompt must be a string, not {type(prompt).__name__}.")
+        config = GenerationConfig.of(chat_defaults(self._open_network()), **parameters)
+        ids = self.tokenizer.build_inputs_with_special_tokens(self.tokenizer.encode_plain(prompt))
+        return self._submit(ids, config, cancel, deadline, adapter)
+
+    def _submit(
+        self,
+        input_ids: Sequence[int],
+        config: GenerationConfig,
+        cancel: threading.Event | None,
+        deadline: float | None,
+        adapter: bool,
+        dropped_rounds: int = 0,
+    ) -> Handle:
         return self.engine.submit(
-            prompt.input_ids,
-            prompt.config,
+            input_ids,
+            config,
             deadline=deadline,
-            dropped_rounds=prompt.dropped_rounds,
+            dropped_rounds=dropped_rounds,
             uses_adapter=adapter,
             is_cancelled=never if cancel is None else cancel.is_set,
         )
 
-    def stream(self, query: str, history: Iterable[Sequence[str]] | None = None, **parameters: Any) -> Iterator[Delta]:
-        """The answer to `query` as it is made; joined deltas are the final text. Arguments as `submit`.
+    def stream(
+        self,
+        query: str,
+        history: Iterable[Sequence[str]] | None = None,
+        *,
+        system: str | None = None,
+        **options: Any,
+    ) -> Iterator[Delta]:
+        """The answer to `query` as it is generated; joined deltas are the final text.
 
         Leaving the iteration cancels the request.
+
+        Args:
+            query: what the user says.
+            history: earlier rounds as (query, answer) pairs; not changed.
+            system: instruction put in front of the conversation.
+            **options: as `submit`.
 
         Raises:
             InvalidRequestError, QueueFullError: at once, as `submit`.
             InvalidLogitsError: while iterating, after a last delta with finish reason "error".
         """
-        return _read(self.submit(query, history, **parameters))
+        return _read(self.submit(to_messages(query, check_history(history), system), **options))
 
-    def chat(
-        self, query: str, history: Iterable[Sequence[str]] | None = None, **parameters: Any
-    ) -> tuple[str, History]:
+    def chat(self, query: str, history: Iterable[Sequence[str]] | None = None, **options: Any) -> tuple[str, History]:
         """The whole answer, and the history with it appended. Arguments and errors as `stream`."""
         past = check_history(history)
-        response = "".join(delta.text for delta in self.stream(query, past, **parameters))
+        response = fold(self.stream(query, past, **options)).text
         return response, [*past, (query, response)]
 
-    def generate(self, prompt: str, **parameters: Any) -> str:
-        """Continue `prompt` as it stands, without the rounds of a chat. Parameters and errors as `stream`."""
-        if not isinstance(prompt, str):
-            raise InvalidRequestError(f"The prompt must be a string, not {type(prompt).__name__}.")
-        model = self._open_model()
-        config = GenerationConfig.of(chat_defaults(model), **parameters)
-        ids = self.tokenizer.build_inputs_with_special_tokens(self.tokenizer.encode_plain(prompt))
-        return self.engine.submit(ids, config).result().text
+    def generate(self, prompt: str, **options: Any) -> str:
+        """The whole continuation of raw text. Arguments and errors as `complete`."""
+        return fold(_read(self.complete(prompt, **options))).text
 
     async def astream(
         self,
         query: str,
         history: Iterable[Sequence[str]] | None = None,
         *,
+        system: str | None = None,
         cancel: threading.Event | None = None,
-        **parameters: Any,
+        **options: Any,
     ) -> AsyncIterator[Delta]:
         """`stream` for asyncio; leaving the iteration (or `aclose()`) cancels the request and sets `cancel`."""
-        handle = self.submit(query, history, cancel=cancel, **parameters)
+        handle = self.submit(to_messages(query, check_history(history), system), cancel=cancel, **options)
         try:
             async for delta in handle:
                 yield delta
@@ -159,7 +189,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Let go of the model: what is being answered is cancelled, later requests raise ChatGLMError."""
-        self.model = None
+        self.network = None
         with self._engine_lock:
             engine, self._engine = self._engine, None
         if engine is not None:
@@ -172,10 +202,10 @@ class Pipeline:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _open_model(self) -> Any:
-        if self.model is None:
+    def _open_network(self) -> Any:
+        if self.network is None:
             raise ChatGLMError("This pipeline is closed.", "Make a new one with load_pipeline().")
-        return self.model
+        return self.network
 
 
 def _read(handle: Handle) -> Iterator[Delta]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from chatglm.errors import ChatGLMError, InvalidRequestError, ModelNotFoundError
-from chatglm.generation.decode import Delta
+from chatglm.generation.deltas import Delta
 from chatglm.pipeline import Pipeline, load_pipeline
 from tests.folders import make_folder
 
@@ -29,7 +29,7 @@ def test_stream_chat_and_model_agree(pipe: Pipeline) -> None:
     response, history = pipe.chat("hello", max_new_tokens=30, temperature=0)
     assert "".join(delta.text for delta in deltas) == response
     assert history == [("hello", response)]
-    assert pipe.model.chat(pipe.tokenizer, "hello", max_new_tokens=30, temperature=0) == (response, history)
+    assert pipe.network.chat(pipe.tokenizer, "hello", max_new_tokens=30, temperature=0) == (response, history)
     assert deltas[-1].finish_reason in ("stop", "length")
     assert not pipe.is_demo
 

@@ -5,7 +5,8 @@ Knows: tokens in, deltas out, for as many requests as fit. Imports no family; on
 """
 
 from chatglm.engine.engine import Engine
-from chatglm.engine.handle import Completion, Handle
+from chatglm.engine.handle import Handle
 from chatglm.engine.stats import Stats
+from chatglm.generation.deltas import Completion
 
 __all__ = ["Completion", "Engine", "Handle", "Stats"]

@@ -6,29 +6,9 @@ Knows: how answers are read. Does not know how they are made.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
 
 from chatglm.engine.outbox import Outbox
-from chatglm.generation.decode import Delta, FinishReason
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A whole answer: the fold of its deltas.
-
-    Attributes:
-        text: all of it.
-        finish_reason: why it ended.
-        prompt_tokens: ids of the prompt, specials included.
-        completion_tokens: ids made, the end token not counted.
-        dropped_rounds: oldest rounds left out because the prompt did not fit.
-    """
-
-    text: str
-    finish_reason: FinishReason
-    prompt_tokens: int
-    completion_tokens: int
-    dropped_rounds: int
+from chatglm.generation.deltas import Completion, Delta, fold
 
 
 class Handle:
@@ -75,11 +55,7 @@ class Handle:
         """
         if not self._outbox.wait_until_done(timeout):
             raise TimeoutError(f"The answer has not ended within {timeout} seconds.")
-        deltas = list(self)
-        last = deltas[-1]
-        assert last.finish_reason is not None  # of the last delta only
-        text = "".join(delta.text for delta in deltas)
-        return Completion(text, last.finish_reason, last.prompt_tokens, last.completion_tokens, last.dropped_rounds)
+        return fold(self)
 
     def __del__(self) -> None:
         if not self._outbox.done:

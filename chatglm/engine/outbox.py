@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterable
 from contextlib import suppress
 
-from chatglm.generation.decode import Delta
+from chatglm.generation.deltas import Delta
 
 Sleeper = tuple[asyncio.AbstractEventLoop, asyncio.Event]
 

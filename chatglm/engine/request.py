@@ -19,7 +19,8 @@ from torch import Tensor
 from chatglm.engine.outbox import Outbox
 from chatglm.errors import InvalidRequestError
 from chatglm.generation.config import GenerationConfig
-from chatglm.generation.decode import AnswerText, Delta, FinishReason, never, token_limit
+from chatglm.generation.decode import AnswerText, never, token_limit
+from chatglm.generation.deltas import Delta, FinishReason
 from chatglm.generation.next_token import LogitsProcessor, NextToken
 
 

@@ -11,7 +11,8 @@ from typing import Any, cast
 
 from chatglm.errors import InvalidRequestError
 from chatglm.generation.config import CHAT_DEFAULTS, GenerationConfig
-from chatglm.generation.decode import DecodableModel, Delta, never, stream_text
+from chatglm.generation.decode import DecodableModel, never, stream_text
+from chatglm.generation.deltas import Delta
 from chatglm.generation.next_token import LogitsProcessor
 from chatglm.generation.text import clean_up
 from chatglm.messages import History, check_history, to_messages

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from chatglm.errors import ChatGLMError, OutOfMemoryError, PromptTooLongError
 from chatglm.generation.config import GenerationConfig
+from chatglm.generation.deltas import Delta, FinishReason
 from chatglm.generation.detokenizer import IncrementalDetokenizer, SurfaceTokenizer
 from chatglm.generation.next_token import LogitsProcessor, NextToken
-
-FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 
 
 def never() -> bool:
@@ -37,25 +35,6 @@ class DecodableModel(Protocol):
     def prompt_layout(self, input_ids: Tensor) -> Any: ...
     def prefill(self, input_ids: Tensor, layout: Any, cache: Any) -> Tensor: ...
     def decode(self, input_ids: Tensor, layout: Any, cache: Any) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class Delta:
-    """New text of an answer; the last one of an answer carries why it ended.
-
-    Attributes:
-        text: what is new; may be empty.
-        finish_reason: None until the last delta.
-        prompt_tokens: ids of the prompt, specials included.
-        completion_tokens: ids made so far, the end token not counted.
-        dropped_rounds: oldest rounds left out because the prompt did not fit.
-    """
-
-    text: str
-    finish_reason: FinishReason | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    dropped_rounds: int = 0
 
 
 def token_limit(num_prompt: int, config: GenerationConfig, context_limit: int) -> int:

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from chatglm.errors import UnsupportedModelError
+from chatglm.model_spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class Family:
     @cached_property
     def tokenizer_class(self) -> Any:
         return self._part("tokenizer", "Tokenizer")
+
+    def spec(self, config: Any) -> ModelSpec:
+        """Names, sizes and conventions of a network of this configuration."""
+        return import_module(f"{self.package}.weights").model_spec(config)
 
     def empty_network(self, config: Any) -> Any:
         """The network of `config` with parameters that have types and shapes but no memory."""

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass, field
 
 from chatglm.engine import Handle
-from chatglm.generation.decode import Delta
+from chatglm.generation.deltas import Delta
 from chatglm.serving.errors import CancelledError, DeadlineError
 from chatglm.serving.metrics import Metrics
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from chatglm.cli.settings import Settings
 from chatglm.engine import Handle, Stats
+from chatglm.messages import check_history, to_messages
 from chatglm.pipeline import Pipeline
 from chatglm.serving.answer import Answer
 from chatglm.serving.errors import ShuttingDownError
@@ -56,7 +57,8 @@ class RequestService:
         self._require_open()
         given = {"system": system, **parameters}
         chosen = {**self.settings.defaults, **{name: value for name, value in given.items() if value is not None}}
-        handle = self.pipeline.submit(query, history, deadline=self.settings.request_timeout, **chosen)
+        messages = to_messages(query, check_history(history), chosen.pop("system", None))
+        handle = self.pipeline.submit(messages, deadline=self.settings.request_timeout, **chosen)
         with self._lock:
             self._handles.add(handle)
             if self._cancels_all:

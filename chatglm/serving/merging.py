@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from chatglm.generation.decode import Delta
+from chatglm.generation.deltas import Delta
 from chatglm.serving.answer import Answer
 
 Numbered = tuple[int, Delta]

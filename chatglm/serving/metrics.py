@@ -20,7 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from chatglm.engine import Stats
-from chatglm.generation.decode import Delta
+from chatglm.generation.deltas import Delta
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # of what `generate_latest` gives
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)

@@ -14,7 +14,7 @@ from chatglm.messages import History, Message, check_history
 from chatglm.ui.transcript import Transcript, read_json
 
 if TYPE_CHECKING:
-    from chatglm.generation.decode import Delta, FinishReason
+    from chatglm.generation.deltas import Delta, FinishReason
     from chatglm.pipeline import Pipeline
 
 
@@ -94,7 +94,7 @@ class ChatSession:
         rounds: finished rounds, oldest first; failed and empty ones too, which the model is not told of.
         pending: the answer being generated, if any.
         last_reply: the latest reply that ended, whether or not it was kept.
-        options: keyword arguments of every `Pipeline.stream`.
+        options: parameters of every `Pipeline.submit`.
         system: instruction in front of the conversation, taken from the options.
         num_forgotten: rounds dropped because of `max_rounds`.
 
@@ -243,15 +243,14 @@ class ChatSession:
         with self._changed:
             pending = self.pending = Pending(round_, self.rounds, cancel or threading.Event())
             self.rounds = past
-        options = {**self.options, "system": self.system}
+        options = dict(self.options)
         if options.get("seed") is not None:
             options["seed"] += len(round_.versions)
-        return self._stream(pending, self.history, options)
+        return self._stream(pending, [*self.messages, Message("user", round_.question)], options)
 
-    def _stream(self, pending: Pending, history: History, options: dict[str, Any]) -> Generator[Delta]:
-        question = pending.round.question
+    def _stream(self, pending: Pending, messages: list[Message], options: dict[str, Any]) -> Generator[Delta]:
         try:
-            for delta in self._pipeline.stream(question, history, cancel=pending.cancel, **options):
+            for delta in self._pipeline.submit(messages, cancel=pending.cancel, **options):
                 with self._changed:
                     if self.pending is not pending:
                         return

@@ -21,7 +21,8 @@ from chatglm.engine import Completion, Engine, Handle, engine, request
 from chatglm.engine.blocks import BLOCK_TOKENS
 from chatglm.errors import ChatGLMError, InvalidLogitsError, InvalidRequestError, PromptTooLongError, QueueFullError
 from chatglm.generation.config import GenerationConfig
-from chatglm.generation.decode import Delta, stream_text
+from chatglm.generation.decode import stream_text
+from chatglm.generation.deltas import Delta
 from tests.engine.counting import (
     BREAKS_AT,
     IS_NAN,

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from chatglm.engine import Engine
 from chatglm.generation.config import GenerationConfig
-from chatglm.generation.decode import Delta, stream_text
+from chatglm.generation.decode import stream_text
+from chatglm.generation.deltas import Delta
 from chatglm.models.chatglm.model import ChatGLMForConditionalGeneration
 from chatglm.pipeline import load_pipeline
 from tests.engine.rounding import skip_without_even_bfloat16

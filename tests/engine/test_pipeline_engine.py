@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from chatglm.errors import ChatGLMError, InvalidRequestError, QueueFullError
+from chatglm.messages import to_messages
 from chatglm.pipeline import Pipeline, load_pipeline
 from tests.folders import make_folder
 
 SOON = 60.0
+HELLO = to_messages("hello", [])
 ENDLESS = {"max_new_tokens": 500, "min_new_tokens": 500, "seed": 0}
 
 
@@ -27,7 +29,7 @@ def pipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
 
 def test_all_ways_to_ask_are_one(pipe: Pipeline) -> None:
     options = {"max_new_tokens": 12, "seed": 4}
-    whole = pipe.submit("hello", [("a", "b")], system="be brief", **options).result(SOON)
+    whole = pipe.submit(to_messages("hello", [("a", "b")], "be brief"), **options).result(SOON)
     deltas = list(pipe.stream("hello", [("a", "b")], system="be brief", **options))
 
     async def collect() -> str:
@@ -44,9 +46,9 @@ def test_all_ways_to_ask_are_one(pipe: Pipeline) -> None:
 
 def test_dropped_rounds_and_deadlines_pass_through(pipe: Pipeline) -> None:
     history = [("hello " * 40, "world " * 40)] * 20
-    result = pipe.submit("hello", history, max_new_tokens=2).result(SOON)
+    result = pipe.submit(to_messages("hello", history), max_new_tokens=2).result(SOON)
     assert result.dropped_rounds > 0
-    assert pipe.submit("hello", deadline=0).result(SOON).finish_reason == "deadline"
+    assert pipe.submit(HELLO, deadline=0).result(SOON).finish_reason == "deadline"
     assert list(pipe.stream("hello", deadline=0))[-1].finish_reason == "deadline"
 
 
@@ -55,7 +57,7 @@ def test_limits_of_ones_own(pipe: Pipeline) -> None:
     assert engine is pipe.engine
     cancel = threading.Event()
     deltas = pipe.stream("hello", cancel=cancel, **ENDLESS)
-    waiting = pipe.submit("hello", **ENDLESS)
+    waiting = pipe.submit(HELLO, **ENDLESS)
     with pytest.raises(QueueFullError, match="1 requests run and 1 wait"):
         pipe.stream("hello")
     with pytest.raises(InvalidRequestError, match="already"):
@@ -71,7 +73,7 @@ def test_leaving_a_stream_cancels(pipe: Pipeline) -> None:
         break
     never_read = pipe.stream("hello", **ENDLESS)
     del never_read
-    assert pipe.submit("hello", max_new_tokens=3, min_new_tokens=3).result(SOON).completion_tokens == 3
+    assert pipe.submit(HELLO, max_new_tokens=3, min_new_tokens=3).result(SOON).completion_tokens == 3
 
     async def leave() -> None:
         deltas = pipe.astream("hello", **ENDLESS)
@@ -84,11 +86,13 @@ def test_leaving_a_stream_cancels(pipe: Pipeline) -> None:
 
 
 def test_closing_ends_what_is_being_answered(pipe: Pipeline) -> None:
-    handle = pipe.submit("hello", **ENDLESS)
+    handle = pipe.submit(HELLO, **ENDLESS)
     next(iter(handle))
     pipe.close()
     assert handle.result(0).finish_reason == "cancelled"
-    for ask in (pipe.submit, pipe.stream, pipe.chat, pipe.generate):
+    with pytest.raises(ChatGLMError, match="closed"):
+        pipe.submit(HELLO)
+    for ask in (pipe.stream, pipe.chat, pipe.generate, pipe.complete):
         with pytest.raises(ChatGLMError, match="closed"):
             ask("hello")
     with pytest.raises(ChatGLMError, match="closed"):

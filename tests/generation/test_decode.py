@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from chatglm.errors import InvalidLogitsError, OutOfMemoryError, PromptTooLongError
 from chatglm.generation.config import GenerationConfig
-from chatglm.generation.decode import Delta, stream_text, stream_token_ids
+from chatglm.generation.decode import stream_text, stream_token_ids
+from chatglm.generation.deltas import Delta
 from tests.golden.cases import build, facts, tensors
 from tests.scripted import EOS, NAN, CharacterTokenizer, ScriptedModel
 

@@ -51,7 +51,7 @@ def test_minimum_length() -> None:
 @pytest.mark.parametrize("kind", ["clean", "nan", "inf", "ninf"])
 def test_invalid_scores_are_refused_not_hidden(kind: str) -> None:
     """CHAT-08: upstream turns exactly these scores into token 5 for every row; here they end the request."""
-    golden = tensors("chatglm_v1/sampling", "invalid_logits")
+    golden = tensors("chatglm_v1/sampling", "invalid_scores")
     was_replaced = not torch.equal(golden[f"{kind}.in"], golden[f"{kind}.out"])
     if was_replaced:
         with pytest.raises(InvalidLogitsError, match="bf16"):

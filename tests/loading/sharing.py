@@ -94,8 +94,8 @@ def seen_of(shared: Pipeline, whole: Pipeline) -> dict[str, Any]:
 
 def answer_by_steps(pipeline: Pipeline) -> str:
     """The greedy answer by the runner for GPUs, which computes past the layers' own calls where it can."""
-    prompt = pipeline.model.chat_prompt(pipeline.tokenizer, "hello", **GREEDY)
-    with contextlib.closing(Engine(pipeline.model, pipeline.tokenizer, max_running=1, uses_graphs=True)) as engine:
+    prompt = pipeline.network.chat_prompt(pipeline.tokenizer, "hello", **GREEDY)
+    with contextlib.closing(Engine(pipeline.network, pipeline.tokenizer, max_running=1, uses_graphs=True)) as engine:
         return engine.submit(prompt.input_ids, prompt.config).result().text
 
 

@@ -224,7 +224,7 @@ def reading_threads() -> int:
 def test_closing_a_pipeline_ends_the_thread(folder: Path) -> None:
     before = reading_threads()
     pipe = load_pipeline(folder, device="cpu", dtype="fp32", max_memory=RESERVED_BYTES + ROOM)
-    model = pipe.model
+    model = pipe.network
     assert reading_threads() == before + 1
     pipe.close()
     pipe.close()

@@ -127,7 +127,7 @@ def test_placed_answers_as_unplaced(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with load_pipeline(tmp_path, device="cpu", dtype="fp32", quantize=quantize) as pipe:
         assert len({hook for layer in placed.transformer.layers if (hook := getattr(layer, "_hf_hook", None))}) == 5
         for seed in range(3):
-            expected = pipe.model.chat(pipe.tokenizer, "hello", [], seed=seed, max_length=40)
+            expected = pipe.network.chat(pipe.tokenizer, "hello", [], seed=seed, max_length=40)
             assert placed.chat(pipe.tokenizer, "hello", [], seed=seed, max_length=40) == expected
         prompt = placed.chat_prompt(pipe.tokenizer, "hello", None, None, temperature=0, max_length=40)
         engine = Engine(placed, pipe.tokenizer)

@@ -33,7 +33,7 @@ def demo() -> Iterator[Pipeline]:
 def babbler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     """It answers up to the limit: the id that would end an answer is none of its vocabulary."""
     with load_pipeline(make_tiny_checkpoint(tmp_path_factory.mktemp("babbler"))) as pipeline:
-        pipeline.model.config.eos_token_id = -1
+        pipeline.network.config.eos_token_id = -1
         pipeline.start_engine(max_running=10, max_waiting=20)
         yield pipeline
 

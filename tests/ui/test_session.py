@@ -17,7 +17,7 @@ from chatglm.ui.terminal.loop import HOW_TO_SAVE, NOTHING_TO_RETRY, Session
 from chatglm.ui.terminal.reading import PipeReader, TypingReader, sound_text
 
 from chatglm.errors import ChatGLMError, InvalidLogitsError
-from chatglm.generation.decode import Delta
+from chatglm.generation.deltas import Delta
 from chatglm.progress import ProgressBar
 from chatglm.ui.terminal.screen import Screen
 from chatglm.ui.transcript import render_json, render_markdown, save_transcript

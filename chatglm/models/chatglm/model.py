@@ -29,6 +29,7 @@ from chatglm.models.chatglm.network import ChatGLMModel, ChatGLMPreTrainedModel,
 from chatglm.models.chatglm.positions import Layout, causal_after, find_layout, some_visible
 from chatglm.models.chatglm.stepping import SteppingMixin
 from chatglm.models.chatglm.template import encode_chat
+from chatglm.models.chatglm.weights import model_spec
 from chatglm.nn.kv_cache import AnyCache, KVCache
 from chatglm.nn.lora import merged_state, updates_for
 from chatglm.quantization.convert import empty_linears, quantize_linears
@@ -54,6 +55,7 @@ class ChatGLMForConditionalGeneration(ChatMixin, BatchMixin, SteppingMixin, Chat
 
     def __init__(self, config: ChatGLMConfig) -> None:
         super().__init__(config)
+        self.spec = model_spec(config)
         self.transformer = ChatGLMModel(config)
         self.lm_head: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self._expect_quantized()

@@ -21,7 +21,7 @@ from chatglm.ui.session import ChatSession, Pending, Reply
 from chatglm.ui.transcript import Transcript
 
 if TYPE_CHECKING:
-    from chatglm.generation.decode import Delta
+    from chatglm.generation.deltas import Delta
     from chatglm.pipeline import Pipeline
 
 TITLE = "ChatGLM-6B"

@@ -28,7 +28,7 @@ from chatglm.ui.streamlit.streamlit_flags import COMMAND, make_parser, parse
 if TYPE_CHECKING:
     from streamlit.delta_generator import DeltaGenerator
 
-    from chatglm.generation.decode import Delta
+    from chatglm.generation.deltas import Delta
     from chatglm.pipeline import Pipeline
 
 MAX_ROUNDS = 20  # as upstream's page

@@ -16,7 +16,7 @@ from chatglm.ui.terminal.line_readers import Reader
 from chatglm.ui.terminal.screen import Screen
 
 if TYPE_CHECKING:
-    from chatglm.generation.decode import Delta
+    from chatglm.generation.deltas import Delta
 
 BANNER = "欢迎使用 ChatGLM-6B 模型，输入内容即可进行对话，clear 清空对话历史，stop 终止程序"
 HINT = """\

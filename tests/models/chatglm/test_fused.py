@@ -40,7 +40,7 @@ def native() -> Iterator[None]:
 def demo() -> Iterator[tuple[Any, Any]]:
     """The demo model with 4-bit weights, and its tokenizer."""
     with load_pipeline("demo", dtype="fp32") as pipe:
-        yield pipe.model.quantize(4), pipe.tokenizer
+        yield pipe.network.quantize(4), pipe.tokenizer
 
 
 def plain(model: ChatGLMForConditionalGeneration) -> ChatGLMForConditionalGeneration:

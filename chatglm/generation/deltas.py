@@ -1,0 +1,50 @@
+"""An answer as it streams (`Delta`) and as a whole (`Completion`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """New text of an answer; the last delta carries why it ended.
+
+    Attributes:
+        text: what is new; may be empty.
+        finish_reason: None until the last delta.
+        prompt_tokens: tokens of the prompt, specials included.
+        completion_tokens: tokens generated so far, the end token not counted.
+        dropped_rounds: oldest rounds left out because the prompt did not fit.
+    """
+
+    text: str
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    dropped_rounds: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole answer; attributes as in `Delta`."""
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    dropped_rounds: int
+
+
+def fold(deltas: Iterable[Delta]) -> Completion:
+    """The whole answer of a finished stream of deltas."""
+    texts, last = [], Delta("")
+    for last in deltas:
+        texts.append(last.text)
+    assert last.finish_reason is not None, "the stream has not finished"
+    return Completion(
+        "".join(texts), last.finish_reason, last.prompt_tokens, last.completion_tokens, last.dropped_rounds
+    )

@@ -1,0 +1,103 @@
+"""What the rest of the suite knows of a network, as data. Each family declares it in its `weights` module.
+
+Shapes: O and I rows and columns of a weight, L layers, H heads, G key and value heads, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+
+class TextStage(Protocol):
+    """One append-only step between raw and final text: what it gives out is never taken back."""
+
+    def push(self, text: str) -> str: ...
+    def finish(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """A linear layer that every transformer layer has.
+
+    Attributes:
+        name: inside a layer, e.g. "attention.query_key_value".
+        columns: I.
+        segments: (name, rows) of what is fused in it, in the order of the rows; together they are O rows.
+        num_groups: how often the segments repeat: 1 = concatenated (all of q, all of k, all of v), H = interleaved per
+            head (q, k and v of the first head, then those of the second, ...).
+        sharded: what a tensor-parallel rank holds: an equal part of each segment's rows (its results are a part of
+            the outputs), or of the columns (its results are summed by all_reduce).
+    """
+
+    name: str
+    columns: int
+    segments: tuple[tuple[str, int], ...]
+    num_groups: int = 1
+    sharded: Literal["rows", "columns"] = "rows"
+
+    @property
+    def rows(self) -> int:
+        """O."""
+        return sum(rows for _, rows in self.segments)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Names, sizes and conventions of one network.
+
+    Attributes:
+        layers, embedding, final_norm, head, prefix_encoder: names of the modules in the network.
+        linears: the linear layers of a transformer layer, which quantization packs.
+        num_layers, hidden_size, vocab_size: L, model width, vocabulary.
+        num_heads, num_kv_heads, head_width: H, G, D.
+        context_limit: tokens of prompt and answer together.
+        eos_ids: tokens that end an answer.
+        pad_id: what rows are padded with, on the left.
+        visibility: "prefix" = a prompt sees all of itself; "causal" = only what is before.
+        learned_prompt_tokens: tokens at the end of a prompt that training learns as well (ChatGLM-6B: `<sop>`).
+        clean_up: makes the stages that turn decoded text into the answer people see.
+        chat_defaults: generation parameters used where a request gives none.
+        ties_embedding: whether head and embedding may be one tensor when files hold one, or two equal ones.
+        ignored_tensors: patterns of stored names that mean nothing here.
+        releases: vocabulary size -> name of the release, for messages.
+    """
+
+    layers: str
+    embedding: str
+    final_norm: str
+    head: str
+    linears: tuple[LinearSpec, ...]
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_width: int
+    context_limit: int
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    visibility: Literal["prefix", "causal"]
+    chat_defaults: Mapping[str, Any]
+    prefix_encoder: str = "transformer.prefix_encoder"
+    learned_prompt_tokens: int = 0
+    clean_up: Callable[[], list[TextStage]] = list
+    ties_embedding: bool = False
+    ignored_tensors: tuple[str, ...] = ()
+    releases: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def embedding_weight(self) -> str:
+        """Name of the embedding's tensor."""
+        return f"{self.embedding}.weight"
+
+    @property
+    def head_weight(self) -> str:
+        """Name of the output head's tensor."""
+        return f"{self.head}.weight"
+
+    def layer_of(self, name: str) -> int | None:
+        """The number of the layer that a tensor or module belongs to; None outside the layers."""
+        number = name.removeprefix(f"{self.layers}.").partition(".")[0] if name.startswith(f"{self.layers}.") else ""
+        return int(number) if number.isdecimal() else None
