@@ -260,8 +260,10 @@ class ChatSession:
         except Exception as error:
             self._finish(pending, str(error) or repr(error))
             raise
-        finally:
+        except BaseException:  # the reader has left, or Ctrl+C was pressed again
             pending.cancel.set()
+            raise
+        finally:
             self._finish(pending)
 
     def _finish(self, pending: Pending, error: str = "") -> None:

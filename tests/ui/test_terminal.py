@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chatglm.ui.terminal.chat import LOADING, LOADING_CANCELLED
-from chatglm.ui.terminal.loop import HOW_TO_LEAVE
 
 from chatglm.cli.flags import ANSWER_FLAGS, MODEL_FLAGS
 from chatglm.demo import BANNER as DEMO_BANNER
 from chatglm.demo import CHECKPOINT
+from chatglm.ui.terminal.terminal_app import LOADING, LOADING_CANCELLED
+from chatglm.ui.terminal.terminal_chat import HOW_TO_LEAVE
 from tests.ui.person import ALT_ENTER, BACKSPACE, CTRL_C, CTRL_D, UP, Person
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ BANNER = "欢迎使用 ChatGLM-6B 模型，输入内容即可进行对话，clea
 # The embedded model is data; its way through the program is tested with any weights in its place.
 TINY_AS_DEMO_WITHOUT_PROMPT_TOOLKIT = (
     "import sys, pathlib, chatglm.demo; chatglm.demo.CHECKPOINT = pathlib.Path(sys.argv.pop(1));"
-    "sys.modules['prompt_toolkit'] = None; from chatglm.ui.terminal.chat import main; sys.exit(main())"
+    "sys.modules['prompt_toolkit'] = None; from chatglm.ui.terminal.terminal_app import main; sys.exit(main())"
 )
 
 
@@ -238,7 +238,7 @@ def test_a_reader_that_leaves_early(tiny_folder: Path, environment: dict[str, st
 def test_help_is_complete_and_light(environment: dict[str, str]) -> None:
     """Every flag with its variable is there, and no heavy library was imported to show it."""
     spy = (
-        "import sys\nfrom chatglm.ui.terminal.chat import main\ntry: main(['--help'])\n"
+        "import sys\nfrom chatglm.ui.terminal.terminal_app import main\ntry: main(['--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "assert not {'torch', 'transformers', 'numpy', 'prompt_toolkit'} & set(sys.modules)"
     )

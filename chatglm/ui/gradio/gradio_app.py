@@ -74,7 +74,7 @@ PAGE_FLAGS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve the page until a signal comes; returns the exit code. A wrong flag raises SystemExit(2)."""
     prepare_streams()
-    parser = _parser()
+    parser = make_parser()
     arguments = parser.parse_args(argv)
     check_answer_options(parser, answer_options(arguments))
     try:
@@ -85,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """The parser of the page's flags."""
     called = Path(sys.argv[0]).name
     prog = called if called == "web_demo.py" else "python -m chatglm web"
     parser = Parser(prog=prog, description=DESCRIPTION, epilog=EPILOG)
