@@ -54,16 +54,21 @@ def attend(query_BHTD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, visible: Te
 
     Args:
         query_BHTD: queries, already rotated.
-        key_BHSD: keys, already rotated.
+        key_BHSD: keys, already rotated; keys and values may have fewer heads (G), each for H / G queries.
         value_BHSD: values.
         visible: bool, broadcastable to [B, H, T, S], True = may be seen; None = everything is visible.
             Every row must see at least one key.
     """
+    is_grouped = key_BHSD.shape[1] != query_BHTD.shape[1]
     # What torch compiles has few shapes, and it cannot trace a lock.
     if not query_BHTD.is_cuda or torch.compiler.is_compiling():
-        return F.scaled_dot_product_attention(query_BHTD, key_BHSD, value_BHSD, attn_mask=visible)
+        return F.scaled_dot_product_attention(
+            query_BHTD, key_BHSD, value_BHSD, attn_mask=visible, enable_gqa=is_grouped
+        )
     with _without_cudnn:
-        return F.scaled_dot_product_attention(query_BHTD, key_BHSD, value_BHSD, attn_mask=visible)
+        return F.scaled_dot_product_attention(
+            query_BHTD, key_BHSD, value_BHSD, attn_mask=visible, enable_gqa=is_grouped
+        )
 
 
 def attend_with_probabilities(

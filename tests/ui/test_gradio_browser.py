@@ -22,7 +22,11 @@ from chatglm.ui.gradio.gradio_app import main, make_parser, serving
 from tests.serving.servers import PATIENCE_S, process
 from tests.ui.browser import PATIENCE_MS, Visitor, started_browser
 
-pytestmark = pytest.mark.xdist_group("browser")
+pytestmark = [
+    pytest.mark.xdist_group("browser"),
+    # Gradio's own: it leaves sockets to the garbage collector and prints warnings on the page as UserWarning.
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 GREETING = "你好"
 # Whether an answer was being made since, which may be over before anybody looks: the button turned, or the figures did.

@@ -71,7 +71,7 @@ def test_missing_folder_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         (["--top-p", "2"], {}, "top_p must be"),
         (["--dtype", "int3"], {}, "--dtype"),
         (["--quantize", "5"], {}, "--quantize"),
-        (["--prompt", " "], {}, "--prompt is empty"),
+        (["--prompt", " "], {}, "--prompt: the question is empty"),
         (["--max-memory", "much"], {}, "--max-memory"),
         (["--max-memory", "0"], {}, "--max-memory"),
         ([], {"CHATGLM_TOP_P": "much"}, "CHATGLM_TOP_P"),

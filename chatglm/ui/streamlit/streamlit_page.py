@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import threading
 import time
@@ -17,9 +16,9 @@ import streamlit as st
 from streamlit.runtime.scriptrunner import RerunException
 
 from chatglm.cli.flags import answer_options, model_options
+from chatglm.cli.loading import load_from_flags
 from chatglm.errors import ChatGLMError
 from chatglm.generation.config import CHAT_DEFAULTS
-from chatglm.progress import ProgressBar
 from chatglm.ui.markdown import TextBlock, plain, streamlit_markdown, text_blocks
 from chatglm.ui.notes import notes_on
 from chatglm.ui.session import ChatSession, Round
@@ -75,15 +74,7 @@ def show() -> None:
 @st.cache_resource(show_spinner=LOADING)
 def load(options: dict[str, Any]) -> Pipeline:
     """The model, once for all sessions. A failure is not cached."""
-    # Streamlit's threads need the processors, too; see the servers' start. Read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from chatglm.pipeline import load_pipeline
-
-    def report(message: str) -> None:
-        print(message, file=sys.stderr, flush=True)
-
-    with ProgressBar(sys.stderr) as bar:
-        return load_pipeline(**options, progress=bar, report=report)
+    return load_from_flags(argparse.Namespace(**options), is_server=True)
 
 
 def _show_chat(pipeline: Pipeline, arguments: argparse.Namespace) -> None:

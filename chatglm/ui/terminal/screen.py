@@ -6,7 +6,6 @@ a pipe on either side, --prompt    answers bare: stdout                     note
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from dataclasses import dataclass
@@ -15,13 +14,6 @@ BOT_LABEL = "ChatGLM-6B："
 # All control characters but line feed and tab: they could move the cursor, change colours or type into the shell.
 UNSAFE = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 CLEAR = "\x1b[H\x1b[2J\x1b[3J"
-
-
-def prepare_streams() -> None:
-    """Replace characters that a stream cannot encode instead of failing."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
 
 
 def is_dumb() -> bool:

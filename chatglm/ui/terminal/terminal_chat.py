@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
-from chatglm.cli.interrupts import INTERRUPTED, cancelling
+from chatglm.cli.signals import INTERRUPTED, cancel_on_interrupt
 from chatglm.errors import ChatGLMError
 from chatglm.ui.notes import notes_on
 from chatglm.ui.session import ChatSession, Reply
@@ -140,7 +140,7 @@ class TerminalChat:
 
     def _answer(self, start: Callable[[threading.Event], Generator[Delta]]) -> None:
         """Show an answer while it is generated, then the notes on it."""
-        with cancelling() as cancel:
+        with cancel_on_interrupt() as cancel:
             self._screen.begin_answer()
             try:
                 # Ctrl+C pressed again raises KeyboardInterrupt: it does not wait for the network's current step.
