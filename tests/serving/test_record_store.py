@@ -1,19 +1,17 @@
-"""The life of records, checked against a list of what should be there."""
+"""The record store, checked against a simple model of it."""
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatglm.serving.polling.records import Code, Records
+from chatglm.serving.polling.record_store import PollingCode, RecordStore
 
 MAX_UNFINISHED, TTL, MAX_RECORDS = 3, 10.0, 5
 IDS = [*"abcdefgh"]
 KINDS = ["accept", "handle", "append", "finish", "fail", "reject", "wait"]
 STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(["accept", "handle", "append", "finish", "fail", "reject", "wait"]), st.sampled_from(IDS)
-    ),
+    st.tuples(st.sampled_from(KINDS), st.sampled_from(IDS)),
     max_size=60,
 )
 
@@ -25,10 +23,11 @@ class Clock:
         return self.now
 
 
+@settings(max_examples=60, deadline=None)
 @given(STEPS)
-def test_records_follow_their_life(steps: list[tuple[str, str]]) -> None:
+def test_records_match_the_model(steps: list[tuple[str, str]]) -> None:
     clock = Clock()
-    records = Records(MAX_UNFINISHED, TTL, MAX_RECORDS, clock)
+    records = RecordStore(MAX_UNFINISHED, TTL, MAX_RECORDS, clock)
     unfinished: dict[str, dict[str, object]] = {}
     finished: list[tuple[str, float, dict[str, object]]] = []
 
@@ -40,14 +39,14 @@ def test_records_follow_their_life(steps: list[tuple[str, str]]) -> None:
         forget()
         if step == "accept":
             expected = (
-                Code.BUSY
+                PollingCode.BUSY
                 if len(unfinished) == MAX_UNFINISHED
-                else Code.EXISTS
+                else PollingCode.EXISTS
                 if name in unfinished or name in [each[0] for each in finished]
-                else Code.OK
+                else PollingCode.OK
             )
             assert records.accept(name) is expected
-            if expected is Code.OK:
+            if expected is PollingCode.OK:
                 unfinished[name] = {
                     "is_finished": False,
                     "is_handled": False,

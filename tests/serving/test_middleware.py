@@ -1,4 +1,4 @@
-"""Who may come in, what the documentation needs, what is counted."""
+"""Authentication, origins, the body limit, offline documentation, metrics."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_deltas_then_a_summary(server: Server) -> None:
 def test_the_same_answer_as_the_pipeline(server: Server) -> None:
     done = stream(server, prompt="hello", temperature=0)[-1]
     assert isinstance(done, Event)
-    assert done.json()["response"] == server.desk.pipeline.chat("hello", temperature=0)[0]
+    assert done.json()["response"] == server.service.pipeline.chat("hello", temperature=0)[0]
 
 
 def test_parameters_reach_the_model(endless: Server) -> None:
@@ -72,7 +72,7 @@ def test_heartbeats_while_the_request_waits(endless: Server) -> None:
     """Ten running answers leave none for the eleventh; its stream is alive all the same."""
     clients = [endless.client.stream("POST", "/stream", json={"prompt": f"hello {i}"}) for i in range(10)]
     replies = [client.__enter__() for client in clients]
-    eventually(lambda: endless.desk.stats().running == 10)
+    eventually(lambda: endless.service.stats().running == 10)
     with endless.client.stream("POST", "/stream", json={"prompt": "hello"}) as reply:
         assert next(read_events(reply.iter_lines())) == "heartbeat"
     for client in clients:

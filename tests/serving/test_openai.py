@@ -1,7 +1,8 @@
-"""The OpenAI-compatible API, through OpenAI's own client and, where that is too kind, through plain HTTP."""
+"""The OpenAI-compatible API, through OpenAI's own client and through plain HTTP."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,6 @@ import pytest
 
 from chatglm.messages import Message
 from chatglm.pipeline import Pipeline
-from chatglm.serving.openai_messages import to_conversation
 from tests.serving.servers import BROKEN, Server, break_after, eventually, serving
 
 HELLO: list[Any] = [{"role": "user", "content": "你好"}]
@@ -43,7 +43,7 @@ def test_models(client: openai.OpenAI) -> None:
 
 def test_chat_with_exact_usage(client: openai.OpenAI, demo: Pipeline) -> None:
     whole = client.chat.completions.create(model="gpt-3.5-turbo", messages=HELLO, temperature=0)
-    result = demo.submit("你好", temperature=0).result(60)
+    result = demo.submit([Message("user", "你好")], temperature=0).result(60)
     choice = whole.choices[0]
     assert (choice.message.role, choice.message.content) == ("assistant", result.text)
     assert choice.finish_reason == "stop"
@@ -183,7 +183,7 @@ def test_text_completions(babble: openai.OpenAI, babbler: Pipeline) -> None:
         ({"messages": []}, "messages"),
     ],
 )
-def test_what_cannot_be_given_is_refused(client: openai.OpenAI, more: dict[str, Any], param: str) -> None:
+def test_unsupported_fields_are_rejected(client: openai.OpenAI, more: dict[str, Any], param: str) -> None:
     asked: dict[str, Any] = {"model": "demo", "messages": HELLO, **more}
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(**asked)
@@ -191,7 +191,7 @@ def test_what_cannot_be_given_is_refused(client: openai.OpenAI, more: dict[str, 
     assert caught.value.type == "invalid_request_error"
 
 
-def test_what_programs_send_unasked_is_ignored(client: openai.OpenAI) -> None:
+def test_fields_sent_by_common_clients_are_ignored(client: openai.OpenAI) -> None:
     """NextChat's and Open WebUI's bodies."""
     made = client.chat.completions.create(
         model="gpt-4o-mini",
@@ -246,15 +246,15 @@ def test_a_failure_in_the_middle_reaches_the_client(
     eventually(endless.is_idle)
 
 
-def test_choices_beyond_the_free_places_are_all_refused(endless: Server, babble: openai.OpenAI) -> None:
-    """Either every choice is made or none: what was admitted is given back."""
+def test_choices_beyond_the_free_slots_are_all_rejected(endless: Server, babble: openai.OpenAI) -> None:
+    """Either every choice is admitted or none."""
     streams = [endless.client.stream("POST", "/stream", json={"prompt": "hello"}) for _ in range(25)]
     for stream in streams:
         assert stream.__enter__().status_code == 200
     with pytest.raises(openai.RateLimitError) as caught:
         babble.chat.completions.create(model="x", messages=[{"role": "user", "content": "hello"}], n=8)
     assert caught.value.response.headers["retry-after"] == "1"
-    eventually(lambda: (stats := endless.desk.stats()).running + stats.waiting == 25)
+    eventually(lambda: (stats := endless.service.stats()).running + stats.waiting == 25)
     for stream in streams:
         stream.__exit__(None, None, None)
     eventually(endless.is_idle)
@@ -264,20 +264,44 @@ def test_choices_beyond_the_free_places_are_all_refused(endless: Server, babble:
     assert "128 answers" in reply.json()["error"]["message"]
 
 
-@pytest.mark.parametrize(
-    ("roles", "expected"),
-    [
-        ("u", ("u0", [], None)),
-        ("suau", ("u3", [("u1", "a2")], "s0")),
-        ("uuau", ("u3", [("u0\nu1", "a2")], None)),
-        ("auau", ("u3", [("", "a0"), ("u1", "a2")], None)),
-        ("uauusus", ("u2\nu3\nu5", [("u0", "a1")], "s4\ns6")),
-    ],
-)
-def test_messages_as_rounds(roles: str, expected: tuple[str, Any, Any]) -> None:
+def test_the_default_system_message_is_for_chats_without_one(babbler: Pipeline) -> None:
+    """Raw completions never get it: they equal `Pipeline.generate`."""
+    hello = Message("user", "hello")
+
+    def usage(*messages: Message) -> int:
+        body = {"messages": [vars(message) for message in messages], "max_tokens": 1}
+        return int(server.post("/v1/chat/completions", json=body).json()["usage"]["prompt_tokens"])
+
+    def expected(*messages: Message) -> int:
+        return babbler.submit(messages, max_new_tokens=1).result(60).prompt_tokens
+
+    with serving(babbler, system="be kind and brief") as server:
+        assert usage(hello) == expected(Message("system", "be kind and brief"), hello) > expected(hello)
+        assert usage(Message("system", "fox"), hello) == expected(Message("system", "fox"), hello)
+        asked = {"prompt": "hello", "temperature": 0, "max_tokens": 16}
+        made = server.post("/v1/completions", json=asked).json()
+        assert made["choices"][0]["text"] == babbler.generate("hello", temperature=0, max_new_tokens=16)
+        assert made["usage"]["prompt_tokens"] == babbler.complete("hello", max_new_tokens=1).result(60).prompt_tokens
+        streamed = {system: stream_usage(server, system) for system in (None, "", "fox")}
+        assert streamed[None] == usage(hello)
+        assert streamed[""] == expected(hello)
+        assert streamed["fox"] == usage(Message("system", "fox"), hello)
+
+
+def stream_usage(server: Server, system: str | None) -> int:
+    """Prompt tokens of `POST /stream`, where an empty `system` switches the default off."""
+    text = server.post("/stream", json={"prompt": "hello", "system": system, "max_new_tokens": 1}).text
+    return int(json.loads(text.split("event: done\ndata: ")[1])["usage"]["prompt_tokens"])
+
+
+def test_messages_pass_through_to_the_template(endless: Server, babbler: Pipeline) -> None:
+    """Neighbours of one role, a late system message, an assistant that begins."""
     names: Any = {"u": "user", "a": "assistant", "s": "system"}
-    messages = [Message(names[role], f"{role}{number}") for number, role in enumerate(roles)]
-    assert to_conversation(messages) == expected
+    for roles in ("suau", "uuau", "auau", "uauusus"):
+        messages = [Message(names[role], f"{role}{number}") for number, role in enumerate(roles)]
+        body = {"messages": [vars(message) for message in messages], "max_tokens": 6, "temperature": 0}
+        answer = endless.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+        assert answer == babbler.submit(messages, max_new_tokens=6, temperature=0).result(60).text, roles
 
 
 def test_plain_requests_work(server: Server) -> None:

@@ -1,4 +1,4 @@
-"""Clients that leave, do not read or come in crowds, and what the others notice of it."""
+"""Clients that disconnect, do not read or exceed the limits, internal errors, shutdown."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WHOLE = {
 
 def ended(server: Server) -> tuple[int, int]:
     """(answers that ended by themselves, tokens of all answers) since the engine began."""
-    stats = server.desk.stats()
+    stats = server.service.stats()
     return stats.finished, stats.tokens_total
 
 
@@ -35,7 +35,7 @@ def test_leaving_a_stream_cancels_it(endless: Server, path: str) -> None:
     with endless.client.stream("POST", path, json=STREAMED[path]) as reply:
         assert reply.status_code == 200
         next(reply.iter_lines())
-        eventually(lambda: endless.desk.stats().running == 1)
+        eventually(lambda: endless.service.stats().running == 1)
     eventually(endless.is_idle)
     assert ended(endless)[0] == finished
 
@@ -44,24 +44,24 @@ def test_leaving_a_stream_cancels_it(endless: Server, path: str) -> None:
 def test_leaving_a_whole_answer_cancels_it(endless: Server, path: str) -> None:
     finished, _ = ended(endless)
     with open_socket(endless.url, path, WHOLE[path]):
-        eventually(lambda: endless.desk.stats().running)
+        eventually(lambda: endless.service.stats().running)
     eventually(endless.is_idle)
     assert ended(endless)[0] == finished
 
 
-def test_leaving_while_waiting_gives_the_place_back(endless: Server) -> None:
+def test_leaving_while_waiting_frees_the_slot(endless: Server) -> None:
     sockets = [open_socket(endless.url, "/stream", {"prompt": f"hello {i}"}) for i in range(14)]
-    eventually(lambda: endless.desk.stats().waiting == 4)
+    eventually(lambda: endless.service.stats().waiting == 4)
     for waiting in sockets[10:]:
         waiting.close()
-    eventually(lambda: endless.desk.stats().waiting == 0)
+    eventually(lambda: endless.service.stats().waiting == 0)
     for running in sockets[:10]:
         running.close()
     eventually(endless.is_idle)
 
 
 def test_a_cancelled_stream_makes_no_more_tokens(endless: Server) -> None:
-    """Counted after the engine has heard of it: at most the step that was under way."""
+    """Counted after the engine has seen the cancellation."""
     with open_socket(endless.url, "/stream", {"prompt": "hello"}) as client:
         client.recv(2000)
     eventually(endless.is_idle)
@@ -70,19 +70,19 @@ def test_a_cancelled_stream_makes_no_more_tokens(endless: Server) -> None:
     assert ended(endless)[1] == tokens
 
 
-def test_one_who_does_not_read_blocks_nobody(endless: Server) -> None:
+def test_a_client_that_does_not_read_blocks_no_other(endless: Server) -> None:
     """More chunks than fit into any buffer on the way: its answers are finished, and others are served meanwhile."""
     finished, _ = ended(endless)
     with open_socket(endless.url, "/v1/chat/completions", MUCH, reads=False):
-        eventually(lambda: endless.desk.stats().running == 8)
+        eventually(lambda: endless.service.stats().running == 8)
         reply = endless.post("/stream", json={"prompt": "hello", "max_new_tokens": 5})
         assert reply.text.count("event: done") == 1
         eventually(endless.is_idle)
         assert ended(endless)[0] == finished + 9
 
 
-def test_a_crowd_of_a_hundred(demo: Pipeline) -> None:
-    """Thirty places: whoever finds none is told so at once, the others get the answer they would get alone."""
+def test_a_hundred_requests_at_once(demo: Pipeline) -> None:
+    """Thirty slots: the others get 429 at once, and each answer equals the one of a single request."""
     alone = demo.chat("你好", temperature=0, max_new_tokens=8)[0]
     body = {"prompt": "你好", "temperature": 0, "max_new_tokens": 8}
     with serving(demo) as server, httpx.Client(limits=httpx.Limits(max_connections=100), timeout=PATIENCE_S) as client:
@@ -105,9 +105,9 @@ def test_a_crowd_of_a_hundred(demo: Pipeline) -> None:
         eventually(server.is_idle)
 
 
-def test_places_are_thirty_exactly(endless: Server) -> None:
+def test_the_limit_of_running_and_waiting_requests(endless: Server) -> None:
     sockets = [open_socket(endless.url, "/stream", {"prompt": f"hello {i}"}) for i in range(30)]
-    eventually(lambda: endless.desk.stats().waiting == 20)
+    eventually(lambda: endless.service.stats().waiting == 20)
     for path, body in (*WHOLE.items(), *STREAMED.items()):
         reply = endless.post(path, json=body)
         assert reply.status_code == 429
@@ -120,7 +120,7 @@ def test_places_are_thirty_exactly(endless: Server) -> None:
 def test_health_answers_while_answers_are_made(endless: Server) -> None:
     """Twenty of them during ten answers; how quickly is measured by benchmarks/load.py."""
     sockets = [open_socket(endless.url, "/stream", {"prompt": f"hello {i}"}) for i in range(10)]
-    eventually(lambda: endless.desk.stats().running == 10)
+    eventually(lambda: endless.service.stats().running == 10)
     _, before = ended(endless)
     replies = [endless.get("/health") for _ in range(20)]
     assert {reply.json()["running"] for reply in replies} == {10}
@@ -130,8 +130,8 @@ def test_health_answers_while_answers_are_made(endless: Server) -> None:
     eventually(endless.is_idle)
 
 
-def test_a_defect_of_ours_is_a_sentence_too(endless: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not written for people stays in the log."""
+def test_an_internal_error_is_one_sentence(endless: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its text stays in the log."""
     with monkeypatch.context() as patch:
         break_after(patch, 0, RuntimeError)
         replies = {path: endless.post(path, json=body) for path, body in WHOLE.items()}
@@ -147,8 +147,8 @@ def test_a_defect_of_ours_is_a_sentence_too(endless: Server, monkeypatch: pytest
     assert endless.post("/", json={"prompt": "hello", "max_length": 9}).status_code == 200
 
 
-def test_the_server_end_cancels_what_does_not_finish(babbler: Pipeline) -> None:
-    """Its clients are told, in the form of their door."""
+def test_shutdown_cancels_what_does_not_finish(babbler: Pipeline) -> None:
+    """Clients are told, in the form of their endpoint."""
     with ThreadPoolExecutor(4) as pool:
         with serving(babbler, shutdown_timeout=0.3) as server:
             url = server.url
@@ -160,7 +160,7 @@ def test_the_server_end_cancels_what_does_not_finish(babbler: Pipeline) -> None:
             chunks = pool.submit(
                 httpx.post, url + "/v1/chat/completions", json=STREAMED["/v1/chat/completions"], timeout=PATIENCE_S
             )
-            eventually(lambda: server.desk.stats().running == 6)
+            eventually(lambda: server.service.stats().running == 6)
         sentence = "The answer was cancelled before it was complete."
         assert (whole.result().status_code, whole.result().json()["detail"]) == (503, sentence)
         assert (chat.result().status_code, chat.result().json()["error"]["message"]) == (503, sentence)
@@ -169,10 +169,10 @@ def test_the_server_end_cancels_what_does_not_finish(babbler: Pipeline) -> None:
         assert server.is_idle()
 
 
-def test_short_answers_are_finished_at_the_end(babbler: Pipeline) -> None:
+def test_shutdown_lets_short_answers_finish(babbler: Pipeline) -> None:
     with ThreadPoolExecutor(1) as pool:
         with serving(babbler, shutdown_timeout=PATIENCE_S) as server:
             body = {"prompt": "hello", "max_new_tokens": 100}
             reply = pool.submit(httpx.post, server.url + "/stream", json=body, timeout=PATIENCE_S)
-            eventually(lambda: server.desk.stats().running == 1)
+            eventually(lambda: server.service.stats().running == 1)
         assert '"finish_reason":"length"' in reply.result().text

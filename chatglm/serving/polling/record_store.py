@@ -1,10 +1,8 @@
-"""The records clients poll: which ids are taken, how far each answer is, how long it is kept.
+"""The records that clients poll, with their ids, limits and ages. Thread-safe.
 
-Knows: ids, counts and ages. Does not know HTTP, threads of work or models. Every method may be called from any thread.
-
-    accepted                running                    finished                     gone
-    is_handled False  --->  is_handled True      --->  is_finished True       --->  after `ttl` seconds, or when there
-    response ""             response grows             response stays               are more than `max_records`
+accepted                running                    finished                     gone
+is_handled False  --->  is_handled True      --->  is_finished True       --->  after `ttl` seconds, or when there
+response ""             response grows             response stays               are more than `max_records`
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from enum import IntEnum
 from typing import Any
 
 
-class Code(IntEnum):
+class PollingCode(IntEnum):
     """Upstream's codes."""
 
     OK = 0
@@ -28,15 +26,15 @@ class Code(IntEnum):
 
 
 @dataclass
-class Record:
+class PollingRecord:
     """One question and its answer so far.
 
     Attributes:
         timestamp: when it was accepted, in seconds since 1970.
         response: all text until now.
-        is_handled: whether a thread has taken it up.
+        is_handled: whether a thread works on it or has done so.
         is_finished: whether the response will not change any more.
-        error: why there is no (whole) answer; "" if there is nothing wrong.
+        error: why the answer is not complete; "" if it is.
     """
 
     timestamp: float
@@ -56,13 +54,13 @@ class Record:
         return {**fields, "error": self.error} if self.error else fields
 
 
-class Records:
-    """Those of one server.
+class RecordStore:
+    """The records of one server.
 
     Args:
         max_unfinished: how many may be running and waiting.
         ttl: seconds that a finished record is kept.
-        max_records: how many are kept at most; the one finished first goes first, an unfinished one never.
+        max_records: how many are kept at most; the one finished first is dropped first, an unfinished one never.
         clock: seconds since 1970.
     """
 
@@ -74,39 +72,41 @@ class Records:
         self._max_records = max_records
         self._clock = clock
         self._lock = threading.Lock()
-        self._unfinished: dict[str, Record] = {}
-        self._finished: OrderedDict[str, tuple[Record, float]] = OrderedDict()  # with the time of its end, in order
+        self._unfinished: dict[str, PollingRecord] = {}
+        self._finished: OrderedDict[str, tuple[PollingRecord, float]] = (
+            OrderedDict()
+        )  # with the time of its end, in order
 
-    def accept(self, request_id: str) -> Code:
-        """Make a record for a new id. Busy is found out before a known id, as upstream does."""
+    def accept(self, request_id: str) -> PollingCode:
+        """Make a record for a new id. The limit is checked before the id, as upstream does."""
         with self._lock:
             self._forget_old()
             if len(self._unfinished) >= self._max_unfinished:
-                return Code.BUSY
+                return PollingCode.BUSY
             if request_id in self._unfinished or request_id in self._finished:
-                return Code.EXISTS
-            self._unfinished[request_id] = Record(self._clock())
-            return Code.OK
+                return PollingCode.EXISTS
+            self._unfinished[request_id] = PollingRecord(self._clock())
+            return PollingCode.OK
 
     def reject(self, request_id: str) -> None:
-        """Take an accepted id back, as if it had never come."""
+        """Forget an accepted id whose request was rejected."""
         with self._lock:
             self._unfinished.pop(request_id, None)
 
     def handle(self, request_id: str) -> None:
-        """A thread has taken it up."""
+        """A thread works on it."""
         with self._lock:
             if record := self._unfinished.get(request_id):
                 record.is_handled = True
 
     def append(self, request_id: str, text: str) -> None:
-        """The answer has grown."""
+        """Add text to the response."""
         with self._lock:
             if record := self._unfinished.get(request_id):
                 record.response += text
 
     def finish(self, request_id: str, error: str = "") -> None:
-        """The answer will not change any more; its place is free. Nothing happens if it has ended before."""
+        """The response is final and its slot free. Nothing happens if it was finished before."""
         with self._lock:
             record = self._unfinished.pop(request_id, None)
             if record is not None:
@@ -132,7 +132,7 @@ class Records:
         return len(self._unfinished) + len(self._finished)
 
     def _forget_old(self) -> None:
-        """Done at every access, so that no thread has to wake up for it. The oldest come first."""
+        """Done at every access, so no thread has to wake up for it. The oldest come first."""
         now = self._clock()
         while self._finished:
             _, ended = next(iter(self._finished.values()))
