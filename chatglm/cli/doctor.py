@@ -1,7 +1,4 @@
-"""`python -m chatglm doctor FOLDER`: this machine, the memory the model needs here, and every problem of the folder.
-
-Knows: how to print. Does not know how problems are found.
-"""
+"""`python -m chatglm doctor FOLDER`: this machine, the memory the model needs here, and every problem of the folder."""
 
 from __future__ import annotations
 
@@ -25,7 +22,8 @@ LIBRARIES = ("torch", "transformers", "sentencepiece", "safetensors", "accelerat
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the report; 0 when the folder can be loaded, 1 when it cannot."""
     parser = argparse.ArgumentParser(
-        prog="python -m chatglm doctor", description="Say what is wrong with a model folder."
+        prog="python -m chatglm doctor",
+        description="Report what is wrong with a model folder, and what this machine has.",
     )
     parser.add_argument("folder", nargs="?", default=DEMO_NAME, help="model folder (default: the embedded demo model)")
     arguments = parser.parse_args(argv)
@@ -38,14 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def environment() -> list[str]:
-    """Lines about Python, the libraries and the devices of this machine."""
+    """Lines about Python, the libraries and the devices."""
     lines = [f"Python {platform.python_version()} on {platform.platform()}"]
     lines.append(", ".join(f"{name} {_version(name)}" for name in LIBRARIES))
     return [*lines, *describe_devices()]
 
 
 def memory(report: ValidationReport) -> list[str]:
-    """Lines about the memory that the model takes in each number type, and what is free where it would run."""
+    """Lines about the parameters, the memory they take in each dtype, and what is free on the default device."""
     if report.family is None or report.config is None:
         return []
     config, spec = report.config, report.family.spec(report.config)

@@ -18,14 +18,14 @@ from tests.folders import make_folder
 
 PTUNING = Path(__file__).parents[2] / "ptuning"
 SCRIPTS = sorted(path.name for path in PTUNING.glob("*.sh") if path.name != "settings.sh")
-# Stands for python: writes down what it was asked.
+# Takes the place of python and records its arguments.
 RECORDER = """#!/bin/sh
 printf '%s\\n' "$@" > "$RECORD"
 """
 
 
 def _run(script: str, folder: Path, *words: str, **variables: str) -> list[str]:
-    """The words that a script calls python with."""
+    """The arguments that a script gives to python."""
     python = folder / "python"
     python.write_text(RECORDER, encoding="utf-8")
     python.chmod(0o755)
@@ -49,7 +49,7 @@ def test_every_script_starts_as_it_is(script: str, tmp_path: Path) -> None:
 
 
 def test_upstreams_numbers_with_a_real_model(tmp_path: Path) -> None:
-    words = _run("train.sh", tmp_path, MODEL="THUDM/chatglm-6b")
+    words = _run("train.sh", tmp_path, MODEL="zai-org/chatglm-6b")
     expected = {
         "--train_file": "AdvertiseGen/train.json",
         "--output_dir": "output/adgen-chatglm-6b-pt-128-2e-2",
@@ -60,7 +60,7 @@ def test_upstreams_numbers_with_a_real_model(tmp_path: Path) -> None:
         "--gradient_accumulation_steps": "16",
     }
     assert {flag: _value(words, flag) for flag in expected} == expected
-    evaluated = _run("evaluate.sh", tmp_path, MODEL="THUDM/chatglm-6b", STEP="3000")
+    evaluated = _run("evaluate.sh", tmp_path, MODEL="zai-org/chatglm-6b", STEP="3000")
     assert _value(evaluated, "--ptuning_checkpoint") == expected["--output_dir"] + "/checkpoint-3000"
     full = _run("evaluate_finetune.sh", tmp_path, MODEL="x")
     assert _value(full, "--model_name_or_path") == "output/adgen-chatglm-6b-ft-1e-4"
@@ -75,6 +75,19 @@ def test_variables_and_flags_change_it(tmp_path: Path) -> None:
     base = _run("evaluate.sh", tmp_path, CHECKPOINT="")
     assert "--ptuning_checkpoint" not in base
     assert "--forgetting_file" not in base
+
+
+def test_relative_paths_start_where_the_script_is_called(tmp_path: Path) -> None:
+    for name in ("chatglm-6b", "rows"):
+        (tmp_path / name).mkdir()
+    words = _run("train.sh", tmp_path, MODEL="chatglm-6b", DATA="rows", OUTPUT="out")
+    assert _value(words, "--model_name_or_path") == str(tmp_path / "chatglm-6b")
+    assert _value(words, "--train_file") == str(tmp_path / "rows" / "train.json")
+    assert _value(words, "--output_dir") == str(tmp_path / "out")
+    words = _run("evaluate.sh", tmp_path, MODEL="zai-org/chatglm-6b", DATA="data/clothes", CHECKPOINT=str(tmp_path))
+    assert _value(words, "--model_name_or_path") == "zai-org/chatglm-6b"
+    assert _value(words, "--test_file") == "data/clothes/dev.json"
+    assert _value(words, "--ptuning_checkpoint") == str(tmp_path)
 
 
 @pytest.mark.parametrize(("name", "columns"), [("clothes", ("content", "summary")), ("talks", ("prompt", "response"))])
@@ -105,8 +118,8 @@ def test_training_and_evaluating_by_the_scripts(tmp_path: Path) -> None:
 
 
 def test_the_page_gets_the_flags_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("chatglm.ui.gradio.launch")
-    import chatglm.ui.gradio.launch as web
+    pytest.importorskip("chatglm.ui.gradio.gradio_app")
+    import chatglm.ui.gradio.gradio_app as web
 
     asked: list[Any] = []
     monkeypatch.setattr(web, "main", lambda words: asked.append(words) or 0)
