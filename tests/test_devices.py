@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from chatglm.errors import DeviceError
 from chatglm.loading.memory_estimate import cache_bytes, count_parameters, memory_message, memory_needed, type_for
 from chatglm.models import FAMILIES
 from chatglm.sizes import format_bytes
+from tests import forking
 from tests.no_cuda import forbid_cuda
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda:0"), torch.device("mps")
@@ -76,9 +76,7 @@ def test_cpu_never_asks_about_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_program_on_a_cpu_never_touches_cuda() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", ON_A_CPU], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=200
-    )
+    done = forking.run([sys.executable, "-c", ON_A_CPU], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -277,4 +275,4 @@ def test_the_tightest_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_importing_it_starts_no_cuda() -> None:
     code = "import torch, chatglm.devices, chatglm.loading; assert not torch.cuda.is_initialized()"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    forking.run([sys.executable, "-c", code], preload=forking.TORCH, check=True)
