@@ -1,8 +1,4 @@
-"""Products with packed weights, and what lies between them: one call each, and behind it this machine's kernels.
-
-Knows: the one dispatch, by device. On a CPU `choose` says which kernels; an NVIDIA card with Triton has those of `gpu`;
-every other device, and every type of activations they do not take, uses the reference.
-"""
+"""Products with packed weights, and what lies between them: one call each, and behind it this machine's kernels."""
 
 from __future__ import annotations
 
@@ -11,11 +7,11 @@ import ctypes
 from torch import Tensor
 from torch.nn import functional as F
 
-from chatglm.kernels import choose, reference
+from chatglm.kernels import dispatch, reference
 from chatglm.kernels import triton as gpu
-from chatglm.kernels.choose import use
-from chatglm.kernels.cpu import attention, elementwise
+from chatglm.kernels.cpu import cpu_attention, cpu_rotary
 from chatglm.kernels.cpu.build import NoLibraryError
+from chatglm.kernels.dispatch import use
 from chatglm.kernels.step import decode_attention, residual_norm, rotate_and_store
 
 __all__ = [
@@ -53,7 +49,7 @@ def linear(
         OutOfMemoryError: no memory for the activations.
     """
     if x.is_cpu and weight.is_cpu:
-        product = choose.current().linear(x, weight, scale, bits, bias)
+        product = dispatch.current().linear(x, weight, scale, bits, bias)
     elif gpu.takes(x):
         return gpu.linear(x, weight, scale, bits, bias, gelu)
     else:
@@ -64,33 +60,33 @@ def linear(
 def attend_one(
     qkv: Tensor, tables: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, length: int, parts: int
 ) -> Tensor:
-    """Rotary, append to a half-precision cache and attention of one position; see `attention.attend_one`.
+    """Rotary, append to a half-precision cache and attention of one position; see `cpu_attention.attend_one`.
 
     Only the native library has this and the next three: for callers that have seen `backend_name() == "native"`.
 
     Raises:
         NoLibraryError: there is no native library.
     """
-    return attention.attend_one(_library(), qkv, tables, keys, values, length, parts)
+    return cpu_attention.attend_one(_library(), qkv, tables, keys, values, length, parts)
 
 
 def attend_prompt(qkv: Tensor, keys: Tensor, values: Tensor, length: int) -> Tensor:
-    """Attention of a whole prompt to a half-precision cache; see `attention.attend_prompt` and `attend_one`."""
-    return attention.attend_prompt(_library(), qkv, keys, values, length)
+    """Attention of a whole prompt to a half-precision cache; see `cpu_attention.attend_prompt` and `attend_one`."""
+    return cpu_attention.attend_prompt(_library(), qkv, keys, values, length)
 
 
 def rotate_(qkv: Tensor, tables: tuple[Tensor, Tensor], parts: int) -> Tensor:
-    """Rotary of a whole prompt in place; see `elementwise.rotate_` and `attend_one`."""
-    return elementwise.rotate_(_library(), qkv, tables, parts)
+    """Rotary of a whole prompt in place; see `cpu_rotary.rotate_` and `attend_one`."""
+    return cpu_rotary.rotate_(_library(), qkv, tables, parts)
 
 
 def gelu_(x: Tensor) -> Tensor:
-    """GELU in place; see `elementwise.gelu_` and `attend_one`."""
-    return elementwise.gelu_(_library(), x)
+    """GELU in place; see `cpu_rotary.gelu_` and `attend_one`."""
+    return cpu_rotary.gelu_(_library(), x)
 
 
 def _library() -> ctypes.CDLL:
-    native = choose.native_kernels()
+    native = dispatch.native_kernels()
     if native is None:
         raise NoLibraryError("This needs the native kernels.")
     return native.library
@@ -102,4 +98,4 @@ def backend_name() -> str:
     Raises:
         InvalidRequestError: $CHATGLM_KERNEL names no kernel.
     """
-    return choose.current().name
+    return dispatch.current().name

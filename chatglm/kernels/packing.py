@@ -1,8 +1,5 @@
 """Rounding a weight to integers and packing them, exactly as published int8 and int4 checkpoints are made.
 
-Knows: symmetric rounding, one scale per row or (our own extension) per group of columns, the order of nibbles.
-Does not know layers, or how scales could be chosen better than by the largest weight (chatglm.conversion.gptq).
-
     int4, one row of a weight [O, I]:   q0  q1  q2  q3  ...            int4 values -7..7, I of them (I even)
     packed, [O, I/2] bytes of int8:     q0|q1   q2|q3                  even column in the HIGH nibble, odd in the low
 

@@ -1,7 +1,5 @@
 """What lies between the products of a decode step, one call each: a Triton kernel where there is one, or plain torch.
 
-Knows: the one dispatch, by device, type and size. Does not know how a kernel works.
-
 Nothing here is read by the host, and shapes follow from shapes: a step of such calls can be captured and replayed.
 
     store of a layer    keys and values, each [N, H, P, D]: float16, bfloat16 or float32, contiguous
@@ -18,8 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from chatglm.kernels import step_reference
-from chatglm.kernels.triton.available import is_available
+from chatglm.kernels import reference
+from chatglm.kernels.triton.availability import is_available
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -59,10 +57,10 @@ def rotate_and_store(
     if width % (2 * parts):
         raise ValueError(f"a head of {width} has no {parts} parts of two halves")
     if _is_taken(qkv_BE, keys):
-        from chatglm.kernels.triton.rotary_store import operator
+        from chatglm.kernels.triton.triton_rotary import operator
 
         return operator(qkv_BE, cos_BD, sin_BD, keys, values, table_BM, lengths_B, parts)
-    return step_reference.rotate_and_store(qkv_BE, cos_BD, sin_BD, keys, values, table_BM, lengths_B, parts)
+    return reference.rotate_and_store(qkv_BE, cos_BD, sin_BD, keys, values, table_BM, lengths_B, parts)
 
 
 def decode_attention(query_BHD: Tensor, keys: Tensor, values: Tensor, table_BM: Tensor, lengths_B: Tensor) -> Tensor:
@@ -88,11 +86,11 @@ def decode_attention(query_BHD: Tensor, keys: Tensor, values: Tensor, table_BM: 
     if query_BHD.shape != (len(lengths_B), *keys.shape[1::2]):
         raise ValueError("decode_attention takes one query of every row and head")
     if _is_taken(query_BHD, keys):
-        from chatglm.kernels.triton.decode_attention import MAX_WIDTH, operator
+        from chatglm.kernels.triton.triton_attention import MAX_WIDTH, operator
 
         if keys.shape[3] <= MAX_WIDTH:
             return operator(query_BHD, keys, values, table_BM, lengths_B)
-    return step_reference.decode_attention(query_BHD, keys, values, table_BM, lengths_B)
+    return reference.decode_attention(query_BHD, keys, values, table_BM, lengths_B)
 
 
 def residual_norm(
@@ -127,11 +125,11 @@ def residual_norm(
     if branch.dim() not in (2, 3) or branch.shape[-2:] != residual_BC.shape:
         raise ValueError("residual_norm takes a branch of the residual's shape, or several")
     if _is_taken(residual_BC, branch):
-        from chatglm.kernels.triton.residual_norm import MAX_WIDTH, operator
+        from chatglm.kernels.triton.triton_norm import MAX_WIDTH, operator
 
         if residual_BC.shape[1] <= MAX_WIDTH:
             return operator(branch, residual_BC, alpha, weight_C, bias_C, eps, branch_bias_C)
-    return step_reference.residual_norm(branch, residual_BC, alpha, weight_C, bias_C, eps, branch_bias_C)
+    return reference.residual_norm(branch, residual_BC, alpha, weight_C, bias_C, eps, branch_bias_C)
 
 
 def _check(keys: Tensor, values: Tensor, table_BM: Tensor, lengths_B: Tensor) -> None:

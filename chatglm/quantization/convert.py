@@ -1,7 +1,4 @@
-"""Walks a network and swaps linear layers for quantized ones, from outside: the network never asks.
-
-Knows: module trees and names. Does not know families; the caller names the layers.
-"""
+"""Walks a network and swaps linear layers for quantized ones, from outside: the network never asks."""
 
 from __future__ import annotations
 

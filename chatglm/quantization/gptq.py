@@ -1,6 +1,5 @@
 """GPTQ: rounding a weight so that the layer's outputs change little, not the weight itself.
 
-Knows: one weight and the second moments of its inputs. Does not know networks, or where inputs come from.
 Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (2022),
 https://arxiv.org/abs/2210.17323.
 

@@ -1,8 +1,4 @@
-"""Layers whose weight is stored as packed integers; state dict keys as published: weight, weight_scale, bias.
-
-Knows: holding packed weights through casts and moves, and gradients, for which they are dequantized.
-Does not know which layers of a network are replaced, or how products without gradients are computed quickly.
-"""
+"""Layers whose weight is stored as packed integers; state dict keys as published: weight, weight_scale, bias."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """Compiling the native kernels on this machine, once per user, and finding them again.
 
-Knows: C compilers, flags, the cache folder and which files in it can be trusted. Does not know what the library holds.
-
     <cache folder>/kernels/<key>/<digest>.so
 
 The key stands for everything the file depends on: sources, flags, compiler, processor. The name of the file is the

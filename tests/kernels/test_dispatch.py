@@ -12,15 +12,15 @@ import torch
 
 from chatglm import kernels
 from chatglm.errors import InvalidRequestError, OutOfMemoryError
-from chatglm.kernels import choose
+from chatglm.kernels import dispatch
 from chatglm.kernels.cpu import build, self_test
-from chatglm.kernels.cpu.native import NativeKernels
+from chatglm.kernels.cpu.cpu_matmul import NativeKernels
 from tests.kernels.cases import fresh_choice, native, random_product
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv(choose.VARIABLE, raising=False)
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
     with fresh_choice(monkeypatch):
         yield
 
@@ -30,21 +30,21 @@ def test_native_is_the_default() -> None:
     assert kernels.backend_name() == "native"
 
 
-@pytest.mark.parametrize("name", choose.NAMES)
+@pytest.mark.parametrize("name", dispatch.NAMES)
 def test_the_environment_chooses(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     native()
-    monkeypatch.setenv(choose.VARIABLE, name)
+    monkeypatch.setenv(dispatch.VARIABLE, name)
     assert kernels.backend_name() == name
 
 
 def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     native()
-    monkeypatch.setenv(choose.VARIABLE, "")
+    monkeypatch.setenv(dispatch.VARIABLE, "")
     assert kernels.backend_name() == "native"
 
 
 def test_a_wrong_name_is_refused_with_the_choices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(choose.VARIABLE, "fast")
+    monkeypatch.setenv(dispatch.VARIABLE, "fast")
     for _ in range(2):
         with pytest.raises(InvalidRequestError, match=r"CHATGLM_KERNEL is 'fast'\. Use one of reference, torch, nat"):
             kernels.backend_name()
@@ -71,7 +71,7 @@ def test_without_a_compiler_torch_takes_over_and_says_so_once(
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     if asked:
-        monkeypatch.setenv(choose.VARIABLE, asked)
+        monkeypatch.setenv(dispatch.VARIABLE, asked)
     for _ in range(3):
         assert kernels.backend_name() == "torch"
         with kernels.use("native") as name:

@@ -1,6 +1,5 @@
 """What a network does between its products, by the native library, in place: turning queries and keys, GELU.
 
-Knows: which tensors the functions take; checking them against torch. Does not know where the library comes from.
 Shapes: T positions, H heads, D head width.
 """
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from chatglm import kernels
-from chatglm.kernels import choose
+from chatglm.kernels import dispatch
 from chatglm.nn.rotary import head_tables, rotate
 
 ISAS = ("scalar", "avx2", "avx512")
@@ -18,7 +18,7 @@ ISAS = ("scalar", "avx2", "avx512")
 
 @pytest.fixture(params=range(3), ids=ISAS, autouse=True)
 def isa(request: pytest.FixtureRequest) -> Iterator[None]:
-    native = choose.native_kernels()
+    native = dispatch.native_kernels()
     if native is None:
         pytest.skip("The native kernels cannot be compiled here.")
     if request.param > native.library.chatglm_best_isa():

@@ -1,7 +1,5 @@
 """Attention to a half-precision cache by the native library, of one new position or of a whole prompt.
 
-Knows: which tensors the two functions take and how they are handed over; checking them against torch in float64.
-Does not know where the library comes from, or caches: it is given their storage.
 Shapes: T positions of the call, H heads, D head width, N positions there is room for.
 """
 
@@ -14,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chatglm.errors import OutOfMemoryError
-from chatglm.kernels.cpu.elementwise import rotated
+from chatglm.kernels.cpu.cpu_rotary import rotated
 
 CPU = torch.device("cpu")
 MAX_WIDTH = 512

@@ -1,7 +1,5 @@
 """Tensors in and out of the native library.
 
-Knows: which tensors its functions take and how they are handed over. Does not know where the library comes from
-(build.py) or when it is used (choose.py).
 Shapes: M rows of activations, O rows of weights, I columns.
 """
 

@@ -1,7 +1,5 @@
 """Queries and keys turned by their positions, keys and values stored in their pages: one Triton kernel.
 
-Knows: the kernel, and that its rounding is that of `nn.rotary.rotate`. Does not know who owns which page.
-
     qkv of a row    | q k v | q k v | q k v | ...      one head after another
                       | | '--------> page of the row's last position, place of the position      (as it is)
                       | '----------> the same in the store of keys                               (turned)

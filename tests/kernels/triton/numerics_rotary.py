@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from chatglm.kernels.triton import rotary_store
+from chatglm.kernels.triton import triton_rotary
 from chatglm.nn.rotary import rotate
 from tests.kernels.triton.numerics import DEVICE, INTERPRETED
 from tests.kernels.triton.step_cases import StoreCase
@@ -19,7 +19,7 @@ BOUNDS = {torch.bfloat16: 2**-6} if INTERPRETED else {torch.float32: 1e-6}
 def run(case: StoreCase) -> Tensor:
     query = torch.full_like(case.query, torch.nan, dtype=case.qkv.dtype)
     stores = case.keys, case.values, case.table, case.lengths
-    rotary_store.launch(case.qkv, *case.tables, *stores, case.parts, query)
+    triton_rotary.launch(case.qkv, *case.tables, *stores, case.parts, query)
     return query
 
 

@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("triton")
 
 from chatglm.kernels.triton.extraction_kernels import compress_kernel, extract_kernel
-from chatglm.kernels.triton.product_kernels import product_kernel, sum_kernel
-from chatglm.kernels.triton.tiles import TILES, Tile, num_splits, tile_for
+from chatglm.kernels.triton.matmul_kernels import product_kernel, sum_kernel
+from chatglm.kernels.triton.matmul_tiles import TILES, Tile, num_splits, tile_for
 from tests.kernels.triton.compiling import (
     ARCHITECTURES,
     SHARED_LIMITS,

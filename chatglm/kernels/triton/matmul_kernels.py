@@ -1,7 +1,5 @@
 """Triton kernels of products with packed weights: a tile of x W^T, and the sum of its parts.
 
-Knows: reading the published packing as it is, tiles, masks. Does not know how tiles are chosen (tiles.py), or torch.
-
 A block computes BN rows of the weight times BM tokens, turn by turn over BK bytes of each row. Weights are the left
 operand of the matrix instruction, which has 16 rows, and tokens the right one, which has 8 columns: one token wastes
 little. An int4 byte holds an even and an odd column, so x is taken apart into even and odd columns, in registers, and

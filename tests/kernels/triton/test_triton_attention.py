@@ -7,7 +7,7 @@ import pytest
 from tests.kernels.triton.compiling import ARCHITECTURES, Compiled, by_architecture, compile_kernel, count
 from tests.kernels.triton.ordering import WIDE_LOAD, wide_loads_before_use
 
-attention = pytest.importorskip("chatglm.kernels.triton.decode_attention")
+attention = pytest.importorskip("chatglm.kernels.triton.triton_attention")
 
 SIZES = {"WIDTH": 128, "BLOCK_WIDTH": 128, "PAGE": 64, "SECTION": attention.SECTION}
 NUMBERS = {"num_heads": "i32", "table_width": "i32", "num_sections": "i32"}

@@ -1,7 +1,5 @@
 """Whether a device has our Triton kernels: asked once per card, tried before it is believed.
 
-Knows: what a card needs, and a small product against the reference. Does not know what takes the kernels' place.
-
 Everything beside a CUDA device is answered without looking for Triton or a driver. A card is asked its capability;
 then a few tiny products are compiled and compared, so that a machine without a C compiler, with a broken Triton or a
 card that computes something else gets the reference and one line in the log instead of an error in every request.
@@ -16,7 +14,7 @@ import threading
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from chatglm.kernels import choose
+from chatglm.kernels import dispatch
 from chatglm.kernels.packing import dequantize
 
 logger = logging.getLogger(__name__)
@@ -33,7 +31,7 @@ def is_available(device: torch.device) -> bool:
 
     $CHATGLM_KERNEL=reference switches them off.
     """
-    if device.type != "cuda" or choose.is_reference():
+    if device.type != "cuda" or dispatch.is_reference():
         return False
     index = device.index
     if index is None or index not in _answers:
@@ -63,7 +61,7 @@ def _is_tried(device: torch.device) -> bool:
 
 def find_fault(device: torch.device) -> str:
     """What the kernels get wrong on a device, in a few words; "" if nothing."""
-    from chatglm.kernels.triton import product
+    from chatglm.kernels.triton import triton_matmul
 
     generator = torch.Generator().manual_seed(0)
     for bits in (4, 8):
@@ -71,7 +69,7 @@ def find_fault(device: torch.device) -> str:
         x = torch.randn(3, 256 * 8 // bits, generator=generator).half()
         scale = torch.rand(64, generator=generator).half() + 0.01
         exact = dequantize(weight, scale, bits, torch.float64)
-        result = product.linear(x.to(device), weight.to(device), scale.to(device), bits, None, False)
+        result = triton_matmul.linear(x.to(device), weight.to(device), scale.to(device), bits, None, False)
         error = (result.double().cpu() - x.double() @ exact.T).abs()
         if not bool((error <= BOUND * (x.double().abs() @ exact.abs().T)).all()):
             return f"a product with {bits} bits is wrong"

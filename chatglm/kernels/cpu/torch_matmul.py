@@ -1,7 +1,5 @@
 """Products with packed weights by torch's own operators: what is used without a C compiler.
 
-Knows: which operators there are, their limits, and their packed form of int4. Does not know when it is chosen.
-
 Activations are rounded to bfloat16, in which the operators are many times faster than in float32; integers are exact
 in it, and a row's scale is applied afterwards in float32. The scales of groups are rounded to bfloat16 too.
 Few rows of activations go to the operators for packed weights, many are multiplied by blocks of weights written out.

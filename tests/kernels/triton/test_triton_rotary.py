@@ -7,7 +7,7 @@ import pytest
 from tests.kernels.triton.compiling import ARCHITECTURES, by_architecture, compile_kernel, count
 from tests.kernels.triton.ordering import WIDE_STORE, wide_loads_before_use
 
-rotary_store = pytest.importorskip("chatglm.kernels.triton.rotary_store")
+rotary_store = pytest.importorskip("chatglm.kernels.triton.triton_rotary")
 
 FLOATS = ("qkv", "cos", "sin", "keys", "values", "query")
 

@@ -7,7 +7,7 @@ import pytest
 from chatglm.generation.batch_sampling import NUM_CANDIDATES
 from tests.kernels.triton.compiling import ARCHITECTURES, compile_kernel
 
-draw = pytest.importorskip("chatglm.kernels.triton.draw")
+draw = pytest.importorskip("chatglm.kernels.triton.triton_sampling")
 
 
 @pytest.mark.parametrize("architecture", [ARCHITECTURES[0], ARCHITECTURES[-1]])

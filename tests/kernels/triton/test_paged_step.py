@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from chatglm import kernels
-from chatglm.kernels import step, step_reference
+from chatglm.kernels import reference, step
 from tests.kernels.triton.step_cases import BOUNDS, PagedCase, StoreCase
 
 pytest.importorskip("triton")
@@ -39,7 +39,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return call
 
     for name in ("rotate_and_store", "decode_attention", "residual_norm"):
-        monkeypatch.setattr(step_reference, name, counted(name, getattr(step_reference, name)))
+        monkeypatch.setattr(reference, name, counted(name, getattr(reference, name)))
     return names
 
 
@@ -87,9 +87,9 @@ def test_a_cpu_is_never_asked_for_a_kernel(calls: list[str]) -> None:
 
 def test_torch_is_told_that_the_stores_change() -> None:
     """What replays or reorders calls must know."""
-    from chatglm.kernels.triton import decode_attention, residual_norm, rotary_store
+    from chatglm.kernels.triton import triton_attention, triton_norm, triton_rotary
 
-    for module, changed in ((rotary_store, {"keys", "values"}), (decode_attention, set()), (residual_norm, set())):
+    for module, changed in ((triton_rotary, {"keys", "values"}), (triton_attention, set()), (triton_norm, set())):
         arguments = module.operator._opoverload._schema.arguments
         assert {one.name for one in arguments if one.alias_info and one.alias_info.is_write} == changed
 
@@ -153,11 +153,11 @@ def test_a_row_alone_is_the_same_to_the_bit_on_a_card(dtype: torch.dtype) -> Non
 
 @pytest.mark.gpu
 def test_the_operators_keep_torchs_rules() -> None:
-    from chatglm.kernels.triton import decode_attention, residual_norm, rotary_store
+    from chatglm.kernels.triton import triton_attention, triton_norm, triton_rotary
 
     case = StoreCase([5, 130], 4, 64, torch.float16, device="cuda")
     case.keys.nan_to_num_(), case.values.nan_to_num_()
     stores = case.keys, case.values, case.table, case.lengths
-    torch.library.opcheck(rotary_store.operator, (case.qkv, *case.tables, *stores, 2))
-    torch.library.opcheck(decode_attention.operator, (case.query, *stores))
-    torch.library.opcheck(residual_norm.operator, (case.qkv, case.qkv, ALPHA, case.qkv[0], case.qkv[1], EPS, None))
+    torch.library.opcheck(triton_rotary.operator, (case.qkv, *case.tables, *stores, 2))
+    torch.library.opcheck(triton_attention.operator, (case.query, *stores))
+    torch.library.opcheck(triton_norm.operator, (case.qkv, case.qkv, ALPHA, case.qkv[0], case.qkv[1], EPS, None))

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from chatglm import kernels
 from chatglm.kernels import reference
 from chatglm.kernels.packing import dequantize, pack_int4
-from chatglm.kernels.triton import available, extraction, product
-from chatglm.kernels.triton.tiles import MANY_TOKENS, Tile, tile_for
+from chatglm.kernels.triton import availability, extraction, triton_matmul
+from chatglm.kernels.triton.matmul_tiles import MANY_TOKENS, Tile, tile_for
 from tests.kernels.triton.numerics import DEVICE, INTERPRETED, poisoned
 
 # Of the sigmoid in GELU, where numpy stands for the card: the result is right.
@@ -51,7 +51,7 @@ class Product:
     def run(self, tile: Tile, splits: int, dtype: torch.dtype, *, bias: bool = False, gelu: bool = False) -> Tensor:
         y = poisoned(splits, self.x.shape[0], self.weight.shape[0], dtype=dtype)
         packed = self.weight, self.scale, self.bits
-        product.launch_product(self.x, *packed, self.bias if bias else None, gelu, y, tile, splits)
+        triton_matmul.launch_product(self.x, *packed, self.bias if bias else None, gelu, y, tile, splits)
         return y
 
 
@@ -97,7 +97,7 @@ def test_parts_sum_to_the_same_product(bits: int) -> None:
         assert torch.equal(parts, case.run(tile, splits, torch.float32))
         assert_near(parts.sum(0), whole[0], TO_EXACT[torch.float32])
         y = poisoned(2, 70, dtype=torch.float16)
-        product.launch_sum(parts, case.bias, True, y)
+        triton_matmul.launch_sum(parts, case.bias, True, y)
         exact = F.gelu(case.exact + case.bias.double(), approximate="tanh")
         assert_near(y, exact, TO_EXACT[torch.float16])
 
@@ -126,7 +126,7 @@ def test_every_byte(bits: int, dtype: torch.dtype) -> None:
     y = poisoned(1, len(places), 256, dtype=torch.float32)
     ones = torch.ones(256, dtype=torch.float32, device=DEVICE)
     packed = weight.to(DEVICE), ones, bits
-    product.launch_product(x.to(DEVICE), *packed, None, False, y, tile_for(len(places), bits), 1)
+    triton_matmul.launch_product(x.to(DEVICE), *packed, None, False, y, tile_for(len(places), bits), 1)
     expected = dequantize(weight, torch.ones(256), bits, torch.float32)[:, list(places)].T
     assert torch.equal(y[0].cpu(), expected)
 
@@ -138,10 +138,10 @@ def test_the_operators(num_tokens: int, bits: int) -> None:
     case = Product(num_tokens, 100, 2048, bits, torch.float16)
     x = case.x.T.contiguous().T[None]
     packed = case.weight, case.scale, bits
-    parts = product.linear_partials(x, *packed)
+    parts = triton_matmul.linear_partials(x, *packed)
     assert parts.shape[0] in (2, 4, 8)
     assert parts.dtype == torch.float32
-    result = product.linear(x, *packed, case.bias, True)
+    result = triton_matmul.linear(x, *packed, case.bias, True)
     exact = F.gelu(case.exact + case.bias.double(), approximate="tanh")
     assert result.shape == (1, num_tokens, 100)
     if num_tokens:
@@ -154,10 +154,10 @@ def test_many_tokens_write_the_weight_out() -> None:
     case = Product(MANY_TOKENS + 1, 16, 64, 4, torch.float16)
     expected = reference.linear(case.x, case.weight, case.scale, 4, case.bias)
     packed = case.weight, case.scale, 4
-    assert_near(product.linear(case.x, *packed, case.bias, False), expected, TO_EXACT[torch.float16])
+    assert_near(triton_matmul.linear(case.x, *packed, case.bias, False), expected, TO_EXACT[torch.float16])
     gelu = F.gelu(expected, approximate="tanh")
-    assert_near(product.linear(case.x, *packed, case.bias, True), gelu, TO_FORMULA[torch.float16])
-    assert product.linear_partials(case.x, *packed).shape == (1, MANY_TOKENS + 1, 16)
+    assert_near(triton_matmul.linear(case.x, *packed, case.bias, True), gelu, TO_FORMULA[torch.float16])
+    assert triton_matmul.linear_partials(case.x, *packed).shape == (1, MANY_TOKENS + 1, 16)
 
 
 @pytest.mark.parametrize("group_size", [0, 32])
@@ -188,8 +188,8 @@ def test_compression_is_the_formula() -> None:
 
 
 def test_the_trial_before_the_first_use() -> None:
-    assert available.find_fault(DEVICE) == ""
-    assert available.is_available(DEVICE) == (not INTERPRETED)
+    assert availability.find_fault(DEVICE) == ""
+    assert availability.is_available(DEVICE) == (not INTERPRETED)
 
 
 @pytest.mark.parametrize("name", ["packed_product", "packed_partials", "packed_extract"])

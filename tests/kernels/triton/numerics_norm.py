@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chatglm.kernels import step_reference
-from chatglm.kernels.triton import residual_norm
+from chatglm.kernels import reference
+from chatglm.kernels.triton import triton_norm
 from tests.kernels.triton.numerics import DEVICE, poisoned
 
 ALPHA, EPS = 56**0.5, 1e-5
@@ -31,7 +31,7 @@ class Case:
     def run(self) -> Tensor:
         result = poisoned(*self.residual.shape, dtype=self.residual.dtype)
         norm = ALPHA, self.weight, self.bias, EPS, self.branch_bias
-        residual_norm.launch(self.branch, self.residual, *norm, result)
+        triton_norm.launch(self.branch, self.residual, *norm, result)
         return result
 
     def expected(self) -> Tensor:
@@ -44,7 +44,7 @@ class Case:
     def check(self) -> None:
         result, dtype = self.run(), self.residual.dtype
         torch.testing.assert_close(result.double(), self.expected(), atol=BOUNDS[dtype], rtol=BOUNDS[dtype])
-        plain = step_reference.residual_norm(
+        plain = reference.residual_norm(
             self.branch, self.residual, ALPHA, self.weight, self.bias, EPS, self.branch_bias
         )
         torch.testing.assert_close(result, plain, atol=PLAIN_BOUNDS[dtype], rtol=PLAIN_BOUNDS[dtype])
@@ -58,7 +58,7 @@ def test_equals_float64(width: int, num_partials: int, dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("num_partials", [0, 2])
-@pytest.mark.parametrize("width", [5000, residual_norm.MAX_WIDTH])
+@pytest.mark.parametrize("width", [5000, triton_norm.MAX_WIDTH])
 def test_wide_rows(width: int, num_partials: int) -> None:
     Case(width, num_partials, torch.float16, has_bias=False).check()
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chatglm import kernels
-from chatglm.kernels import choose
-from chatglm.kernels.cpu import attention
+from chatglm.kernels import dispatch
+from chatglm.kernels.cpu import cpu_attention
 from chatglm.nn.rotary import head_tables, rotate
 
 BOUND = 2e-6
@@ -26,7 +26,7 @@ WIDTHS = ((2, 1), (6, 1), (30, 1), (8, 1), (8, 2), (20, 2), (64, 2), (128, 1), (
 
 @pytest.fixture(scope="module")
 def library() -> Any:
-    native = choose.native_kernels()
+    native = dispatch.native_kernels()
     if native is None:
         pytest.skip("The native kernels cannot be compiled here.")
     return native.library
@@ -331,9 +331,9 @@ class Inexact:
 
 
 def test_the_self_test_sees_a_wrong_library(library: Any) -> None:
-    assert attention.find_fault(library) == ""
-    assert "key stored" in attention.find_fault(Swapped(library, 2, 3))
-    assert "value stored" in attention.find_fault(Swapped(library, 4, 5))
+    assert cpu_attention.find_fault(library) == ""
+    assert "key stored" in cpu_attention.find_fault(Swapped(library, 2, 3))
+    assert "value stored" in cpu_attention.find_fault(Swapped(library, 4, 5))
     first = "attention, 1 heads of 2, 0 positions"
-    assert attention.find_fault(Inexact(library, "chatglm_attend_one")) == first
-    assert attention.find_fault(Inexact(library, "chatglm_attend_prompt")) == f"{first}, of a prompt"
+    assert cpu_attention.find_fault(Inexact(library, "chatglm_attend_one")) == first
+    assert cpu_attention.find_fault(Inexact(library, "chatglm_attend_prompt")) == f"{first}, of a prompt"

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from chatglm.kernels import reference, torch_operators
-from chatglm.kernels.torch_operators import linear
+from chatglm.kernels import reference
+from chatglm.kernels.cpu import torch_matmul
+from chatglm.kernels.cpu.torch_matmul import linear
 from tests.kernels.cases import Product, random_product
 
 # bfloat16 keeps 8 bits: each activation is off by at most 2^-9 of itself, the result (and scales of groups) once more.
@@ -25,9 +26,9 @@ SHAPES = [
 
 @pytest.fixture(autouse=True)
 def no_forms() -> Iterator[None]:
-    torch_operators._forms.clear()
+    torch_matmul._forms.clear()
     yield
-    torch_operators._forms.clear()
+    torch_matmul._forms.clear()
 
 
 def error(result: Tensor, product: Product) -> float:
@@ -50,7 +51,7 @@ def test_ragged_shapes(bits: int, group_size: int) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("tokens", [1, 70])
 def test_processors_that_do_not_multiply_bfloat16(bits: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_operators, "_multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(torch_matmul, "_multiplies_bfloat16", lambda: False)
     product = random_product(tokens, 48, 128, bits)
     assert error(linear(product.x, *product.arguments), product) <= (BOUND if tokens == 1 else 1e-6)
 
@@ -58,7 +59,7 @@ def test_processors_that_do_not_multiply_bfloat16(bits: int, tokens: int, monkey
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("group_size", [0, 32])
 def test_a_torch_without_the_operators(bits: int, group_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_operators, "_operator", lambda name: None)
+    monkeypatch.setattr(torch_matmul, "_operator", lambda name: None)
     product = random_product(3, 48, 128, bits, group_size=group_size)
     assert error(linear(product.x, *product.arguments), product) <= BOUND
 
@@ -98,24 +99,24 @@ def test_extreme_scales(bits: int) -> None:
 
 def test_the_packed_form_is_made_once_and_goes_with_its_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
-    make = torch_operators._make_form
-    monkeypatch.setattr(torch_operators, "_make_form", lambda *arguments: made.append(None) or make(*arguments))
+    make = torch_matmul._make_form
+    monkeypatch.setattr(torch_matmul, "_make_form", lambda *arguments: made.append(None) or make(*arguments))
     product = random_product(1, 64, 128, 4)
     for _ in range(3):
         linear(product.x, *product.arguments)
-    assert len(made) == len(torch_operators._forms) == 1
+    assert len(made) == len(torch_matmul._forms) == 1
     other = random_product(1, 64, 128, 4, seed=1)
     assert error(linear(other.x, *other.arguments), other) <= BOUND
-    assert len(torch_operators._forms) == 2
+    assert len(torch_matmul._forms) == 2
     del product
     gc.collect()
-    assert len(torch_operators._forms) == 1
+    assert len(torch_matmul._forms) == 1
 
 
 def test_many_rows_need_no_packed_form() -> None:
     product = random_product(64, 64, 128, 4)
     linear(product.x, *product.arguments)
-    assert not torch_operators._forms
+    assert not torch_matmul._forms
 
 
 @pytest.mark.parametrize("way", ["copy", "data", "memory"])

@@ -1,7 +1,5 @@
 """One candidate of each row drawn by its own parameters: one Triton kernel in the place of seventy small ones.
 
-Knows: the kernel. Does not know where candidates come from, or why the rules are as they are
-(chatglm.generation.batch_sampling).
 A few hundred bytes a row: the time is that of a launch. Shapes: B rows, K candidates, best first.
 """
 

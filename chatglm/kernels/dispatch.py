@@ -1,8 +1,5 @@
 """Which kernels multiply with packed weights on the CPU; "reference" switches those of GPUs off as well.
 
-Knows: their names, $CHATGLM_KERNEL, and what takes the place of kernels that cannot be had. Does not know how any of
-them works.
-
     native      the C library, activations rounded to int8 in groups: the default, and the fastest
     exact       the C library, activations as they are
     torch       torch's own operators, in bfloat16: what is left without a C compiler
@@ -23,10 +20,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from chatglm.errors import InvalidRequestError
-from chatglm.kernels import reference, torch_operators
-from chatglm.kernels.cpu import build, self_test
+from chatglm.kernels import reference
+from chatglm.kernels.cpu import build, self_test, torch_matmul
+from chatglm.kernels.cpu.cpu_matmul import NativeKernels
 from chatglm.kernels.cpu.library import open_library
-from chatglm.kernels.cpu.native import NativeKernels
 
 logger = logging.getLogger(__name__)
 
@@ -115,5 +112,5 @@ def _named(name: str, what: str) -> Backend:
         return Backend(name, reference.linear)
     native = None if name == "torch" else native_kernels()
     if native is None:
-        return Backend("torch", torch_operators.linear)
+        return Backend("torch", torch_matmul.linear)
     return Backend(name, native.linear_int8 if name == "native" else native.linear_float)

@@ -1,7 +1,5 @@
 """The sum of a branch and its residual, and the LayerNorm of it: one Triton kernel.
 
-Knows: the kernel. Does not know whose branch it is.
-
     branch     [B, C], or partial products [S, B, C] in float32, summed here first to last
     + its bias, + alpha * residual  ->  mean, variance, weight, bias  ->  [B, C]
 

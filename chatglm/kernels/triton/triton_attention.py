@@ -1,7 +1,5 @@
 """Attention of one new position of each row to what its pages hold, in Triton.
 
-Knows: the two kernels, and how many programs run. Does not know where the cached positions came from.
-
 Memory is the limit: each key and value is read once and used for two operations. A row is cut into sections, so that
 even one row alone keeps a whole card busy:
 

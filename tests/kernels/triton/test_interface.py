@@ -12,11 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from chatglm import kernels
-from chatglm.kernels import choose, reference
+from chatglm.kernels import dispatch, reference
 from chatglm.kernels import triton as gpu
 from chatglm.kernels.packing import dequantize, pack_int4
-from chatglm.kernels.triton import available, cpm, extraction
-from chatglm.kernels.triton.tiles import MANY_TOKENS
+from chatglm.kernels.triton import availability, cpm, weight_extraction
+from chatglm.kernels.triton.matmul_tiles import MANY_TOKENS
 from chatglm.quantization.layers import QuantizedLinear
 from tests.kernels.cases import random_product
 
@@ -26,11 +26,11 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def no_answers() -> Iterator[None]:
-    before = dict(available._answers)
-    available._answers.clear()
+    before = dict(availability._answers)
+    availability._answers.clear()
     yield
-    available._answers.clear()
-    available._answers.update(before)
+    availability._answers.clear()
+    availability._answers.update(before)
 
 
 @pytest.fixture
@@ -48,10 +48,10 @@ def test_a_processor_is_answered_without_asking_a_driver(monkeypatch: pytest.Mon
     for name in ("is_available", "current_device", "get_device_capability", "device_count"):
         monkeypatch.setattr(torch.cuda, name, asked)
     for device in (CPU, torch.device("mps"), torch.device("meta")):
-        assert not available.is_available(device)
+        assert not availability.is_available(device)
         assert not cpm.is_available(device)
     case = random_product(2, 8, 64, 4)
-    with choose.use("reference"):
+    with dispatch.use("reference"):
         kernels.linear(case.x, *case.arguments)
 
 
@@ -60,11 +60,11 @@ def test_products_work_where_triton_cannot_be_imported() -> None:
         "import sys; sys.modules['triton'] = None\n"
         "import torch, chatglm\n"
         "from chatglm import kernels\n"
-        "from chatglm.kernels.triton import extraction, linear_partials\n"
+        "from chatglm.kernels.triton import linear_partials, weight_extraction\n"
         "from chatglm.quantization.layers import QuantizedLinear\n"
         "layer = QuantizedLinear.of(torch.nn.Linear(64, 8), 4)\n"
         "assert layer(torch.randn(2, 64)).shape == (2, 8)\n"
-        "assert extraction.int4WeightExtractionHalf(layer.weight, layer.weight_scale).shape == (8, 64)\n"
+        "assert weight_extraction.int4WeightExtractionHalf(layer.weight, layer.weight_scale).shape == (8, 64)\n"
         "assert linear_partials(torch.randn(2, 64), layer.weight, layer.weight_scale, 4).shape == (1, 2, 8)\n"
     )
     environment = {"CHATGLM_KERNEL": "reference", "PATH": ""}
@@ -85,19 +85,19 @@ def test_nothing_imports_triton_before_a_card_is_there() -> None:
 
 def test_without_cuda_the_answer_is_no(monkeypatch: pytest.MonkeyPatch, no_answers: None) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert not available.is_available(CARD)
+    assert not availability.is_available(CARD)
 
 
 def test_the_reference_is_for_cards_too(monkeypatch: pytest.MonkeyPatch, driver: None) -> None:
     """By the variable, before anything is chosen, or by a choice made since."""
-    monkeypatch.setattr(available, "find_fault", lambda device: "")
-    monkeypatch.setattr(choose._State, "backend", None)
-    monkeypatch.setenv(choose.VARIABLE, "reference")
-    assert not available.is_available(CARD)
-    monkeypatch.delenv(choose.VARIABLE)
-    assert available.is_available(CARD)
-    with choose.use("reference"):
-        assert not available.is_available(CARD)
+    monkeypatch.setattr(availability, "find_fault", lambda device: "")
+    monkeypatch.setattr(dispatch._State, "backend", None)
+    monkeypatch.setenv(dispatch.VARIABLE, "reference")
+    assert not availability.is_available(CARD)
+    monkeypatch.delenv(dispatch.VARIABLE)
+    assert availability.is_available(CARD)
+    with dispatch.use("reference"):
+        assert not availability.is_available(CARD)
 
 
 @pytest.mark.usefixtures("driver")
@@ -106,43 +106,43 @@ class TestTrial:
 
     def test_right(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[torch.device] = []
-        monkeypatch.setattr(available, "find_fault", lambda device: asked.append(device) or "")
-        assert available.is_available(CARD)
-        assert available.is_available(CARD)
+        monkeypatch.setattr(availability, "find_fault", lambda device: asked.append(device) or "")
+        assert availability.is_available(CARD)
+        assert availability.is_available(CARD)
         assert asked == [CARD]
 
     def test_wrong(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-        monkeypatch.setattr(available, "find_fault", lambda device: "a product is wrong")
-        assert not available.is_available(CARD)
-        assert not available.is_available(CARD)
+        monkeypatch.setattr(availability, "find_fault", lambda device: "a product is wrong")
+        assert not availability.is_available(CARD)
+        assert not availability.is_available(CARD)
         assert [record.message.count("a product is wrong") for record in caplog.records] == [1]
 
     def test_no_compiler(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
         def fail(device: torch.device) -> str:
             raise RuntimeError("Failed to find C compiler")
 
-        monkeypatch.setattr(available, "find_fault", fail)
-        assert not available.is_available(CARD)
+        monkeypatch.setattr(availability, "find_fault", fail)
+        assert not availability.is_available(CARD)
         assert "C compiler" in caplog.text
 
     def test_no_triton(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
         # Whether or not another test has had it imported.
-        monkeypatch.setitem(sys.modules, "chatglm.kernels.triton.product", None)
-        monkeypatch.delattr(gpu, "product", raising=False)
-        assert not available.is_available(CARD)
+        monkeypatch.setitem(sys.modules, "chatglm.kernels.triton.triton_matmul", None)
+        monkeypatch.delattr(gpu, "triton_matmul", raising=False)
+        assert not availability.is_available(CARD)
         assert not caplog.records
 
     def test_an_old_card(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-        monkeypatch.setattr(available, "find_fault", lambda device: "")
-        assert not available.is_available(CARD)
+        monkeypatch.setattr(availability, "find_fault", lambda device: "")
+        assert not availability.is_available(CARD)
 
 
 @pytest.fixture
 def fake_card(monkeypatch: pytest.MonkeyPatch, no_answers: None) -> Iterator[None]:
     """A card of fake tensors, which has the kernels."""
     pytest.importorskip("triton")
-    monkeypatch.setitem(available._answers, 0, True)
+    monkeypatch.setitem(availability._answers, 0, True)
     with FakeTensorMode():
         yield
 
@@ -186,8 +186,8 @@ class TestFakeCard:
 
     def test_extraction(self) -> None:
         _, weight, scale = self.tensors(1)
-        assert extraction.int4WeightExtractionFloat(weight, scale).shape == (4096, 4096)
-        assert extraction.int8WeightExtractionBFloat16(weight, scale).dtype == torch.bfloat16
+        assert weight_extraction.int4WeightExtractionFloat(weight, scale).shape == (4096, 4096)
+        assert weight_extraction.int8WeightExtractionBFloat16(weight, scale).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("group_size", [0, 32])
@@ -195,16 +195,16 @@ def test_the_named_functions_on_a_processor(group_size: int) -> None:
     for bits in (4, 8):
         case = random_product(1, 6, 64, bits, group_size=group_size, half=True)
         for suffix, dtype in (("Float", torch.float32), ("Half", torch.float16), ("BFloat16", torch.bfloat16)):
-            extract = getattr(extraction, f"int{bits}WeightExtraction{suffix}")
+            extract = getattr(weight_extraction, f"int{bits}WeightExtraction{suffix}")
             assert torch.equal(extract(case.weight, case.scale), dequantize(case.weight, case.scale, bits, dtype))
     integers = torch.randint(-8, 8, (4, 10), dtype=torch.int8)
-    assert torch.equal(extraction.int4WeightCompression(integers), pack_int4(integers))
+    assert torch.equal(weight_extraction.int4WeightCompression(integers), pack_int4(integers))
 
 
 @pytest.mark.parametrize("name", ["reference", "torch", "exact"])
 def test_gelu_is_applied_by_every_kernel(name: str) -> None:
     case = random_product(3, 16, 64, 4, half=True)
-    with choose.use(name):
+    with dispatch.use(name):
         plain = kernels.linear(case.x, *case.arguments)
         assert torch.equal(kernels.linear(case.x, *case.arguments, gelu=True), F.gelu(plain, approximate="tanh"))
     assert torch.equal(

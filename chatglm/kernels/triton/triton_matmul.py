@@ -1,8 +1,5 @@
 """Products with packed weights on a card: launching the kernels, and operators that tracing understands.
 
-Knows: shapes, tiles, when a weight is written out instead. Does not know whether there is a card (the package does),
-or gradients. Needs Triton.
-
 The operators `chatglm::packed_product` and `chatglm::packed_partials` have forms for fake tensors: shapes follow from
 shapes alone, nothing waits for the card, and a CUDA graph can hold them.
 Shapes: M tokens, N rows of the weight, K columns, S parts.
@@ -15,8 +12,8 @@ from torch import Tensor
 
 from chatglm.kernels.triton.extraction import linear_written_out
 from chatglm.kernels.triton.launching import at, ceil_div, has_assembly
-from chatglm.kernels.triton.product_kernels import product_kernel, sum_kernel
-from chatglm.kernels.triton.tiles import MANY_TOKENS, Tile, num_splits, tile_for
+from chatglm.kernels.triton.matmul_kernels import product_kernel, sum_kernel
+from chatglm.kernels.triton.matmul_tiles import MANY_TOKENS, Tile, num_splits, tile_for
 
 SUM_BLOCK = 512
 

@@ -7,7 +7,7 @@ import pytest
 from tests.kernels.triton.compiling import ARCHITECTURES, by_architecture, compile_kernel, count
 from tests.kernels.triton.ordering import WIDE_LOAD, WIDE_STORE, wide_loads_before_use
 
-norm = pytest.importorskip("chatglm.kernels.triton.residual_norm")
+norm = pytest.importorskip("chatglm.kernels.triton.triton_norm")
 
 WIDTHS = by_architecture(*((one, 4096) for one in ARCHITECTURES), (90, 8192), (86, 8192), (90, norm.MAX_WIDTH))
 
