@@ -1,4 +1,8 @@
-"""Products with packed weights, and what lies between them: one call each, and behind it this machine's kernels."""
+"""Products with packed weights and the operations between them: one call each, dispatched by device.
+
+On a CPU `dispatch` selects the kernels; an NVIDIA card with Triton uses those of `triton`; other devices and types use
+the reference.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +62,7 @@ def linear(
 
 
 def attend_one(
-    qkv: Tensor, tables: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, length: int, parts: int
+    qkv: Tensor, tables: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, length: int, rotary_dims: int
 ) -> Tensor:
     """Rotary, append to a half-precision cache and attention of one position; see `cpu_attention.attend_one`.
 
@@ -67,7 +71,7 @@ def attend_one(
     Raises:
         NoLibraryError: there is no native library.
     """
-    return cpu_attention.attend_one(_library(), qkv, tables, keys, values, length, parts)
+    return cpu_attention.attend_one(_library(), qkv, tables, keys, values, length, rotary_dims)
 
 
 def attend_prompt(qkv: Tensor, keys: Tensor, values: Tensor, length: int) -> Tensor:
@@ -75,9 +79,9 @@ def attend_prompt(qkv: Tensor, keys: Tensor, values: Tensor, length: int) -> Ten
     return cpu_attention.attend_prompt(_library(), qkv, keys, values, length)
 
 
-def rotate_(qkv: Tensor, tables: tuple[Tensor, Tensor], parts: int) -> Tensor:
+def rotate_(qkv: Tensor, tables: tuple[Tensor, Tensor], rotary_dims: int) -> Tensor:
     """Rotary of a whole prompt in place; see `cpu_rotary.rotate_` and `attend_one`."""
-    return cpu_rotary.rotate_(_library(), qkv, tables, parts)
+    return cpu_rotary.rotate_(_library(), qkv, tables, rotary_dims)
 
 
 def gelu_(x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
     native      the C library, activations rounded to int8 in groups: the default, and the fastest
     exact       the C library, activations as they are
-    torch       torch's own operators, in bfloat16: what is left without a C compiler
+    torch       torch's own operators, in bfloat16: without a C compiler
     reference   the weight written out, then multiplied: slow, the truth
 
 The choice is made once, at the first use in the process, and holds for all its threads.

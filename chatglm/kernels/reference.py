@@ -32,7 +32,7 @@ def rounded_activations(x_MI: Tensor) -> Tensor:
     """Activations as the integer kernels see them, in float64 [M, I].
 
     q = round_half_even(x / scale) with scale = max|x| / 127 over each 64 neighbouring columns, both computed in
-    float32. A group that is not finite is not-a-number throughout, so that it shows in the result.
+    float32. A group that is not finite is NaN throughout, so that it shows in the result.
     """
     num_rows, num_columns = x_MI.shape
     groups = F.pad(x_MI.float(), (0, -num_columns % ACTIVATION_GROUP)).view(num_rows, -1, ACTIVATION_GROUP)
@@ -50,7 +50,7 @@ def rotate_and_store(
     values: Tensor,
     table_BM: Tensor,
     lengths_B: Tensor,
-    parts: int,
+    rotary_dims: int,
 ) -> Tensor:
     """Queries [B, H, D]; arguments as `chatglm.kernels.rotate_and_store`."""
     num_heads, page_size, width = keys.shape[1:]
@@ -60,9 +60,9 @@ def rotate_and_store(
     page_B1 = table_BM.long().gather(1, position_B1 // page_size)
     heads_H = torch.arange(num_heads, device=keys.device)
     place_BH = (page_B1 * num_heads + heads_H) * page_size + position_B1 % page_size
-    for store, new_BHD in ((keys, _turned(key_BHD, *tables, parts)), (values, value_BHD)):
+    for store, new_BHD in ((keys, _rotated(key_BHD, *tables, rotary_dims)), (values, value_BHD)):
         store.view(-1, width).index_copy_(0, place_BH.flatten(), new_BHD.flatten(0, 1).to(store.dtype))
-    return _turned(query_BHD, *tables, parts)
+    return _rotated(query_BHD, *tables, rotary_dims)
 
 
 def decode_attention(query_BHD: Tensor, keys: Tensor, values: Tensor, table_BM: Tensor, lengths_B: Tensor) -> Tensor:
@@ -94,9 +94,9 @@ def residual_norm(
     return F.layer_norm(total_BC, weight_C.shape, weight_C, bias_C, eps)
 
 
-def _turned(x_BHD: Tensor, cos: Tensor, sin: Tensor, parts: int) -> Tensor:
+def _rotated(x_BHD: Tensor, cos: Tensor, sin: Tensor, rotary_dims: int) -> Tensor:
     """As `chatglm.nn.rotary.rotate`, with its rounding: both products and their sum, each in x's type."""
-    first, second = x_BHD.unflatten(-1, (parts, 2, -1)).unbind(-2)
+    first, second = x_BHD.unflatten(-1, (rotary_dims, 2, -1)).unbind(-2)
     return x_BHD * cos + torch.stack((-second, first), dim=-2).flatten(-3) * sin
 
 
@@ -105,7 +105,7 @@ def _attend(query_BHD: Tensor, keys: Tensor, values: Tensor, table_BM: Tensor, l
     is_unused_BS = torch.arange(key_BHSD.shape[2], device=keys.device) >= lengths_B.unsqueeze(1)
     scores_BHS = (key_BHSD @ query_BHD.float().unsqueeze(-1)).squeeze(-1) * query_BHD.shape[-1] ** -0.5
     weights_BHS = scores_BHS.masked_fill(is_unused_BS.unsqueeze(1), -torch.inf).softmax(dim=-1)
-    # Places that were never written may hold anything, and zero times not-a-number is not zero.
+    # Places that were never written may hold anything, and 0 * NaN is not 0.
     value_BHSD = value_BHSD.masked_fill(is_unused_BS.view(-1, 1, key_BHSD.shape[2], 1), 0)
     return (weights_BHS.unsqueeze(2) @ value_BHSD).squeeze(2).to(query_BHD.dtype)
 

@@ -6,7 +6,7 @@ Nothing here is read by the host, and shapes follow from shapes: a step of such 
     table               int32 [B, M]: the pages of each row in order, and behind its last one any page's number
     lengths             int32 [B]: positions of each row, that of this step included; at least 1. One that has grown
                         past its table counts as a full one, so that a row which has ended can do no harm
-    nobody's row        fills up a batch: a table of zeros and length 1; page 0 is such rows' own
+    padding row         fills up a batch: a table of zeros and length 1; page 0 belongs to such rows
 
 Shapes: B rows, H heads, D head width, C = H * D, N pages, P positions of a page, M pages of a table.
 """
@@ -30,9 +30,9 @@ def rotate_and_store(
     values: Tensor,
     table_BM: Tensor,
     lengths_B: Tensor,
-    parts: int,
+    rotary_dims: int,
 ) -> Tensor:
-    """Turn queries and keys of one new position of each row; put keys and values into the pages, in the pages' type.
+    """Rotate queries and keys of one new position of each row; put keys and values into the pages, in the pages' type.
 
     Args:
         qkv_BE: [B, 3C], per head query | key | value.
@@ -42,10 +42,10 @@ def rotate_and_store(
         values: the same.
         table_BM: pages of each row.
         lengths_B: positions of each row.
-        parts: a head is turned in so many parts; 2 * parts divides D.
+        rotary_dims: a head is rotated in so many parts, one for each position id; 2 * rotary_dims divides D.
 
     Returns:
-        Turned queries [B, H, D], rounded as by `nn.rotary.rotate`.
+        Rotated queries [B, H, D], rounded as by `nn.rotary.rotate`.
 
     Raises:
         ValueError: a tensor is not of its form.
@@ -54,13 +54,13 @@ def rotate_and_store(
     num_rows, (num_heads, width) = len(lengths_B), keys.shape[1::2]
     if qkv_BE.shape != (num_rows, 3 * num_heads * width) or not cos_BD.shape == sin_BD.shape == (num_rows, width):
         raise ValueError("rotate_and_store takes query, key and value of every head, and cos and sin, of every row")
-    if width % (2 * parts):
-        raise ValueError(f"a head of {width} has no {parts} parts of two halves")
+    if width % (2 * rotary_dims):
+        raise ValueError(f"a head of {width} has no {rotary_dims} rotary_dims of two halves")
     if _is_taken(qkv_BE, keys):
         from chatglm.kernels.triton.triton_rotary import operator
 
-        return operator(qkv_BE, cos_BD, sin_BD, keys, values, table_BM, lengths_B, parts)
-    return reference.rotate_and_store(qkv_BE, cos_BD, sin_BD, keys, values, table_BM, lengths_B, parts)
+        return operator(qkv_BE, cos_BD, sin_BD, keys, values, table_BM, lengths_B, rotary_dims)
+    return reference.rotate_and_store(qkv_BE, cos_BD, sin_BD, keys, values, table_BM, lengths_B, rotary_dims)
 
 
 def decode_attention(query_BHD: Tensor, keys: Tensor, values: Tensor, table_BM: Tensor, lengths_B: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def decode_attention(query_BHD: Tensor, keys: Tensor, values: Tensor, table_BM: 
     has room for it.
 
     Args:
-        query_BHD: turned queries.
+        query_BHD: rotated queries.
         keys: the store, which holds every row's positions, the newest included.
         values: the same.
         table_BM: pages of each row.

@@ -185,7 +185,7 @@ def test_a_prompt_reads_nothing_behind_the_end(isa: int, width: int) -> None:
     assert torch.equal(case.run(), before)
 
 
-def test_wrong_tensors_of_a_prompt_are_refused(library: Any) -> None:
+def test_wrong_tensors_of_a_prompt_are_rejected(library: Any) -> None:
     for name, wrong in [
         ("qkv", torch.zeros(1, 4, 47)),
         ("qkv", torch.zeros(2, 4, 48)),
@@ -277,7 +277,7 @@ class GuardedPages:
         self.tensor = flat.view(tensor.shape).copy_(tensor)
 
 
-def test_wrong_tensors_are_refused(library: Any) -> None:
+def test_wrong_tensors_are_rejected(library: Any) -> None:
     good = Case(2, 8, 2, 3)
     good.run()
     for name, wrong in [

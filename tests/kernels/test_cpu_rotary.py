@@ -65,7 +65,7 @@ def test_rotary_in_place_is_that_of_the_network(heads: int, width: int, parts: i
 
 
 @pytest.mark.parametrize("bad", ["type", "gaps", "width"])
-def test_tensors_of_another_form_are_refused(bad: str) -> None:
+def test_tensors_of_another_form_are_rejected(bad: str) -> None:
     """The library would read and write where it must not."""
     qkv: Any = torch.zeros(1, 4, 3 * 8)
     tables: Any = torch.ones(1, 1, 4, 8), torch.ones(1, 1, 4, 8)

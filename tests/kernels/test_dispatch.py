@@ -43,7 +43,7 @@ def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels.backend_name() == "native"
 
 
-def test_a_wrong_name_is_refused_with_the_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_name_is_rejected_with_the_choices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(dispatch.VARIABLE, "fast")
     for _ in range(2):
         with pytest.raises(InvalidRequestError, match=r"CHATGLM_KERNEL is 'fast'\. Use one of reference, torch, nat"):

@@ -45,7 +45,7 @@ def test_tensors_with_gaps(name: str, bits: int, tokens: int) -> None:
 
 
 @pytest.mark.parametrize("name", dispatch.NAMES)
-def test_widths_that_do_not_fit_are_refused(name: str) -> None:
+def test_widths_that_do_not_fit_are_rejected(name: str) -> None:
     product = random_product(2, 16, 64, 4)
     with kernels.use(name):
         for tokens in (2, 70):

@@ -20,7 +20,7 @@ DTYPES = list(BOUNDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", [6, 64, 128])
 def test_attention_equals_float64(width: int, dtype: torch.dtype) -> None:
-    """Unused places are not-a-number: none of it shows."""
+    """Unused places are NaN: none of it shows."""
     case = PagedCase(width=width, dtype=dtype)
     result = kernels.decode_attention(case.query, case.keys, case.values, case.table, case.lengths)
     assert result.dtype is dtype
@@ -47,17 +47,17 @@ def test_a_step_is_that_of_a_cache(parts: int, dtype: torch.dtype, stored: torch
     heads = case.heads()
     for number, length in enumerate(case.lengths.tolist()):
         tables = case.tables[0][number].view(1, 1, 1, -1), case.tables[1][number].view(1, 1, 1, -1)
-        turned, key, value = (part[number : number + 1] for part in heads)
-        turned, key = rotate(turned, tables, parts), rotate(key, tables, parts)
+        rotated, key, value = (part[number : number + 1] for part in heads)
+        rotated, key = rotate(rotated, tables, parts), rotate(key, tables, parts)
         cache = KVCache(1, storage_dtype=stored)
         if length > 1:
             cache.append(*case.rows[number][:, None, :, : length - 1], 0)
         keys, values = cache.update(key, value, 0)
         place = case.place(number, length - 1)
-        assert torch.equal(query[number], turned[0, :, 0])
+        assert torch.equal(query[number], rotated[0, :, 0])
         assert torch.equal(case.keys[place], cache.layer(0)[0][0, :, -1])
         assert torch.equal(case.values[place], cache.layer(0)[1][0, :, -1])
-        expected = attend(turned, keys, values, None)[0, :, 0]
+        expected = attend(rotated, keys, values, None)[0, :, 0]
         # The plain way reads the cache in the network's type; here what is stored is multiplied as it is.
         bound = 2 * max(BOUNDS[dtype], BOUNDS[stored] if dtype is torch.bfloat16 else 0)
         torch.testing.assert_close(mixed[number], expected, atol=bound, rtol=bound)
@@ -77,7 +77,7 @@ def test_tables_of_positions_fit() -> None:
     assert torch.equal(query[:, :, None], rotate(case.heads()[0], tables, 2))
 
 
-def test_rows_of_nobody_disturb_nobody() -> None:
+def test_padding_rows_change_no_other_row() -> None:
     """They all write to page 0, and read what is there."""
     case = StoreCase([70, 3])
     alone = kernels.rotate_and_store(case.qkv, *case.tables, case.keys, case.values, case.table, case.lengths, 2)
@@ -141,7 +141,7 @@ def test_partial_products_are_summed_first(num_partials: int) -> None:
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_wrong_tensors_are_refused(change: dict[str, Any]) -> None:
+def test_wrong_tensors_are_rejected(change: dict[str, Any]) -> None:
     case = StoreCase([5, 9], width=8)
     vars(case).update(change)
     store = case.keys, case.values, case.table, case.lengths
@@ -152,7 +152,7 @@ def test_wrong_tensors_are_refused(change: dict[str, Any]) -> None:
             kernels.rotate_and_store(case.qkv, *case.tables, *store, case.parts)
 
 
-def test_a_branch_of_another_shape_is_refused() -> None:
+def test_a_branch_of_another_shape_is_rejected() -> None:
     x, row = torch.zeros(2, 8), torch.zeros(8)
     for branch in (torch.zeros(3, 8), torch.zeros(2, 2, 7), torch.zeros(8)):
         with pytest.raises(ValueError, match="branch"):

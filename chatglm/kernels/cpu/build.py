@@ -40,7 +40,7 @@ TIMEOUT_SECONDS = 300
 
 
 class NoLibraryError(ChatGLMError):
-    """The native kernels cannot be had here; others take their place."""
+    """The native kernels are not available; others are used."""
 
 
 @dataclass(frozen=True)

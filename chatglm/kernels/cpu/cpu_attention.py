@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 MAX_WIDTH = 512
 BOUND = 2e-5
 PROMPT = 14  # queries
-# H, D, positions stored, parts of a head.
+# H, D, positions stored, rotary_dims of a head.
 CASES = ((1, 2, 0, 1), (3, 30, 5, 1), (2, 64, 67, 2), (5, 20, 1030, 2))
 
 
@@ -29,18 +29,18 @@ def attend_one(
     keys: Tensor,
     values: Tensor,
     length: int,
-    parts: int,
+    rotary_dims: int,
 ) -> Tensor:
     """Softmax(q k / sqrt(D)) v of one new position over all positions stored and itself, float32 [1, 1, H D].
 
     Args:
         library: the native library.
-        qkv: float32 with H * 3D values, per head query | key | value, not yet turned.
+        qkv: float32 with H * 3D values, per head query | key | value, not yet rotated.
         tables: cos and sin of the new position, float32 with D values each.
         keys: half [1, H, N, D], contiguous; the new position's is written at `length`.
         values: likewise.
         length: positions stored before the call, < N.
-        parts: the head is turned in so many parts, see `nn.rotary`; 2 * parts divides D.
+        rotary_dims: the head is rotated in so many parts, one for each position id, see `nn.rotary`; 2 * rotary_dims divides D.
 
     Raises:
         ValueError: a tensor is not of that form.
@@ -52,7 +52,7 @@ def attend_one(
     is_right = (
         _is_storage(keys, values)
         and 0 <= length < capacity
-        and width % (2 * parts) == 0
+        and width % (2 * rotary_dims) == 0
         and qkv.numel() == 3 * num_heads * width
         and cos.numel() == width
         and sin.numel() == width
@@ -72,7 +72,7 @@ def attend_one(
         width,
         capacity,
         length,
-        parts,
+        rotary_dims,
         torch.get_num_threads(),
     )
     _check(status)
@@ -84,7 +84,7 @@ def attend_prompt(library: ctypes.CDLL, qkv: Tensor, keys: Tensor, values: Tenso
 
     Args:
         library: the native library.
-        qkv: float32 [1, T, H * 3D], per head query | key | value; queries are turned, the others not looked at.
+        qkv: float32 [1, T, H * 3D], per head query | key | value; queries are rotated, the others not looked at.
         keys: half [1, H, N, D], contiguous.
         values: likewise.
         length: positions stored, 0 < length <= N.
@@ -130,13 +130,13 @@ def _check(status: int) -> None:
 def find_fault(library: ctypes.CDLL) -> str:
     """What the library gets wrong, in a few words; "" if nothing. For the self-test before its first use."""
     generator = torch.Generator().manual_seed(0)
-    for num_heads, width, length, parts in CASES:
+    for num_heads, width, length, rotary_dims in CASES:
         qkv = torch.randn(num_heads, 3 * width, generator=generator)
         angle = torch.rand(width, generator=generator)
         keys, values = torch.randn(2, 1, num_heads, length + 3, width, generator=generator).half()
-        result = attend_one(library, qkv, (angle.cos(), angle.sin()), keys, values, length, parts)
+        result = attend_one(library, qkv, (angle.cos(), angle.sin()), keys, values, length, rotary_dims)
         query, key, value = (x[None, :, None] for x in qkv.double().chunk(3, dim=-1))
-        query, key = rotated(query, angle.double(), parts), rotated(key, angle.double(), parts)
+        query, key = rotated(query, angle.double(), rotary_dims), rotated(key, angle.double(), rotary_dims)
         seen = slice(0, length + 1)
         exact = F.scaled_dot_product_attention(query, keys[:, :, seen].double(), values[:, :, seen].double())
         name = f"attention, {num_heads} heads of {width}, {length} positions"

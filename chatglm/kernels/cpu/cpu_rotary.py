@@ -1,4 +1,4 @@
-"""What a network does between its products, by the native library, in place: turning queries and keys, GELU.
+"""What a network does between its products, by the native library, in place: rotating queries and keys, GELU.
 
 Shapes: T positions, H heads, D head width.
 """
@@ -25,14 +25,14 @@ def gelu_(library: ctypes.CDLL, x: Tensor) -> Tensor:
     return x
 
 
-def rotate_(library: ctypes.CDLL, qkv: Tensor, tables: tuple[Tensor, Tensor], parts: int) -> Tensor:
-    """Turn queries and keys by their positions, in place; see `nn.rotary`.
+def rotate_(library: ctypes.CDLL, qkv: Tensor, tables: tuple[Tensor, Tensor], rotary_dims: int) -> Tensor:
+    """Rotate queries and keys by their positions, in place; see `nn.rotary`.
 
     Args:
         library: the native library.
         qkv: contiguous float32 with T * H * 3D values, per position and head query | key | value.
         tables: cos and sin, contiguous float32 with T * D values, the last dimension D.
-        parts: the head is turned in so many parts; 2 * parts divides D.
+        rotary_dims: the head is rotated in so many parts, one for each position id; 2 * rotary_dims divides D.
 
     Raises:
         ValueError: a tensor is not of that form.
@@ -41,11 +41,11 @@ def rotate_(library: ctypes.CDLL, qkv: Tensor, tables: tuple[Tensor, Tensor], pa
     width = cos.shape[-1]
     num_tokens = cos.numel() // width
     _check(qkv, cos, sin)
-    if cos.shape != sin.shape or width % (2 * parts) or qkv.numel() % (3 * width * num_tokens):
+    if cos.shape != sin.shape or width % (2 * rotary_dims) or qkv.numel() % (3 * width * num_tokens):
         raise ValueError("rotate_ takes cos and sin of every position, of the width of a head")
     num_heads = qkv.numel() // (3 * width * num_tokens)
     places = qkv.data_ptr(), cos.data_ptr(), sin.data_ptr()
-    library.chatglm_rotate(*places, num_tokens, num_heads, width, parts, torch.get_num_threads())
+    library.chatglm_rotate(*places, num_tokens, num_heads, width, rotary_dims, torch.get_num_threads())
     return qkv
 
 
@@ -61,19 +61,19 @@ def find_fault(library: ctypes.CDLL) -> str:
     x = torch.linspace(-20, 20, 20_003)
     if not torch.allclose(gelu_(library, x.clone()), F.gelu(x, approximate="tanh"), rtol=0, atol=BOUND):
         return "GELU"
-    for num_tokens, num_heads, width, parts in ((1, 3, 6, 1), (19, 2, 64, 2)):
+    for num_tokens, num_heads, width, rotary_dims in ((1, 3, 6, 1), (19, 2, 64, 2)):
         qkv = torch.randn(num_tokens, num_heads, 3 * width, generator=generator)
         angle = torch.rand(num_tokens, 1, width, generator=generator)
         query, key, value = qkv.double().chunk(3, dim=-1)
-        exact = torch.cat([*(rotated(one, angle.double(), parts) for one in (query, key)), value], dim=-1)
-        result = rotate_(library, qkv, (angle.cos().contiguous(), angle.sin().contiguous()), parts)
+        exact = torch.cat([*(rotated(one, angle.double(), rotary_dims) for one in (query, key)), value], dim=-1)
+        result = rotate_(library, qkv, (angle.cos().contiguous(), angle.sin().contiguous()), rotary_dims)
         if not torch.allclose(result.double(), exact, rtol=0, atol=BOUND):
             return f"rotary, {num_tokens} positions"
     return ""
 
 
-def rotated(x: Tensor, angle: Tensor, parts: int) -> Tensor:
-    """Queries or keys turned by angles that may differ for every element; for self-tests."""
-    first, second = x.unflatten(-1, (parts, 2, -1)).unbind(-2)
+def rotated(x: Tensor, angle: Tensor, rotary_dims: int) -> Tensor:
+    """Queries or keys rotated by angles that may differ for every element; for self-tests."""
+    first, second = x.unflatten(-1, (rotary_dims, 2, -1)).unbind(-2)
     crossed = torch.stack((-second, first), dim=-2).flatten(-3)
     return x * angle.cos() + crossed * angle.sin()

@@ -14,7 +14,7 @@ from tests.kernels.triton.step_cases import BOUNDS, PagedCase
 
 
 def run(case: PagedCase) -> Tensor:
-    """The kernels' result; whatever they leave unwritten or read unwritten is not-a-number."""
+    """The kernels' result; whatever they leave unwritten or read unwritten is NaN."""
     result = torch.full_like(case.query, torch.nan)
     partials = triton_attention.new_partials(case.query, case.keys.shape[2], case.table.shape[1])
     for partial in partials:

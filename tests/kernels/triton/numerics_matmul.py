@@ -1,4 +1,4 @@
-"""Products with packed weights and what belongs to them, run: against float64, the original's formula, each other."""
+"""Products with packed weights and what belongs to them, run: against float64, upstream's formula, each other."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_every_byte(bits: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("num_tokens", [0, 1, 20])
 def test_the_operators(num_tokens: int, bits: int) -> None:
-    """The doors choose tile and parts by themselves; x has several dimensions and need not be contiguous."""
+    """The interface selects tile and parts; x has several dimensions and need not be contiguous."""
     case = Product(num_tokens, 100, 2048, bits, torch.float16)
     x = case.x.T.contiguous().T[None]
     packed = case.weight, case.scale, bits
@@ -150,7 +150,7 @@ def test_the_operators(num_tokens: int, bits: int) -> None:
 
 
 def test_many_tokens_write_the_weight_out() -> None:
-    """Then it is the original's formula, to the last bit of the weight."""
+    """Then it is upstream's formula, to the last bit of the weight."""
     case = Product(MANY_TOKENS + 1, 16, 64, 4, torch.float16)
     expected = reference.linear(case.x, case.weight, case.scale, 4, case.bias)
     packed = case.weight, case.scale, 4

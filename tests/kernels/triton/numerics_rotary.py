@@ -28,9 +28,9 @@ def check(case: StoreCase) -> None:
     query = run(case)
     cos, sin = (table[:, None, None] for table in case.tables)
     heads = case.heads()
-    turned, key = (rotate(part, (cos, sin), case.parts) for part in heads[:2])
+    rotated, key = (rotate(part, (cos, sin), case.parts) for part in heads[:2])
     bound = max(BOUNDS.get(case.qkv.dtype, 0), BOUNDS.get(case.keys.dtype, 0))
-    torch.testing.assert_close(query, turned[:, :, 0], atol=bound, rtol=bound)
+    torch.testing.assert_close(query, rotated[:, :, 0], atol=bound, rtol=bound)
     for number, length in enumerate(case.lengths.tolist()):
         for store, new in zip(stores, (key, heads[2]), strict=True):
             store[case.place(number, length - 1)] = new[number, :, 0].to(store.dtype)

@@ -53,7 +53,7 @@ def test_as_plain_torch(num_kept: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, in the interpreter
-def test_scores_that_are_no_numbers_give_a_candidate_all_the_same() -> None:
+def test_logits_that_are_nan_still_give_a_candidate() -> None:
     rows = rows_of(9)
     for bad in (torch.nan, torch.inf, -torch.inf):
         kept = torch.full((ROWS, 64), bad, device=DEVICE)

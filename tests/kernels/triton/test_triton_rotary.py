@@ -20,7 +20,7 @@ def test_everything_goes_by_16_bytes(architecture: int, parts: int) -> None:
         rotary_store.rotate_and_store,
         architecture,
         {**pointers, "num_heads": "i32", "table_width": "i32"},
-        {"WIDTH": 128, "BLOCK": 64, "PARTS": parts, "PAGE": 64, "HEADS": rotary_store.HEADS},
+        {"WIDTH": 128, "BLOCK": 64, "ROTARY_DIMS": parts, "PAGE": 64, "HEADS": rotary_store.HEADS},
         divisible=["num_heads"],
         num_warps=1,
     )
