@@ -144,8 +144,8 @@ def _search_rows(weight_OI: Tensor, importance_Gg: Tensor, bits: int, is_half: b
 def _factor_of_inverse(reversed_II: Tensor, damping: float) -> tuple[Tensor, float]:
     """U, upper triangular, with U^T U = (H + damping * mean diagonal * 1)^-1; and the damping that was needed.
 
-    `reversed_II` is H with rows and columns in reverse order, and is changed. In that order H = L L^T is H = R R^T with R
-    upper triangular, so U = R^-1: one factorization, and no inverse of the whole.
+    `reversed_II` is H with rows and columns in reverse order, and is changed. In that order H = L L^T is H = R R^T with
+    R upper triangular, so U = R^-1: one factorization, and no inverse of the whole.
     """
     mean = float(reversed_II.diagonal().mean()) or 1.0  # all inputs were zero: any H rounds to the nearest
     added = 0.0

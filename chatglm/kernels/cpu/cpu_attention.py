@@ -40,7 +40,7 @@ def attend_one(
         keys: half [1, H, N, D], contiguous; the new position's is written at `length`.
         values: likewise.
         length: positions stored before the call, < N.
-        rotary_dims: the head is rotated in so many parts, one for each position id, see `nn.rotary`; 2 * rotary_dims divides D.
+        rotary_dims: the head is rotated in so many parts, see `nn.rotary`; 2 * rotary_dims divides D.
 
     Raises:
         ValueError: a tensor is not of that form.
