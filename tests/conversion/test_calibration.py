@@ -73,9 +73,7 @@ def two_layers_of_the_demo(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("num_layers", "num_tokens", "num_held_out"), [(2, 2500, 600), pytest.param(8, 4000, 1200, marks=pytest.mark.slow)]
 )
-def test_gptq_error_bound(
-    num_layers: int, num_tokens: int, num_held_out: int, group_size: int, tmp_path: Path
-) -> None:
+def test_gptq_error_bound(num_layers: int, num_tokens: int, num_held_out: int, group_size: int, tmp_path: Path) -> None:
     """At 4 bits, on conversations that it has not seen, outputs move at most 0.8 times as much as by plain rounding:
     those of every layer (in groups, of every kind of layer), and the logits of the whole model."""
     demo = examined(CHECKPOINT if num_layers == 8 else two_layers_of_the_demo(tmp_path / "two_layers"))
