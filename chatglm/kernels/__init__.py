@@ -35,22 +35,15 @@ __all__ = [
 def linear(
     x: Tensor, weight: Tensor, scale: Tensor, bits: int, bias: Tensor | None = None, gelu: bool = False
 ) -> Tensor:
-    """x W^T + bias with W packed, and GELU of it if asked for; no gradients.
+    """x W^T + bias with W packed, and GELU (tanh form) of it if asked for, [..., O] in x's type; no gradients.
 
     Args:
         x: activations [..., I] of any float type, on any device.
-        weight: int8 [O, I * bits / 8] as `quantization.packing` makes it, on the same device.
+        weight: int8 [O, I * bits / 8] as `kernels.packing` makes it, on the same device.
         scale: half or float32, [O], or [O, I / group size].
-        bits: 4 or 8.
         bias: [O], or None.
-        gelu: the result goes through GELU in its tanh form.
 
-    Returns:
-        [..., O] in x's type.
-
-    Raises:
-        InvalidRequestError: $CHATGLM_KERNEL names no kernel (at the first use).
-        OutOfMemoryError: no memory for the activations.
+    Raises InvalidRequestError if $CHATGLM_KERNEL names no kernel (at the first use), OutOfMemoryError.
     """
     if x.is_cpu and weight.is_cpu:
         product = dispatch.current().linear(x, weight, scale, bits, bias)
@@ -64,28 +57,22 @@ def linear(
 def attend_one(
     qkv: Tensor, tables: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, length: int, rotary_dims: int
 ) -> Tensor:
-    """Rotary, append to a half-precision cache and attention of one position; see `cpu_attention.attend_one`.
-
-    Only the native library has this and the next three: for callers that have seen `backend_name() == "native"`.
-
-    Raises:
-        NoLibraryError: there is no native library.
-    """
+    """See `cpu_attention.attend_one`. This and the next three exist where `backend_name() == "native"`; else NoLibraryError."""
     return cpu_attention.attend_one(_library(), qkv, tables, keys, values, length, rotary_dims)
 
 
 def attend_prompt(qkv: Tensor, keys: Tensor, values: Tensor, length: int) -> Tensor:
-    """Attention of a whole prompt to a half-precision cache; see `cpu_attention.attend_prompt` and `attend_one`."""
+    """See `cpu_attention.attend_prompt`."""
     return cpu_attention.attend_prompt(_library(), qkv, keys, values, length)
 
 
 def rotate_(qkv: Tensor, tables: tuple[Tensor, Tensor], rotary_dims: int) -> Tensor:
-    """Rotary of a whole prompt in place; see `cpu_rotary.rotate_` and `attend_one`."""
+    """See `cpu_rotary.rotate_`."""
     return cpu_rotary.rotate_(_library(), qkv, tables, rotary_dims)
 
 
 def gelu_(x: Tensor) -> Tensor:
-    """GELU in place; see `cpu_rotary.gelu_` and `attend_one`."""
+    """See `cpu_rotary.gelu_`."""
     return cpu_rotary.gelu_(_library(), x)
 
 

@@ -98,15 +98,10 @@ def unpack_int4(packed: Tensor) -> Tensor:
 
 
 def dequantize(packed: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
-    """Integers times the scale of their row or group, [..., I] in `dtype`.
+    """Integers [..., I] or [..., I/2] times the scale of their row or group, [..., I] in `dtype`.
 
-    The product of at most 8 by 11 bits is exact in float32, so it is rounded once, to `dtype`.
-
-    Args:
-        packed: [..., I] or [..., I/2].
-        scale: [...] for one per row, [..., G] for groups; as many dimensions as `packed` has mean groups.
-        bits: 4 or 8.
-        dtype: of the result.
+    The product of at most 8 by 11 bits is exact in float32, so it is rounded once, to `dtype`. `scale` has as many
+    dimensions as `packed` where it is per group.
     """
     integers = unpack_int4(packed) if bits == 4 else packed
     if scale.dim() == packed.dim():

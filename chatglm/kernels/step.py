@@ -32,23 +32,15 @@ def rotate_and_store(
     lengths_B: Tensor,
     rotary_dims: int,
 ) -> Tensor:
-    """Rotate queries and keys of one new position of each row; put keys and values into the pages, in the pages' type.
+    """Rotate queries and keys of one new position of each row; store keys and values in the pages, in the pages' type.
 
     Args:
         qkv_BE: [B, 3C], per head query | key | value.
-        cos_BD: of `nn.rotary.head_tables`, in the type of `qkv_BE`.
-        sin_BD: the same.
-        keys: the store, changed at the last position of each row.
-        values: the same.
-        table_BM: pages of each row.
-        lengths_B: positions of each row.
-        rotary_dims: a head is rotated in so many parts, one for each position id; 2 * rotary_dims divides D.
+        cos_BD, sin_BD: of `nn.rotary.head_tables`, in the type of `qkv_BE`.
+        keys, values: the store, changed at the last position of each row.
+        rotary_dims: a head is rotated in so many parts; 2 * rotary_dims divides D.
 
-    Returns:
-        Rotated queries [B, H, D], rounded as by `nn.rotary.rotate`.
-
-    Raises:
-        ValueError: a tensor is not of its form.
+    Returns: rotated queries [B, H, D], rounded as by `nn.rotary.rotate`. Raises ValueError for tensors of other forms.
     """
     _check(keys, values, table_BM, lengths_B)
     num_rows, (num_heads, width) = len(lengths_B), keys.shape[1::2]
@@ -64,23 +56,10 @@ def rotate_and_store(
 
 
 def decode_attention(query_BHD: Tensor, keys: Tensor, values: Tensor, table_BM: Tensor, lengths_B: Tensor) -> Tensor:
-    """softmax(q k / sqrt(D)) v over the stored positions of each row, in float32.
+    """softmax(q k / sqrt(D)) v over the stored positions of each row, in float32; [B, H, D] in the queries' type.
 
-    By the kernel a row's result is the same to the bit in every batch, at every place in it and with any table that
-    has room for it.
-
-    Args:
-        query_BHD: rotated queries.
-        keys: the store, which holds every row's positions, the newest included.
-        values: the same.
-        table_BM: pages of each row.
-        lengths_B: positions of each row.
-
-    Returns:
-        [B, H, D] in the queries' type.
-
-    Raises:
-        ValueError: a tensor is not of its form.
+    Queries are rotated; the store holds the newest position too. By the kernel a row's result is the same to the bit in
+    every batch, at every place in it and with any table that has room for it. Raises ValueError for other forms.
     """
     _check(keys, values, table_BM, lengths_B)
     if query_BHD.shape != (len(lengths_B), *keys.shape[1::2]):
@@ -102,25 +81,11 @@ def residual_norm(
     eps: float,
     branch_bias_C: Tensor | None = None,
 ) -> Tensor:
-    """LayerNorm(branch + branch_bias + alpha * residual).
+    """LayerNorm(branch + branch_bias + alpha * residual), [B, C] in the residual's type.
 
-    By the kernel everything in between is float32; plain torch rounds the product and the sum to the residual's type,
-    as the plain network does.
-
-    Args:
-        branch: [B, C], or the partial products [S, B, C] in float32 of a product that was cut up: their sum is meant.
-        residual_BC: what is added, in the activations' type, which is also the result's.
-        alpha: times so much.
-        weight_C: of the norm.
-        bias_C: of the norm.
-        eps: of the norm.
-        branch_bias_C: of the product; None if `branch` has it.
-
-    Returns:
-        [B, C] in the residual's type.
-
-    Raises:
-        ValueError: a tensor is not of its form.
+    `branch` is [B, C], or partial products [S, B, C] in float32 that are summed here. By the kernel everything in
+    between is float32; plain torch rounds the product and the sum to the residual's type, as the plain network does.
+    Raises ValueError for tensors of other forms.
     """
     if branch.dim() not in (2, 3) or branch.shape[-2:] != residual_BC.shape:
         raise ValueError("residual_norm takes a branch of the residual's shape, or several")

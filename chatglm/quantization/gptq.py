@@ -56,13 +56,7 @@ class InputMoments:
 
 @dataclass(frozen=True)
 class Rounded:
-    """A weight rounded by its inputs.
-
-    Attributes:
-        packed: int8, [O, I] or [O, I/2].
-        scale: [O] or [O, G].
-        damping: what was used; more than asked for where H was singular.
-    """
+    """A weight rounded by its inputs: packed int8 [O, I or I/2], scale [O] or [O, G], and the damping that was needed."""
 
     packed: Tensor
     scale: Tensor
@@ -79,15 +73,9 @@ def quantize_by_inputs(
 ) -> Rounded:
     """The weight in the packed format, rounded so that outputs for such inputs change as little as GPTQ can make them.
 
-    Columns that were zero in all inputs are rounded to the nearest.
-
-    Args:
-        weight_OI: of half, bfloat16 or float32. Scales get the types that `quantize_rows` gives them.
-        moments: H of the layer's inputs, on the same device.
-        bits: 4 or 8.
-        group_size: 0, 32, 64 or 128.
-        damping: this part of H's mean diagonal is added to its diagonal; ten times as much, and again, while H cannot
-            be factored. None: `usual_damping`.
+    `moments` is H of the layer's inputs, on the same device; `damping` times H's mean diagonal is added to its diagonal,
+    ten times as much, and again, while H cannot be factored (None: `usual_damping`). Scales get the types that
+    `quantize_rows` gives them; columns that were zero in all inputs are rounded to the nearest.
 
     Raises:
         InvalidRequestError: no such width, groups or damping, or H holds NaN or infinity.

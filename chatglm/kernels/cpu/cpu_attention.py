@@ -34,17 +34,12 @@ def attend_one(
     """Softmax(q k / sqrt(D)) v of one new position over all positions stored and itself, float32 [1, 1, H D].
 
     Args:
-        library: the native library.
         qkv: float32 with H * 3D values, per head query | key | value, not yet rotated.
         tables: cos and sin of the new position, float32 with D values each.
-        keys: half [1, H, N, D], contiguous; the new position's is written at `length`.
-        values: likewise.
-        length: positions stored before the call, < N.
+        keys, values: half [1, H, N, D], contiguous; the new position is written at `length` < N.
         rotary_dims: the head is rotated in so many parts, see `nn.rotary`; 2 * rotary_dims divides D.
 
-    Raises:
-        ValueError: a tensor is not of that form.
-        OutOfMemoryError: no memory for the buffers of the threads.
+    Raises ValueError for tensors of other forms, OutOfMemoryError without memory for the threads' buffers.
     """
     cos, sin = tables
     _, num_heads, capacity, width = keys.shape
@@ -83,15 +78,10 @@ def attend_prompt(library: ctypes.CDLL, qkv: Tensor, keys: Tensor, values: Tenso
     """Softmax(q k / sqrt(D)) v of every query over all positions stored, float32 [1, T, H D].
 
     Args:
-        library: the native library.
-        qkv: float32 [1, T, H * 3D], per head query | key | value; queries are rotated, the others not looked at.
-        keys: half [1, H, N, D], contiguous.
-        values: likewise.
-        length: positions stored, 0 < length <= N.
+        qkv: float32 [1, T, H * 3D], per head query | key | value; queries are rotated, the others are not read.
+        keys, values: half [1, H, N, D], contiguous; `length` positions are stored, 0 < length <= N; D <= 512.
 
-    Raises:
-        ValueError: a tensor is not of that form, or D is over 512.
-        OutOfMemoryError: no memory for the buffers of the threads.
+    Raises as `attend_one`.
     """
     _, num_heads, capacity, width = keys.shape
     is_right = (

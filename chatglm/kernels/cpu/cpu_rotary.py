@@ -15,11 +15,7 @@ BOUND = 2e-6
 
 
 def gelu_(library: ctypes.CDLL, x: Tensor) -> Tensor:
-    """GELU in its tanh form, in place; x is contiguous float32 on the CPU.
-
-    Raises:
-        ValueError: x is not of that form.
-    """
+    """GELU in its tanh form, in place; ValueError unless x is contiguous float32 on the CPU."""
     _check(x)
     library.chatglm_gelu(x.data_ptr(), x.numel(), torch.get_num_threads())
     return x
@@ -28,14 +24,8 @@ def gelu_(library: ctypes.CDLL, x: Tensor) -> Tensor:
 def rotate_(library: ctypes.CDLL, qkv: Tensor, tables: tuple[Tensor, Tensor], rotary_dims: int) -> Tensor:
     """Rotate queries and keys by their positions, in place; see `nn.rotary`.
 
-    Args:
-        library: the native library.
-        qkv: contiguous float32 with T * H * 3D values, per position and head query | key | value.
-        tables: cos and sin, contiguous float32 with T * D values, the last dimension D.
-        rotary_dims: the head is rotated in so many parts, one for each position id; 2 * rotary_dims divides D.
-
-    Raises:
-        ValueError: a tensor is not of that form.
+    `qkv` is contiguous float32 with T * H * 3D values, per position and head query | key | value; `tables` are cos and
+    sin with T * D values, the last dimension D; 2 * rotary_dims divides D. Raises ValueError for other forms.
     """
     cos, sin = tables
     width = cos.shape[-1]

@@ -1,12 +1,8 @@
-"""Products with packed weights by torch's own operators: what is used without a C compiler.
+"""Products with packed weights by torch's own operators, for machines without a C compiler.
 
-Activations are rounded to bfloat16, in which the operators are many times faster than in float32; integers are exact
-in it, and a row's scale is applied afterwards in float32. The scales of groups are rounded to bfloat16 too.
-Few rows of activations go to the operators for packed weights, many are multiplied by blocks of weights written out.
-What neither takes goes to the reference.
-
-The int4 operator reads a packing of its own. It is made at the first use of a weight and kept as long as the weight
-lives, so int4 weights take twice their memory. A weight whose content changes is written out each time from then on.
+Activations are rounded to bfloat16, in which integers are exact; the scale of a row is applied in float32, those of
+groups are rounded to bfloat16. The int4 operator reads a packing of its own, made at the first use of a weight and kept
+while the weight lives (int4 weights take twice their memory); a weight that changes is dequantized from then on.
 Shapes: M rows of activations, O rows of weights, I columns.
 """
 

@@ -31,16 +31,9 @@ def linear(
 
 
 def linear_partials(x: Tensor, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """x W^T in parts that are still to be summed, for a kernel that goes on with them; on any device.
+    """x W^T [..., K] as partial products for a kernel that sums them; on any device.
 
-    Args:
-        x: activations [..., K], M of them.
-        weight: int8 [N, K * bits / 8].
-        scale: [N] or [N, groups].
-        bits: 4 or 8.
-
-    Returns:
-        Float32 [S, M, N]: scale is applied, bias is not. S >= 1 follows from the shapes, and is 1 without our kernels.
+    Float32 [S, M, N]: scale is applied, bias is not. S >= 1 follows from the shapes, and is 1 without Triton.
     """
     values = x.reshape(-1, x.shape[-1])
     if not (x.dtype in TYPES and is_available(x.device)):

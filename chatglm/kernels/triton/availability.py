@@ -1,9 +1,7 @@
-"""Whether a device has our Triton kernels: asked once per card, tried before it is believed.
+"""Whether a device runs the Triton kernels: asked once per card, tested on small products before they are used.
 
-Everything beside a CUDA device is answered without looking for Triton or a driver. A card is asked its capability;
-then a few tiny products are compiled and compared, so that a machine without a C compiler, with a broken Triton or a
-card that computes something else gets the reference and one line in the log instead of an error in every request.
-Ask before a CUDA graph is captured: the first answer waits for the card.
+A machine without a C compiler, with a broken Triton or a card that computes something else gets the reference and one
+line in the log. Ask before a CUDA graph is captured: the first answer waits for the card.
 """
 
 from __future__ import annotations

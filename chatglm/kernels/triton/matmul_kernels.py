@@ -1,12 +1,9 @@
-"""Triton kernels of products with packed weights: a tile of x W^T, and the sum of its parts.
+"""Triton kernels of products with packed weights: a tile of x W^T, and the sum of partial products.
 
-A block computes BN rows of the weight times BM tokens, turn by turn over BK bytes of each row. Weights are the left
-operand of the matrix instruction, which has 16 rows, and tokens the right one, which has 8 columns: one token wastes
-little. An int4 byte holds an even and an odd column, so x is taken apart into even and odd columns, in registers, and
-the tile is two products; the sum over columns does not mind their order.
-
-Integers are multiplied as they are and summed in float32; the scale of a row comes once, at the end, that of a group
-once per group.
+A block multiplies BN rows of the weight (the left operand, 16 rows an instruction) by BM tokens (8 columns), BK bytes
+of each row per iteration. An int4 byte holds an even and an odd column, so x is split into even and odd columns in
+registers and the tile is two products. Integers are summed in float32; a row's scale is applied once at the end, that
+of a group once per group.
 """
 
 from __future__ import annotations

@@ -18,15 +18,10 @@ MIN_TURNS = 4
 
 @dataclass(frozen=True)
 class Tile:
-    """A block's share of a product.
+    """A block's share of a product: tokens of x, rows of the weight, and bytes of each row in one iteration.
 
-    Attributes:
-        tokens: of x.
-        rows: of the weight.
-        num_bytes: of each row, in one turn.
-        num_warps: of the block. Two keep Triton to the instructions of a single warp, whose layout reads bytes well;
-            with four a Hopper card takes those of four warps, which pay only for many tokens.
-        num_stages: turns in flight.
+    Two warps keep Triton to the instructions of a single warp, whose layout reads bytes well; with four a Hopper card
+    takes those of four warps, which pay only for many tokens. `num_stages` iterations are in flight.
     """
 
     tokens: int
