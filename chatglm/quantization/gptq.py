@@ -56,7 +56,7 @@ class InputMoments:
 
 @dataclass(frozen=True)
 class Rounded:
-    """A weight rounded by its inputs: packed int8 [O, I or I/2], scale [O] or [O, G], and the damping that was needed."""
+    """A weight rounded by its inputs: int8 [O, I or I/2], scale [O] or [O, G], and the damping that was needed."""
 
     packed: Tensor
     scale: Tensor
@@ -73,7 +73,7 @@ def quantize_by_inputs(
 ) -> Rounded:
     """The weight in the packed format, rounded so that outputs for such inputs change as little as GPTQ can make them.
 
-    `moments` is H of the layer's inputs, on the same device; `damping` times H's mean diagonal is added to its diagonal,
+    `moments` is H of the inputs, on the same device; `damping` times H's mean diagonal is added to its diagonal,
     ten times as much, and again, while H cannot be factored (None: `usual_damping`). Scales get the types that
     `quantize_rows` gives them; columns that were zero in all inputs are rounded to the nearest.
 

@@ -13,7 +13,7 @@ from chatglm.kernels.packing import check_bits, check_group_size, dequantize, qu
 
 
 class _PackedWeight(nn.Module):
-    """Packed integers `weight`, int8 [O, I or I/2], with `weight_scale` per row [O] or per group [O, I / group_size] (half).
+    """Packed integers `weight`, int8 [O, I or I/2], with `weight_scale` per row [O] or per group [O, G] (half).
 
     `dtype` is what the layer computes and answers in; it follows `.half()`, `.to(...)` and the like.
     """
