@@ -57,7 +57,7 @@ def linear(
 def attend_one(
     qkv: Tensor, tables: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, length: int, rotary_dims: int
 ) -> Tensor:
-    """See `cpu_attention.attend_one`. This and the next three raise NoLibraryError unless `backend_name() == "native"`."""
+    """See `cpu_attention.attend_one`; this and the next three raise NoLibraryError without the native library."""
     return cpu_attention.attend_one(_library(), qkv, tables, keys, values, length, rotary_dims)
 
 
