@@ -47,7 +47,7 @@ def rotate_and_store(
     if qkv_BE.shape != (num_rows, 3 * num_heads * width) or not cos_BD.shape == sin_BD.shape == (num_rows, width):
         raise ValueError("rotate_and_store takes query, key and value of every head, and cos and sin, of every row")
     if width % (2 * rotary_dims):
-        raise ValueError(f"a head of {width} has no {rotary_dims} rotary_dims of two halves")
+        raise ValueError(f"a head of {width} does not divide into {rotary_dims} parts of two halves")
     if _is_taken(qkv_BE, keys):
         from chatglm.kernels.triton.triton_rotary import operator
 
