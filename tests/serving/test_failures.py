@@ -161,11 +161,11 @@ def test_shutdown_cancels_what_does_not_finish(babbler: Pipeline) -> None:
                 httpx.post, url + "/v1/chat/completions", json=STREAMED["/v1/chat/completions"], timeout=PATIENCE_S
             )
             eventually(lambda: server.service.stats().running == 6)
-        sentence = "The answer was cancelled before it was complete."
-        assert (whole.result().status_code, whole.result().json()["detail"]) == (503, sentence)
-        assert (chat.result().status_code, chat.result().json()["error"]["message"]) == (503, sentence)
+        message = "The answer was cancelled before it was complete."
+        assert (whole.result().status_code, whole.result().json()["detail"]) == (503, message)
+        assert (chat.result().status_code, chat.result().json()["error"]["message"]) == (503, message)
         assert '"finish_reason":"cancelled"' in events.result().text
-        assert sentence in chunks.result().text
+        assert message in chunks.result().text
         assert server.is_idle()
 
 

@@ -211,8 +211,8 @@ def test_fields_sent_by_common_clients_are_ignored(client: openai.OpenAI) -> Non
 
 def test_errors_are_those_the_client_knows(demo: Pipeline, babbler: Pipeline) -> None:
     with serving(demo, api_key="sesame") as server:
-        with client_of(server) as stranger, pytest.raises(openai.AuthenticationError, match="API key") as caught:
-            stranger.models.list()
+        with client_of(server) as wrong, pytest.raises(openai.AuthenticationError, match="API key") as caught:
+            wrong.models.list()
         assert caught.value.code == "invalid_api_key"
         with client_of(server, "sesame") as friend:
             assert list(friend.models.list())
