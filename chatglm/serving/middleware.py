@@ -39,7 +39,7 @@ def error_response(error: Exception, path: str) -> JSONResponse:
 
 
 class RequestCounter:
-    """ASGI middleware: counts responses by path and status; paths not in `paths` as "other", or they could fill memory."""
+    """ASGI middleware: counts responses by path and status; unknown paths as "other", or they could fill memory."""
 
     def __init__(self, app: ASGIApp, counter: Counter, paths: frozenset[str]) -> None:
         self._app, self._counter, self._paths = app, counter, paths

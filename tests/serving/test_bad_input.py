@@ -96,12 +96,12 @@ SENT = {
 
 
 @pytest.fixture(scope="module")
-def endpoints(babbler: Pipeline) -> Iterator[dict[str, Server]]:
+def endpoints(endless_pipeline: Pipeline) -> Iterator[dict[str, Server]]:
     """Both servers, with a key."""
     defaults = {"max_length": 60}
     with (
-        serving(babbler, api_key=KEY, defaults=defaults) as api,
-        polling(babbler, api_key=KEY, defaults=defaults) as poll,
+        serving(endless_pipeline, api_key=KEY, defaults=defaults) as api,
+        polling(endless_pipeline, api_key=KEY, defaults=defaults) as poll,
     ):
         yield {endpoint: poll if endpoint == "polling /chat" else api for endpoint in ENDPOINTS}
 
