@@ -1,6 +1,6 @@
 """The pictures of the web page in the README: `python -m tools.screenshots` from the root of the repository.
 
-Knows: how a visitor gets to what is shown. Needs Chromium, playwright, and fonts with Chinese characters.
+Needs Chromium, playwright, and fonts with Chinese characters.
 """
 
 from __future__ import annotations
