@@ -118,8 +118,8 @@ def test_training_and_evaluating_by_the_scripts(tmp_path: Path) -> None:
 
 
 def test_the_page_gets_the_flags_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("chatglm.ui.gradio.launch")
-    import chatglm.ui.gradio.launch as web
+    pytest.importorskip("chatglm.ui.gradio.gradio_app")
+    import chatglm.ui.gradio.gradio_app as web
 
     asked: list[Any] = []
     monkeypatch.setattr(web, "main", lambda words: asked.append(words) or 0)

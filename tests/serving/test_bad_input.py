@@ -22,7 +22,7 @@ PATHS = dict(zip(ENDPOINTS, ("/", "/stream", "/v1/chat/completions", "/chat"), s
 def read_table() -> dict[tuple[str, str], int]:
     """{(row, endpoint): status} as the document says."""
     document = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
-    lines = document.split("## What bad requests get")[1].split("## ")[0].splitlines()
+    lines = document.split("## Error responses")[1].split("## ")[0].splitlines()
     rows = [[cell.strip().replace("`", "") for cell in line.strip("|").split("|")] for line in lines if "|" in line]
     header, _, *body = rows
     assert tuple(header[1:]) == ENDPOINTS

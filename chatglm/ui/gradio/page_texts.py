@@ -1,7 +1,6 @@
-"""All sentences of the web page, in the two languages of its readers.
+"""All texts of the Gradio page in Chinese and English.
 
-Knows: words. Does not know where they stand. The browser chooses the language of what is fixed; what depends on an
-answer is said by `sentence` in the language that the browser asks for.
+The browser selects the language of fixed texts; `message` gives those that depend on an answer.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ ENGLISH = {
     "often wrong and says nothing about ChatGLM-6B. For the real one: `python web_demo.py --model <folder>`",
 }
 
-_SENTENCES: dict[str, dict[Language, str]] = {
+_MESSAGES: dict[str, dict[Language, str]] = {
     "speed": {"zh": "{rate:.1f} token/秒", "en": "{rate:.1f} tokens/s"},
     "context": {"zh": "上下文 {used} / {limit}", "en": "context {used} / {limit}"},
     "waiting": {"zh": "等待回答……", "en": "waiting for the answer ..."},
@@ -72,7 +71,7 @@ _SENTENCES: dict[str, dict[Language, str]] = {
     "nothing": {"zh": "对话为空，没有可保存的内容", "en": "the conversation is empty, there is nothing to save"},
 }
 
-# The kinds of upstream's gallery: what it is, and what is asked.
+# Titles and questions, of the kinds in upstream's gallery.
 EXAMPLES = (
     ("自我介绍 Introduction", "你好，请介绍一下你自己"),
     ("提纲 Outline", "帮我写一份《如何坚持每天运动》的演讲提纲，分三个部分"),
@@ -83,9 +82,9 @@ EXAMPLES = (
 )
 
 
-def sentence(name: str, language: Language, **values: object) -> str:
-    """One of the sentences that depend on an answer."""
-    return _SENTENCES[name][language].format(**values)
+def message(name: str, language: Language, **values: object) -> str:
+    """One of the texts that depend on an answer."""
+    return _MESSAGES[name][language].format(**values)
 
 
 def language_of(accepted: str) -> Language:

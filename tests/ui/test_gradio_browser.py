@@ -1,11 +1,13 @@
-"""The Gradio page in a real browser, served by `python web_demo.py`, as people use it."""
+"""The Gradio page in a real browser, as people use it."""
 
 from __future__ import annotations
 
 import json
 import re
 import signal
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,17 @@ import pytest
 
 pytest.importorskip("gradio", reason="The page needs gradio: pip install -r requirements-web.txt")
 
-from tests.serving.servers import PATIENCE_S, Process, process
+from chatglm.cli.flags import model_options
+from chatglm.pipeline import load_pipeline
+from chatglm.ui.gradio.gradio_app import main, make_parser, serving
+from tests.serving.servers import PATIENCE_S, process
 from tests.ui.browser import PATIENCE_MS, Visitor, started_browser
+
+pytestmark = [
+    pytest.mark.xdist_group("browser"),
+    # Gradio's own: it leaves sockets to the garbage collector and prints warnings on the page as UserWarning.
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 GREETING = "你好"
 # Whether an answer was being made since, which may be over before anybody looks: the button turned, or the figures did.
@@ -29,25 +40,37 @@ WATCH = """() => {
 }"""
 
 
+@contextmanager
+def served(*flags: str) -> Iterator[str]:
+    """The address of a page that this process serves."""
+    arguments = make_parser().parse_args(flags)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with load_pipeline(**model_options(arguments)) as pipeline:
+        pipeline.start_engine(max_running=arguments.max_running, max_waiting=arguments.max_waiting)
+        with serving(pipeline, arguments, port):
+            yield f"http://127.0.0.1:{port}"
+
+
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def demo(_clean_module_environment: None) -> Iterator[str]:
+    """A page with the demo model."""
+    with served() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def endless(tiny_folder: Path, _clean_module_environment: None) -> Iterator[str]:
+    """A page with a model whose answers are long nonsense."""
+    with served("--model", str(tiny_folder), "--max-running", "2", "--max-waiting", "0") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser(demo: str, endless: str) -> Iterator[Any]:
+    """After the pages: Gradio does not start a server where Playwright runs its event loop."""
     with started_browser() as browser:
         yield browser
-
-
-@pytest.fixture(scope="module")
-def demo(environment: dict[str, str]) -> Iterator[str]:
-    """The address of a page with the demo model."""
-    with process("web_demo.py", "--port", "0", environment=environment) as server:
-        yield server.wait_until_listening()
-
-
-@pytest.fixture(scope="module")
-def endless(environment: dict[str, str], tiny_folder: Path) -> Iterator[str]:
-    """The address of a page with a model whose answers are long nonsense."""
-    flags = ["--port", "0", "--model", str(tiny_folder), "--max-running", "2", "--max-waiting", "0"]
-    with process("web_demo.py", *flags, environment=environment) as server:
-        yield server.wait_until_listening()
 
 
 class Person(Visitor):
@@ -56,11 +79,14 @@ class Person(Visitor):
     def __init__(self, browser: Any, address: str, **profile: Any) -> None:
         super().__init__(browser, address, **profile)
         self.box = self.page.locator("#box textarea")
-        self.box.wait_for()
-        self.page.locator("#chat .example").first.wait_for()
         self.answers = self.page.locator("#chat .bot.message")
         self.questions = self.page.locator("#chat .user.message")
         self.note = self.page.locator("#note")
+        self.wait_until_open()
+
+    def wait_until_open(self) -> None:
+        self.page.locator("#box textarea").wait_for()
+        self.page.locator("#chat .example").first.wait_for()
 
     def ask(self, question: str) -> None:
         self.box.fill(question)
@@ -101,20 +127,37 @@ class Person(Visitor):
         field.blur()
 
 
-@pytest.fixture
-def person(browser: Any, demo: str) -> Iterator[Person]:
+@pytest.fixture(scope="module")
+def demo_visitor(browser: Any, demo: str) -> Iterator[Person]:
     person = Person(browser, demo)
     yield person
     assert person.outside == []
     person.context.close()
 
 
-@pytest.fixture
-def listener(browser: Any, endless: str) -> Iterator[Person]:
-    """Somebody who talks to the nonsense model."""
+@pytest.fixture(scope="module")
+def endless_visitor(browser: Any, endless: str) -> Iterator[Person]:
     person = Person(browser, endless)
     yield person
     person.context.close()
+
+
+@pytest.fixture
+def person(demo_visitor: Person) -> Person:
+    """Somebody who has just opened the page."""
+    return opened(demo_visitor)
+
+
+@pytest.fixture
+def listener(endless_visitor: Person) -> Person:
+    """Somebody who has just opened the page of the nonsense model."""
+    return opened(endless_visitor)
+
+
+def opened(person: Person) -> Person:
+    person.open()
+    person.wait_until_open()
+    return person
 
 
 def test_a_conversation(person: Person) -> None:
@@ -321,7 +364,7 @@ def test_english_on_a_phone_in_the_dark(browser: Any, demo: str) -> None:
     person.context.close()
 
 
-def test_a_password(environment: dict[str, str]) -> None:
+def test_a_password_then_ctrl_c(environment: dict[str, str]) -> None:
     with process("web_demo.py", "--port", "0", "--auth", "me:secret", environment=environment) as server:
         url = server.wait_until_listening()
         assert httpx.get(f"{url}/config", timeout=PATIENCE_S).status_code == 401
@@ -329,21 +372,14 @@ def test_a_password(environment: dict[str, str]) -> None:
             assert client.post("/login", data={"username": "me", "password": "wrong"}).status_code == 400
             assert client.post("/login", data={"username": "me", "password": "secret"}).status_code == 200
             assert client.get("/config").status_code == 200
+        server.send(signal.SIGINT)
+        assert server.wait() == 130
         assert "secret" not in server.stdout.text + server.stderr.text
-        _end(server, signal.SIGTERM, 0)
+        assert "Traceback" not in server.stderr.text
 
 
-def test_ctrl_c_and_a_port_in_use(environment: dict[str, str], demo: str) -> None:
-    with process("web_demo.py", "--port", "0", environment=environment) as server:
-        server.wait_until_listening()
-        _end(server, signal.SIGINT, 130)
-    port = demo.rsplit(":", 1)[1]
-    with process("web_demo.py", "--port", port, environment=environment) as server:
-        assert server.wait() == 1
-        assert server.stderr.text == f"Port {port} on 127.0.0.1 is in use. Give another one with --port.\n"
-
-
-def _end(server: Process, number: int, code: int) -> None:
-    server.send(number)
-    assert server.wait() == code
-    assert "Traceback" not in server.stderr.text
+def test_a_port_in_use(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["--port", str(port)]) == 1
+    assert capsys.readouterr().err == f"Port {port} on 127.0.0.1 is in use. Give another one with --port.\n"

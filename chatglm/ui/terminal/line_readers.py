@@ -1,8 +1,4 @@
-"""Reading what the user says: edited on a terminal, plainly from anything else.
-
-Knows: prompt_toolkit, which edits wide characters properly and works on Windows, and what to do without it.
-Does not know commands or answers. A reader's `read` raises EOFError at the end and KeyboardInterrupt at Ctrl+C.
-"""
+"""Reading lines: edited with prompt_toolkit on a terminal, plainly from anything else."""
 
 from __future__ import annotations
 
@@ -16,27 +12,24 @@ USER_LABEL = "用户："
 
 
 class Reader(Protocol):
-    """Gives one question or command after the other."""
+    """Source of questions and commands."""
 
-    def read(self) -> str: ...
+    def read(self) -> str:
+        """The next line. Raises EOFError at the end and KeyboardInterrupt at Ctrl+C."""
 
 
 class PipeReader:
-    """One question per line, without a word."""
+    """One question per line, no prompt."""
 
     def read(self) -> str:
         line = sys.stdin.readline() if sys.stdin is not None else ""
         if not line:
             raise EOFError
-        return sound_text(line).lstrip("\ufeff")  # files written by Windows programs begin with this mark
+        return valid_text(line).lstrip("\ufeff")  # byte order mark of Windows programs
 
 
 class TypingReader:
-    """A person without prompt_toolkit: what the terminal, and readline where there is one, can do.
-
-    Args:
-        screen: tells whether the person sees stdout; if not, they are asked on stderr.
-    """
+    """A person without prompt_toolkit; uses readline if there is one. Prompts on stderr if stdout is no terminal."""
 
     def __init__(self, screen: Screen) -> None:
         self._asks_on_stdout = screen.is_terminal
@@ -46,27 +39,23 @@ class TypingReader:
     def read(self) -> str:
         if self._asks_on_stdout:
             print()
-            return sound_text(input(USER_LABEL))
+            return valid_text(input(USER_LABEL))
         print(f"\n{USER_LABEL}", end="", file=sys.stderr, flush=True)
         return PipeReader().read()
 
 
 class EditingReader:
-    """A person on a terminal, with prompt_toolkit: line editing, history of the session, pasting of several lines.
-
-    Args:
-        session: a prompt_toolkit PromptSession.
-    """
+    """A person on a terminal, with a prompt_toolkit PromptSession, which edits wide characters correctly."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
 
     def read(self) -> str:
         print(flush=True)
-        return sound_text(self._session.prompt(USER_LABEL))
+        return valid_text(self._session.prompt(USER_LABEL))
 
 
-def choose_reader(screen: Screen) -> Reader:
+def make_reader(screen: Screen) -> Reader:
     """The best reader for these streams."""
     if not screen.has_person:
         return PipeReader()
@@ -74,8 +63,8 @@ def choose_reader(screen: Screen) -> Reader:
     return EditingReader(session) if session is not None else TypingReader(screen)
 
 
-def sound_text(text: str) -> str:
-    """`text` with halves of UTF-16 pairs joined (Windows consoles) and bytes that were no text replaced (elsewhere)."""
+def valid_text(text: str) -> str:
+    """`text` with UTF-16 surrogate pairs joined (Windows consoles) and undecodable bytes replaced (elsewhere)."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
@@ -87,10 +76,10 @@ def _editing_session() -> Any:
         from prompt_toolkit.output import create_output
 
         output = create_output()
-        # Asking for the cursor's position is of use for menus only, and makes a fuss on terminals that do not answer.
+        # The cursor position is needed for menus only, and terminals that do not report it cause a warning.
         output.enable_cpr = False  # type: ignore[attr-defined]
         keys = KeyBindings()
         keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
         return PromptSession(output=output, key_bindings=keys, enable_suspend=True)
-    except Exception:  # ImportError; NoConsoleScreenBufferError on Windows, which can only be named there
+    except Exception:  # ImportError; NoConsoleScreenBufferError exists on Windows only
         return None

@@ -1,8 +1,4 @@
-"""`python web_demo.py`: from flags to a page in the browser, and to its end.
-
-Knows: the order of things, and what Gradio must be told so that nothing leaves this machine. Does not know what the
-page looks like (web_page.py).
-"""
+"""`python web_demo.py` and `python -m chatglm web`: serves the Gradio page; nothing leaves this machine."""
 
 from __future__ import annotations
 
@@ -81,14 +77,15 @@ PAGE_FLAGS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve the page until a signal comes; returns the exit code. A wrong flag raises SystemExit(2)."""
-    return run_command(_parser(), argv, _run, PACKAGES)
+    return run_command(make_parser(), argv, _run, PACKAGES)
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """The parser of the page's flags."""
     prog = program_name("web_demo.py", "python -m chatglm web")
     parser = Parser(prog=prog, description=DESCRIPTION, epilog=EXIT_CODES)
     add_flags(parser, "模型 model", MODEL_FLAGS)
-    add_flags(parser, "滑块的初始值 where the sliders stand at first", ANSWER_FLAGS)
+    add_flags(parser, "滑块的初始值 initial values of the sliders", ANSWER_FLAGS)
     add_flags(parser, "页面 page", PAGE_FLAGS)
     return parser
 
@@ -105,7 +102,7 @@ def _run(arguments: argparse.Namespace) -> int:
         pipeline = load_for_server(arguments, settings)
         address, is_open = url(bound), is_public(bound) and not arguments.auth
         port = bound.getsockname()[1]
-    # Gradio binds for itself: the socket has only shown that the port is free and is let go now.
+    # Gradio binds the port itself: the socket has only shown that it is free and is closed now.
     with pipeline, record_stop_signals() as signals, serving(pipeline, arguments, port) as is_shared:
         if is_open:
             report(OPEN_TO_ALL)
@@ -118,19 +115,19 @@ def _run(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def serving(pipeline: Pipeline, arguments: argparse.Namespace, port: int) -> Iterator[bool]:
-    """The page of a pipeline inside the block; gives whether there is a public link.
+    """Serve the page inside the block; yields whether there is a public link.
 
     Raises:
-        ChatGLMError: the port was taken meanwhile.
+        ChatGLMError: the port is in use by now.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from chatglm.ui.gradio.page import CSS, THEME, WORDS, Page
+    from chatglm.ui.gradio.gradio_page import CSS, THEME, WORDS, GradioPage
 
-    page = Page(pipeline, answer_options(arguments), arguments.max_running)
+    page = GradioPage(pipeline, answer_options(arguments), arguments.max_running)
     options: dict[str, Any] = {"theme": THEME, "css": CSS, "i18n": WORDS, "footer_links": []}
     try:
-        with redirect_stdout(sys.stderr):  # stdout is for the line that says where the page is
+        with redirect_stdout(sys.stderr):  # stdout is for the address only
             _, _, public = page.blocks.launch(
                 server_name=arguments.host,
                 server_port=port,

@@ -16,10 +16,10 @@ from chatglm.cli.flags import (
     answer_options,
     model_options,
 )
-from chatglm.ui.terminal.chat import main
-from chatglm.ui.terminal.loop import BANNER
-from chatglm.ui.terminal.reading import PipeReader, TypingReader, choose_reader
+from chatglm.ui.terminal.line_readers import PipeReader, TypingReader, make_reader
 from chatglm.ui.terminal.screen import Screen
+from chatglm.ui.terminal.terminal_app import main
+from chatglm.ui.terminal.terminal_chat import BANNER
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def test_one_question(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out == "\n"
 
 
-def test_missing_folder_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_folder_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", "/no/such/folder", "--prompt", "你好"]) == 1
     streams = capsys.readouterr()
     [line] = streams.err.splitlines()
@@ -71,7 +71,7 @@ def test_missing_folder_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> N
         (["--top-p", "2"], {}, "top_p must be"),
         (["--dtype", "int3"], {}, "--dtype"),
         (["--quantize", "5"], {}, "--quantize"),
-        (["--prompt", " "], {}, "--prompt is empty"),
+        (["--prompt", " "], {}, "--prompt: the question is empty"),
         (["--max-memory", "much"], {}, "--max-memory"),
         (["--max-memory", "0"], {}, "--max-memory"),
         ([], {"CHATGLM_TOP_P": "much"}, "CHATGLM_TOP_P"),
@@ -97,7 +97,7 @@ def test_wrong_flags_are_refused_before_loading(
 
 
 def test_flags_go_before_variables_before_defaults() -> None:
-    parser = Parser(prog="door", description="", epilog="")
+    parser = Parser(prog="program", description="", epilog="")
     variables = {
         "CHATGLM_MODEL": "/models/100% real",
         "CHATGLM_TOP_P": "0.5",
@@ -124,12 +124,12 @@ def test_flags_go_before_variables_before_defaults() -> None:
     assert parser.parse_args(["--no-mmap"]).mmap is False
 
 
-def test_choice_of_reader(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Editing needs a terminal on both sides that knows escape codes."""
+def test_kind_of_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Editing needs a terminal on both sides that understands escape codes."""
     monkeypatch.setenv("TERM", "dumb")
-    assert isinstance(choose_reader(Screen(has_person=False, is_terminal=False)), PipeReader)
-    assert isinstance(choose_reader(Screen(has_person=True, is_terminal=False)), TypingReader)
-    assert isinstance(choose_reader(Screen(has_person=True, is_terminal=True)), TypingReader)
+    assert isinstance(make_reader(Screen(has_person=False, is_terminal=False)), PipeReader)
+    assert isinstance(make_reader(Screen(has_person=True, is_terminal=False)), TypingReader)
+    assert isinstance(make_reader(Screen(has_person=True, is_terminal=True)), TypingReader)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setitem(sys.modules, "prompt_toolkit", None)
-    assert isinstance(choose_reader(Screen(has_person=True, is_terminal=True)), TypingReader)
+    assert isinstance(make_reader(Screen(has_person=True, is_terminal=True)), TypingReader)

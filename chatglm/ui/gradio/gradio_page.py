@@ -1,12 +1,11 @@
-"""The Gradio page: what lies where, and which handler an event meets.
-
-Knows: Gradio. Does not know how answers are made (web_chat.py), the words (web_words.py) or where the page is served
-(web.py). The rounds of a visitor live in the state of his own page; what is shown of them is made safe first.
-"""
+"""The Gradio page: its layout and the handlers of its events. Its only state of a visitor is the list of rounds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +15,13 @@ import gradio as gr
 from chatglm.errors import ChatGLMError, InvalidRequestError
 from chatglm.generation.config import CHAT_DEFAULTS
 from chatglm.messages import History
-from chatglm.ui.gradio.chat import View, WebChat
-from chatglm.ui.gradio.markdown import shown_text, shown_text_undone
-from chatglm.ui.gradio.texts import CHINESE, ENGLISH, EXAMPLES, Language, language_of, sentence
-from chatglm.ui.transcript import read_json, render_html, render_json, render_markdown
+from chatglm.ui.gradio.page_texts import CHINESE, ENGLISH, EXAMPLES, Language, language_of, message
+from chatglm.ui.markdown import inert_markdown, message_of_inert_markdown
+from chatglm.ui.session import ChatSession, Pending, Reply
+from chatglm.ui.transcript import Transcript
 
 if TYPE_CHECKING:
+    from chatglm.generation.deltas import Delta
     from chatglm.pipeline import Pipeline
 
 TITLE = "ChatGLM-6B"
@@ -46,19 +46,18 @@ SAVE_FILE = """(file) => {
     link.click()
     URL.revokeObjectURL(link.href)
 }"""
-# What a visitor can save, with the type the browser is told.
-FORMS: dict[str, tuple[str, Callable[[History, str, str | None], str]]] = {
-    "html": ("text/html", render_html),
-    "markdown": ("text/markdown", render_markdown),
-    "json": ("application/json", render_json),
+# What a visitor can save: media type, suffix, content.
+FORMS: dict[str, tuple[str, str, Callable[[Transcript], str]]] = {
+    "html": ("text/html", "html", Transcript.html),
+    "markdown": ("text/markdown", "md", Transcript.markdown),
+    "json": ("application/json", "json", Transcript.json),
 }
-
-
-SUFFIXES = {"html": "html", "markdown": "md", "json": "json"}
+# Text comes faster than a page can be drawn, and every drawing costs the server time.
+DRAW_EVERY_S = 0.05
 SEED = 4  # its place among the settings
 
 
-class Page:
+class GradioPage:
     """The page of one pipeline.
 
     Args:
@@ -69,7 +68,8 @@ class Page:
 
     def __init__(self, pipeline: Pipeline, defaults: Mapping[str, Any], max_running: int) -> None:
         self._pipeline = pipeline
-        self._chat = WebChat(pipeline)
+        self._running: dict[str, ChatSession] = {}  # by visitor
+        self._lock = threading.Lock()
         self._defaults = {**pipeline.defaults, **{key: value for key, value in defaults.items() if value is not None}}
         with gr.Blocks(title=TITLE, fill_height=True, analytics_enabled=False) as self.blocks:
             self._draw()
@@ -186,12 +186,10 @@ class Page:
 
     def ask(self, question: str, request: gr.Request, history: History, *settings: Any) -> Iterator[list[Any]]:
         """Answer what was typed."""
-        try:
-            options = _options(*settings)
-        except ChatGLMError as error:
-            yield _drawn(View(history, returned=question, trouble=str(error)))
-            return
-        yield from map(_drawn, self._chat.ask(_visitor(request), question, history, options, _language(request)))
+        if question.strip():
+            yield from self._answer(request, history, settings, question, lambda session: session.ask(question))
+        else:
+            yield _drawn(history)
 
     def ask_example(
         self, chosen: gr.SelectData, request: gr.Request, history: History, *settings: Any
@@ -202,49 +200,137 @@ class Page:
     def retry(self, chosen: gr.RetryData, request: gr.Request, history: History, *settings: Any) -> Iterator[list[Any]]:
         """Answer a question again, sampled anew; later rounds go."""
         number = _round_of(chosen)
-        settings = (*settings[:SEED], "", *settings[SEED + 1 :])  # or the answer would be the same
-        yield from self.ask(history[number][0], request, history[:number], *settings)
+        # Earlier versions are not in the state, so the session could not count them for another seed.
+        settings = (*settings[:SEED], "", *settings[SEED + 1 :])
+        yield from self._answer(request, history, settings, None, lambda session: session.retry(number))
 
     def edit(self, changed: gr.EditData, request: gr.Request, history: History, *settings: Any) -> Iterator[list[Any]]:
         """Answer a changed question; later rounds go."""
-        question = shown_text_undone(str(changed.value))
-        yield from self.ask(question, request, history[: _round_of(changed)], *settings)
+        question, number = message_of_inert_markdown(str(changed.value)), _round_of(changed)
+        if question.strip():
+            start = lambda session: session.edit(number, question)  # noqa: E731
+            yield from self._answer(request, history, settings, question, start)
+        else:
+            yield _drawn(history[:number])
 
     def undo(self, chosen: gr.UndoData, request: gr.Request, history: History) -> list[Any]:
-        """Take a round back, and put its question where it was typed."""
-        self._chat.forget(_visitor(request))
-        number = _round_of(chosen)
-        return _drawn(View(history[:number], returned=history[number][0]))
+        """Remove a round, and put its question back into the box."""
+        self._replace_running(request, None)
+        session = ChatSession(self._pipeline, history=history)
+        question = session.undo(_round_of(chosen))
+        return _drawn(session.history, returned=question)
 
     def stop(self, request: gr.Request) -> None:
-        """End the answer within a token."""
-        self._chat.stop(_visitor(request))
+        """End the answer and keep its text."""
+        with self._lock:
+            session = self._running.get(_visitor(request))
+        if session is not None:
+            session.stop()
 
     def clear(self, request: gr.Request) -> list[Any]:
         """Forget everything."""
-        self._chat.forget(_visitor(request))
-        return _drawn(View([]))
+        self._replace_running(request, None)
+        return _drawn([])
 
     def open(self, path: str, request: gr.Request, history: History) -> list[Any]:
-        """Go on with a saved conversation; a bad file leaves the one that is there."""
+        """Continue a saved conversation; a bad file leaves the current one."""
+        session = ChatSession(self._pipeline, history=history)
         try:
-            opened = read_json(Path(path).read_bytes())
+            session.load(Path(path).read_bytes())
         except ChatGLMError as error:
-            return _drawn(View(history, trouble=str(error)))
-        self._chat.forget(_visitor(request))
-        return _drawn(View(opened, note=sentence("opened", _language(request), rounds=len(opened))))
+            return _drawn(history, trouble=str(error))
+        self._replace_running(request, None)
+        note = message("opened", _language(request), rounds=len(session.rounds))
+        return _drawn(session.history, note=note)
 
     def _saver(self, form: str) -> Callable[..., dict[str, str] | None]:
-        kind, render = FORMS[form]
+        kind, suffix, render = FORMS[form]
 
         def save(history: History, system: str, request: gr.Request) -> dict[str, str] | None:
             if not history:
-                gr.Info(sentence("nothing", _language(request)))
+                gr.Info(message("nothing", _language(request)))
                 return None
-            name = f"chatglm-{datetime.now():%Y%m%d-%H%M%S}.{SUFFIXES[form]}"
-            return {"name": name, "type": kind, "text": render(history, self._pipeline.name, system.strip() or None)}
+            session = ChatSession(self._pipeline, {"system": system.strip() or None}, history)
+            name = f"chatglm-{datetime.now():%Y%m%d-%H%M%S}.{suffix}"
+            return {"name": name, "type": kind, "text": render(session.transcript)}
 
         return save
+
+    def _answer(
+        self,
+        request: gr.Request,
+        history: History,
+        settings: Sequence[Any],
+        question: str | None,
+        start: Callable[[ChatSession], Generator[Delta]],
+    ) -> Iterator[list[Any]]:
+        """Draw a session again and again while an answer is generated.
+
+        A running answer of the same visitor ends first. Leaving the iteration ends this one.
+
+        Args:
+            question: goes back into the box if there is no answer; None if it stays on the page.
+        """
+        language = _language(request)
+        try:
+            session = ChatSession(self._pipeline, _options(*settings), history)
+        except ChatGLMError as error:
+            yield _drawn(history, returned=question, trouble=str(error))
+            return
+        self._replace_running(request, session)
+        trouble, drawn_at = "", time.monotonic()
+        try:
+            with closing(start(session)) as deltas:
+                past, pending = session.history, session.pending
+                if pending is not None:  # else it was stopped at once
+                    yield _drawn_pending(past, pending, message("waiting", language))
+                for _ in deltas:
+                    if pending is not None and time.monotonic() - drawn_at >= DRAW_EVERY_S:
+                        drawn_at = time.monotonic()
+                        yield _drawn_pending(past, pending, self._figures(pending.reply, language))
+        except ChatGLMError as error:
+            trouble = str(error)
+        finally:
+            session.stop()
+            with self._lock:
+                is_current = self._running.get(_visitor(request)) is session
+                if is_current:
+                    del self._running[_visitor(request)]
+        if is_current:  # else another event has drawn the page
+            reply = session.last_reply
+            assert reply is not None
+            returned = None if reply.is_complete else question
+            yield _drawn(session.history, note=self._status(reply, language), returned=returned, trouble=trouble)
+
+    def _replace_running(self, request: gr.Request, session: ChatSession | None) -> None:
+        """Make `session` the visitor's running one; end the answer of the one before."""
+        with self._lock:
+            before = self._running.pop(_visitor(request), None)
+            if session is not None:
+                self._running[_visitor(request)] = session
+        if before is not None:
+            before.stop()
+
+    def _status(self, reply: Reply, language: Language) -> str:
+        """The status line of a finished answer."""
+        if not reply.is_complete:
+            return message("stopped", language)
+        notes = [self._figures(reply, language)]
+        if reply.finish_reason in ("cancelled", "length"):
+            notes.append(message("stopped" if reply.finish_reason == "cancelled" else "length", language))
+        if not reply.text:
+            notes.append(message("empty", language))
+        return " · ".join(notes)
+
+    def _figures(self, reply: Reply, language: Language) -> str:
+        notes = [self._pipeline.name]
+        if reply.tokens_per_second is not None:
+            notes.append(message("speed", language, rate=reply.tokens_per_second))
+        used, limit = reply.prompt_tokens + reply.completion_tokens, self._pipeline.context_limit
+        notes.append(message("context", language, used=used, limit=limit))
+        if reply.dropped_rounds:
+            notes.append(message("dropped", language, rounds=reply.dropped_rounds))
+        return " · ".join(notes)
 
 
 def _as_text(value: object) -> str:
@@ -285,20 +371,34 @@ def _options(
     }
 
 
-def _drawn(view: View) -> list[Any]:
-    """What the outputs become: messages, rounds, status line, the box with its buttons."""
-    messages = [
-        {"role": role, "content": shown_text(text)}
-        for round_ in view.history
+def _drawn(history: History, *, note: str = "", returned: str | None = None, trouble: str = "") -> list[Any]:
+    """What the outputs become: messages, rounds, status line, the box with its buttons.
+
+    Args:
+        returned: a question that was not answered, to be put back into the box.
+        trouble: why, if that was an error.
+    """
+    box: dict[str, Any] = {"submit_btn": True, "stop_btn": False}
+    if returned is not None:
+        box["value"] = returned
+    if trouble:
+        gr.Warning(trouble)
+    return [_shown(history), history, trouble or note, gr.Textbox(**box)]
+
+
+def _drawn_pending(past: History, pending: Pending, note: str) -> list[Any]:
+    """The same while an answer is generated; its text joins the rounds, so that a lost connection keeps it."""
+    question, text = pending.round.question, pending.reply.text
+    if text:
+        history = [*past, (question, text)]
+        return [_shown(history), history, note, gr.Textbox(submit_btn=False, stop_btn=True)]
+    messages = [*_shown(past), {"role": "user", "content": inert_markdown(question)}]
+    return [messages, past, note, gr.Textbox(submit_btn=False, stop_btn=True, value="")]
+
+
+def _shown(history: History) -> list[dict[str, str]]:
+    return [
+        {"role": role, "content": inert_markdown(text)}
+        for round_ in history
         for role, text in zip(("user", "assistant"), round_, strict=True)
     ]
-    if view.question is not None:
-        messages.append({"role": "user", "content": shown_text(view.question)})
-    box: dict[str, Any] = {"submit_btn": not view.is_running, "stop_btn": view.is_running}
-    if view.question is not None:
-        box["value"] = ""
-    if view.returned is not None:
-        box["value"] = view.returned
-    if view.trouble:
-        gr.Warning(view.trouble)
-    return [messages, view.history, view.trouble or view.note, gr.Textbox(**box)]
