@@ -1,4 +1,4 @@
-"""Answers and their scores: a batch gives what its rows give alone, and every kind of model is measured by one command."""
+"""Answers and their scores: a batch gives what its rows give alone, and one command evaluates every kind of model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA: trained by peft, loaded without it, attached to weights of any kind or merged into them; and full fine-tuning."""
+"""LoRA: trained by peft, loaded without it, attached to weights of any kind or merged; and full fine-tuning."""
 
 from __future__ import annotations
 
