@@ -18,14 +18,13 @@ from tests.kernels.cases import Product, random_product
 BOUND = 2**-7
 SHAPES = [
     (tokens, rows, columns)
-    for tokens in (1, 3, 15, 16, 63, 64, 70)
-    for rows, columns in ((1, 2), (16, 32), (31, 34), (64, 64), (33, 126), (32, 128), (48, 130), (80, 192), (600, 384))
+    for tokens in (1, 15, 16, 63, 64)
+    for rows, columns in ((1, 2), (31, 34), (64, 64), (33, 126), (48, 130), (80, 192), (600, 384))
 ]
 
 
 @pytest.fixture(autouse=True)
 def no_forms() -> Iterator[None]:
-    gc.collect()
     torch_operators._forms.clear()
     yield
     torch_operators._forms.clear()

@@ -39,7 +39,7 @@ def run(files: Sequence[Path], *, interpreted: bool) -> None:
     environment = {name: value for name, value in inherited if name not in ("TRITON_INTERPRET", "PYTEST_ADDOPTS")}
     if interpreted:
         environment["TRITON_INTERPRET"] = "1"
-    options = ("-p", "no:cacheprovider", "-x")
+    options = ("-p", "no:cacheprovider", "-x", "-n", "0")
     command = [sys.executable, "-m", "pytest", *options, *map(str, files)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -12,7 +12,14 @@ pytest.importorskip("triton")
 from chatglm.kernels.triton.extraction_kernels import compress_kernel, extract_kernel
 from chatglm.kernels.triton.product_kernels import product_kernel, sum_kernel
 from chatglm.kernels.triton.tiles import TILES, Tile, num_splits, tile_for
-from tests.kernels.triton.compiling import ARCHITECTURES, SHARED_LIMITS, Compiled, compile_kernel, count
+from tests.kernels.triton.compiling import (
+    ARCHITECTURES,
+    SHARED_LIMITS,
+    Compiled,
+    by_architecture,
+    compile_kernel,
+    count,
+)
 
 WEIGHT = 4096  # rows and columns
 # Bytes. Before 3.7 the tile of 32 tokens spills six registers on a B200.
@@ -75,7 +82,8 @@ def assert_fits(compiled: Compiled, architecture: int) -> None:
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(
-    ("architecture", "kind"), [*((architecture, "fp16") for architecture in ARCHITECTURES), (80, "bf16"), (90, "bf16")]
+    ("architecture", "kind"),
+    by_architecture(*((architecture, "fp16") for architecture in ARCHITECTURES), (80, "bf16"), (90, "bf16")),
 )
 def test_few_tokens(architecture: int, bits: int, kind: str) -> None:
     """The tile of a conversation: what it costs to unpack a weight is what decides."""
@@ -85,11 +93,11 @@ def test_few_tokens(architecture: int, bits: int, kind: str) -> None:
     assert instructions_per_weight(compiled, tile) <= MOST[bits, kind]
 
 
-@pytest.mark.parametrize(("architecture", "bits", "tile"), [
+@pytest.mark.parametrize(("architecture", "bits", "tile"), by_architecture(
     *((90, bits, tile) for bits in (4, 8) for tile in TILES[bits][1:]),
     *((architecture, 4, TILES[4][-1]) for architecture in (80, 100, 120)),
     *((architecture, 4, TILES[4][-2]) for architecture in (86, 100)),
-], ids=str)  # fmt: skip
+), ids=str)  # fmt: skip
 def test_more_tokens(architecture: int, bits: int, tile: Tile) -> None:
     """Every tile on Hopper, and those with the most registers where they are fewest to spare."""
     assert_fits(product(architecture, bits, "fp16", tile), architecture)
@@ -119,7 +127,7 @@ def test_a_row_that_ends_within_a_turn_compiles() -> None:
     assert product(90, 4, "fp16", tile_for(1, 4), columns=200).stack == 0
 
 
-@pytest.mark.parametrize("architecture", [80, 120])
+@pytest.mark.parametrize("architecture", by_architecture(80, 120))
 def test_the_kernels_beside_move_16_bytes_at_a_time(architecture: int) -> None:
     extract = {"packed": "*i8", "scale": "*fp16", "y": "*fp16", "row_bytes": "i32"}
     constants = {"BITS": 4, "GROUP_BYTES": 0, "BLOCK": 1024}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kernels.triton.compiling import ARCHITECTURES, Compiled, compile_kernel, count
+from tests.kernels.triton.compiling import ARCHITECTURES, Compiled, by_architecture, compile_kernel, count
 from tests.kernels.triton.ordering import WIDE_LOAD, wide_loads_before_use
 
 attention = pytest.importorskip("chatglm.kernels.triton.decode_attention")
@@ -12,7 +12,7 @@ attention = pytest.importorskip("chatglm.kernels.triton.decode_attention")
 SIZES = {"WIDTH": 128, "BLOCK_WIDTH": 128, "PAGE": 64, "SECTION": attention.SECTION}
 NUMBERS = {"num_heads": "i32", "table_width": "i32", "num_sections": "i32"}
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
-ALL = [(architecture, "fp16") for architecture in ARCHITECTURES] + [(90, "bf16"), (90, "fp32"), (120, "fp32")]
+ALL = by_architecture(*((one, "fp16") for one in ARCHITECTURES), (90, "bf16"), (90, "fp32"), (120, "fp32"))
 
 
 def compile_mix(architecture: int, dtype: str) -> Compiled:

@@ -59,7 +59,7 @@ def test_products_work_where_triton_cannot_be_imported() -> None:
     code = (
         "import sys; sys.modules['triton'] = None\n"
         "import torch, chatglm\n"
-        "from chatglm.quantization import kernels\n"
+        "from chatglm import kernels\n"
         "from chatglm.kernels.triton import extraction, linear_partials\n"
         "from chatglm.quantization.layers import QuantizedLinear\n"
         "layer = QuantizedLinear.of(torch.nn.Linear(64, 8), 4)\n"
@@ -75,7 +75,7 @@ def test_products_work_where_triton_cannot_be_imported() -> None:
 def test_nothing_imports_triton_before_a_card_is_there() -> None:
     code = (
         "import sys, torch\n"
-        "from chatglm.quantization import kernels\n"
+        "from chatglm import kernels\n"
         "kernels.linear(torch.ones(1, 4), torch.ones(2, 4, dtype=torch.int8), torch.ones(2), 8)\n"
         "sys.exit('triton' in sys.modules)\n"
     )

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kernels.triton.compiling import ARCHITECTURES, compile_kernel, count
+from tests.kernels.triton.compiling import ARCHITECTURES, by_architecture, compile_kernel, count
 from tests.kernels.triton.ordering import WIDE_LOAD, WIDE_STORE, wide_loads_before_use
 
 norm = pytest.importorskip("chatglm.kernels.triton.residual_norm")
 
-WIDTHS = [(4096, architecture) for architecture in ARCHITECTURES] + [(8192, 90), (8192, 86), (norm.MAX_WIDTH, 90)]
+WIDTHS = by_architecture(*((one, 4096) for one in ARCHITECTURES), (90, 8192), (86, 8192), (90, norm.MAX_WIDTH))
 
 
 @pytest.mark.parametrize("num_partials", [1, 8])
-@pytest.mark.parametrize(("width", "architecture"), WIDTHS)
+@pytest.mark.parametrize(("architecture", "width"), WIDTHS)
 def test_a_row_stays_in_registers(width: int, architecture: int, num_partials: int) -> None:
     """Every number is read once, 16 bytes at a time: five rows of 16-bit numbers, or four and the partial products."""
     halves = dict.fromkeys(("branch_bias", "residual", "weight", "bias", "result"), "*fp16")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kernels.triton.compiling import ARCHITECTURES, compile_kernel, count
+from tests.kernels.triton.compiling import ARCHITECTURES, by_architecture, compile_kernel, count
 from tests.kernels.triton.ordering import WIDE_STORE, wide_loads_before_use
 
 rotary_store = pytest.importorskip("chatglm.kernels.triton.rotary_store")
@@ -12,7 +12,7 @@ rotary_store = pytest.importorskip("chatglm.kernels.triton.rotary_store")
 FLOATS = ("qkv", "cos", "sin", "keys", "values", "query")
 
 
-@pytest.mark.parametrize(("architecture", "parts"), [*((one, 2) for one in ARCHITECTURES), (90, 1)])
+@pytest.mark.parametrize(("architecture", "parts"), by_architecture(*((one, 2) for one in ARCHITECTURES), (90, 1)))
 def test_everything_goes_by_16_bytes(architecture: int, parts: int) -> None:
     """Two halves each of query, key and value in, and out again."""
     pointers = dict.fromkeys(FLOATS, "*fp16") | {"table": "*i32", "lengths": "*i32"}
