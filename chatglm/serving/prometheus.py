@@ -24,11 +24,7 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 
 
 class ServerMetrics:
-    """Counters and histograms.
-
-    Args:
-        read_stats: gives the engine's current figures.
-    """
+    """Counters and histograms of a server, with the engine's figures from `read_stats`."""
 
     def __init__(self, read_stats: Callable[[], Stats]) -> None:
         self._registry = CollectorRegistry()
@@ -52,11 +48,9 @@ class ServerMetrics:
         )
 
     def start_answer(self) -> AnswerTimer:
-        """A timer for an answer that has just been admitted."""
         return AnswerTimer(self)
 
     def render(self) -> bytes:
-        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
@@ -70,7 +64,6 @@ class AnswerTimer:
         self._has_ended = False
 
     def count(self, delta: Delta) -> None:
-        """Count a delta as it is read."""
         if delta.completion_tokens and not self._has_token:
             self._has_token = True
             self._metrics.first_token.observe(time.perf_counter() - self._start)

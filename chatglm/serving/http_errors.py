@@ -25,12 +25,7 @@ class InvalidBodyError(InvalidRequestError):
 
 
 class InvalidFieldError(InvalidRequestError):
-    """The body is JSON, but a field is missing or has a wrong value.
-
-    Args:
-        problem: one sentence.
-        field: as `messages[0].content`; empty for the body as a whole.
-    """
+    """A field, given as `messages[0].content`, is missing or has a wrong value; "" means the body as a whole."""
 
     def __init__(self, problem: str, field: str = "") -> None:
         super().__init__(problem)
@@ -67,18 +62,12 @@ class CancelledError(ChatGLMError):
 
 @dataclass(frozen=True)
 class ErrorKind:
-    """An error class in HTTP.
+    """An error class in HTTP."""
 
-    Attributes:
-        status: HTTP status.
-        type: OpenAI's `error.type`.
-        code: OpenAI's `error.code`.
-        retry_after: seconds after which trying again makes sense; None = the same request will fail again.
-    """
-
-    status: int
-    type: str
-    code: str | None = None
+    status: int  # HTTP status
+    type: str  # OpenAI's `error.type`
+    code: str | None = None  # OpenAI's `error.code`
+    # seconds after which trying again makes sense; None = the same request will fail again
     retry_after: int | None = None
 
 
@@ -105,17 +94,11 @@ KINDS: tuple[tuple[type[Exception], ErrorKind], ...] = (
 
 @dataclass(frozen=True)
 class ErrorResponse:
-    """What a client gets instead of an answer.
+    """What a client gets instead of an answer."""
 
-    Attributes:
-        kind: status and OpenAI's words.
-        message: one sentence.
-        field: the request's field it is about; may be empty.
-    """
-
-    kind: ErrorKind
-    message: str
-    field: str = ""
+    kind: ErrorKind  # status and OpenAI's words
+    message: str  # one sentence
+    field: str = ""  # the request's field it is about; may be empty
 
     @classmethod
     def of(cls, error: Exception) -> ErrorResponse:
@@ -128,14 +111,12 @@ class ErrorResponse:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers that go with the status."""
         if self.kind.status == 401:
             return {"WWW-Authenticate": "Bearer"}
         return {} if self.kind.retry_after is None else {"Retry-After": str(self.kind.retry_after)}
 
     @property
     def openai_body(self) -> dict[str, object]:
-        """The error as OpenAI's clients read it."""
         error = {"message": self.message, "type": self.kind.type, "param": self.field or None, "code": self.kind.code}
         return {"error": error}
 
