@@ -56,10 +56,9 @@ def make_plan(
     """The plan for a healthy folder.
 
     Args:
-        report: of the folder.
         bits: 4 or 8 for the linear layers of the blocks; None: 4, or what the folder has.
         group_size: 0, 32, 64 or 128 of their columns share a scale.
-        embedding_bits: 4 or 8 for embedding and head; 0 leaves it as it is.
+        embedding_bits: 4 or 8 for embedding and head; 0 leaves them as they are.
 
     Raises:
         InvalidRequestError: there is no such packing, or it is done already.

@@ -52,13 +52,12 @@ def stream_blocks(
 ) -> weakref.finalize[[], Any]:
     """Let `blocks` read their weights whenever they compute; the network can do nothing but inference from then on.
 
-    Threads take turns at the blocks. A change of the files while they are in use ends a request with DamagedFileError.
+    Threads take turns at the blocks. A file changed while in use ends a request with DamagedFileError.
 
     Args:
-        network: filled, but for these blocks.
-        blocks: their names, in the order of use.
+        network: filled, but for these blocks, which are named in the order of use.
         stored: tensors of the folder; those of the blocks have an offset.
-        num_slots: buffers, 1 or 2; with 2 the next block is read while one computes.
+        num_slots: buffers; with 2 the next block is read while one computes.
 
     Returns:
         Ends the reading when called, or when the network is collected; the network cannot compute after it.
