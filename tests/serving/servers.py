@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
 # Some 200 kB of chunks.
 MUCH = {"messages": [{"role": "user", "content": "hello"}], "n": 8, "max_tokens": 120, "stream": True}
-BROKEN = "The model produced NaN or infinite scores."
+BROKEN = "The model produced NaN or infinite logits."
 
 
 def eventually(is_true: Callable[[], Any], seconds: float = PATIENCE_S) -> Any:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from chatglm.models.chatglm.stepping import _activated
 from torch.nn import functional as F
 
-from chatglm.models.chatglm.stepping import _activated
 from chatglm.nn.pages import PAGE_TOKENS, Pages
 from tests.engine.test_exactness import network
 from tests.pretended_gpus import Pretended
