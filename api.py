@@ -2,7 +2,7 @@
 
 import sys
 
-from chatglm.serving.command import serve
+from chatglm.serving.commands import serve
 
 if __name__ == "__main__":
     sys.exit(serve())

@@ -2,7 +2,7 @@
 
 import sys
 
-from chatglm.serving.command import serve_polling
+from chatglm.serving.commands import serve_polling
 
 if __name__ == "__main__":
     sys.exit(serve_polling())

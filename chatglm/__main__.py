@@ -1,7 +1,4 @@
-"""`python -m chatglm COMMAND`: one row per command; a command's module is imported when it is called.
-
-Knows: names of commands, and how an error becomes one line. Does not know what a command does.
-"""
+"""`python -m chatglm COMMAND`: one row per command; a command's module is imported when it is called."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from chatglm.errors import ChatGLMError
 
 
 class Command(NamedTuple):
-    """A module, a line about the command, and the name of its `(argv) -> int | None`."""
+    """A module, the help line, and the name of its `(argv) -> int | None`."""
 
     module: str
     help: str
@@ -24,11 +21,11 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "chat": Command("chatglm.ui.terminal.chat", "talk to a model in this terminal"),
-    "serve": Command("chatglm.serving.command", "answer over HTTP: upstream's API, SSE, OpenAI-compatible", "serve"),
+    "serve": Command("chatglm.serving.commands", "answer over HTTP: upstream's API, SSE, OpenAI-compatible", "serve"),
     "web": Command("chatglm.ui.gradio.launch", "talk to a model on a web page"),
     "convert": Command("chatglm.cli.convert", "write a model folder as safetensors", "convert"),
     "quantize": Command("chatglm.cli.convert", "write a model folder with INT8 or INT4 weights", "quantize"),
-    "doctor": Command("chatglm.cli.doctor", "say what is wrong with a model folder, and what this machine has"),
+    "doctor": Command("chatglm.cli.doctor", "report what is wrong with a model folder, and what this machine has"),
 }
 
 

@@ -1,1 +1,1 @@
-"""What every command shares: flags, settings, signals, loading with progress."""
+"""What every command shares: flags, settings, streams, signals, sockets and loading; and the folder commands."""

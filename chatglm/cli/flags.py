@@ -1,17 +1,18 @@
-"""The flags that every door shares, spelled once, with an environment variable behind each.
+"""The command-line flags of every script and server, each with an environment variable that gives its default.
 
-Knows: names, types, defaults and the sentence about each flag. Stays light: `--help` must not wait for torch.
-Does not know what a door does with the values.
+Imports stay light: `--help` must not wait for torch or a web framework.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
+from chatglm.cli.settings import DEFAULT_HOST, DEFAULT_PORT
 from chatglm.demo import DEMO_NAME
 from chatglm.errors import InvalidRequestError
 from chatglm.generation.config import CHAT_DEFAULTS, GenerationConfig
@@ -20,16 +21,16 @@ from chatglm.sizes import parse_bytes
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag of the vocabulary.
+    """One flag.
 
     Attributes:
         name: as typed, `--top-p`.
-        metavar: what stands for the value in `--help`; empty for a switch, `--mmap` or `--no-mmap`.
-        chinese: what it does.
-        english: the same.
+        metavar: stands for the value in `--help`; empty for a switch, `--mmap` or `--no-mmap`.
+        chinese, english: what it does.
         parse: text to value; raises ValueError or ArgumentTypeError.
         default: the value when neither flag nor variable is given.
         shown_default: the default in words, where the value itself says little.
+        is_secret: never print the variable's value; an empty variable is an error, not "no secret".
     """
 
     name: str
@@ -39,6 +40,7 @@ class Flag:
     parse: Callable[[str], Any] = str
     default: Any = None
     shown_default: str = ""
+    is_secret: bool = False
 
     @property
     def key(self) -> str:
@@ -52,7 +54,7 @@ class Flag:
 
 
 def _one_of(*choices: str) -> Callable[[str], str]:
-    """A parser of a closed list. argparse's own `choices` are not checked for defaults, which variables give here."""
+    """A parser of a closed list. argparse does not check its own `choices` for defaults, which variables give here."""
 
     def parse(text: str) -> str:
         if text not in choices:
@@ -60,6 +62,11 @@ def _one_of(*choices: str) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def switch(text: str) -> bool:
+    """The value of a switch's environment variable."""
+    return _one_of("0", "1")(text) == "1"
 
 
 def _bits(text: str) -> int:
@@ -73,9 +80,50 @@ def _size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def switch(text: str) -> bool:
-    """The value of a switch's environment variable; the parser of flags without a value."""
-    return _one_of("0", "1")(text) == "1"
+def _whole(low: int, high: float = math.inf) -> Callable[[str], int]:
+    """A parser of integers in a range."""
+
+    def parse(text: str) -> int:
+        value = int(text) if text.strip().lstrip("-").isdecimal() else None
+        if value is None or not low <= value <= high:
+            upper = f" to {high:g}" if high < math.inf else " or more"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {low}{upper}")
+        return value
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    """A duration; 0 is allowed, infinity is not."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    """Comma-separated origins of web pages; an origin has a scheme and no path."""
+    origins = tuple(origin.strip().rstrip("/") for origin in text.split(",") if origin.strip())
+    for origin in origins:
+        if origin != "*" and "://" not in origin:
+            raise argparse.ArgumentTypeError(f"{origin!r} is no origin such as http://localhost:3000, nor *")
+    return origins
+
+
+def _key(text: str) -> str:
+    """An API key; an empty one would leave the server open when a variable has no value."""
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise argparse.ArgumentTypeError("a key is made of ASCII characters without blanks, and not empty")
+    return text
+
+
+def _sampling(name: str, metavar: str, chinese: str, english: str, parse: Callable[[str], Any], own: str = "") -> Flag:
+    """A flag whose default is the model's."""
+    default = CHAT_DEFAULTS[name.removeprefix("--").replace("-", "_")]
+    return Flag(name, metavar, chinese, english, parse, shown_default=f"{default}{own}")
 
 
 MODEL_FLAGS = (
@@ -104,11 +152,7 @@ MODEL_FLAGS = (
         shown_default="none",
     ),
     Flag(
-        "--lora-checkpoint",
-        "FOLDER",
-        "LoRA 训练得到的文件夹",
-        "folder that LoRA training wrote",
-        shown_default="none",
+        "--lora-checkpoint", "FOLDER", "LoRA 训练得到的文件夹", "folder that LoRA training wrote", shown_default="none"
     ),
     Flag(
         "--mmap",
@@ -128,26 +172,12 @@ MODEL_FLAGS = (
         shown_default="no limit",
     ),
 )
-
-
-def _sampling_flag(
-    name: str, metavar: str, chinese: str, english: str, parse: Callable[[str], Any], own: str = ""
-) -> Flag:
-    """A flag whose value, when not given, is the model's business."""
-    flag = Flag(name, metavar, chinese, english, parse)
-    return Flag(name, metavar, chinese, english, parse, shown_default=f"{CHAT_DEFAULTS[flag.key]}{own}")
-
-
 _OWN = ", or what the model's generation_config.json says"
 ANSWER_FLAGS = (
-    _sampling_flag("--max-length", "N", "提示与回答合计的最大 token 数", "tokens of prompt and answer together", int),
-    _sampling_flag(
-        "--top-p", "P", "核采样阈值，0–1", "sample from the best tokens with this much probability", float, _OWN
-    ),
-    _sampling_flag(
-        "--top-k", "K", "只从最好的 K 个 token 中采样，0 为不限", "sample from the K best, 0 = all", int, _OWN
-    ),
-    _sampling_flag("--temperature", "T", "采样温度，0 为贪心", "randomness of the sampling, 0 = greedy", float, _OWN),
+    _sampling("--max-length", "N", "提示与回答合计的最大 token 数", "tokens of prompt and answer together", int),
+    _sampling("--top-p", "P", "核采样阈值，0–1", "sample from the best tokens with this much probability", float, _OWN),
+    _sampling("--top-k", "K", "只从最好的 K 个 token 中采样，0 为不限", "sample from the K best, 0 = all", int, _OWN),
+    _sampling("--temperature", "T", "采样温度，0 为贪心", "randomness of the sampling, 0 = greedy", float, _OWN),
     Flag(
         "--seed",
         "N",
@@ -157,12 +187,97 @@ ANSWER_FLAGS = (
         shown_default="different every time",
     ),
     Flag(
-        "--system",
-        "TEXT",
-        "放在对话最前面的指令",
-        "instruction put in front of the conversation",
+        "--system", "TEXT", "放在对话最前面的指令", "instruction put in front of the conversation", shown_default="none"
+    ),
+)
+SERVER_FLAGS = (
+    Flag(
+        "--host",
+        "ADDRESS",
+        "监听地址；0.0.0.0 对外开放",
+        "address to listen on; 0.0.0.0 opens it to the network",
+        default=DEFAULT_HOST,
+    ),
+    Flag(
+        "--port",
+        "N",
+        "监听端口，0 为任意空闲端口",
+        "port to listen on, 0 = any free one",
+        parse=_whole(0, 65535),
+        default=DEFAULT_PORT,
+    ),
+    Flag(
+        "--cors",
+        "ORIGINS",
+        "允许调用的网页来源，逗号分隔，* 为全部",
+        "origins of web pages that may call, comma-separated, * = all",
+        parse=_origins,
+        default=(),
         shown_default="none",
     ),
+    Flag("--max-running", "N", "同时生成的请求数", "requests answered at once", parse=_whole(1), default=10),
+    Flag(
+        "--max-waiting",
+        "N",
+        "排队的请求数，超出即拒绝",
+        "requests that may wait; one more is refused",
+        parse=_whole(0),
+        default=20,
+    ),
+    Flag(
+        "--cache-memory",
+        "SIZE",
+        "所有请求的 KV 缓存共用的内存上限，如 2G",
+        "most memory for the KV caches of all requests, e.g. 2G",
+        parse=_size,
+        shown_default="a share of what is free",
+    ),
+    Flag(
+        "--request-timeout",
+        "SECONDS",
+        "单个请求的最长时间，0 为不限",
+        "longest time for one request, 0 = no limit",
+        parse=_seconds,
+        default=0.0,
+        shown_default="0",
+    ),
+    Flag(
+        "--shutdown-timeout",
+        "SECONDS",
+        "收到 SIGTERM 后留给进行中请求的时间",
+        "time running answers get to finish after SIGTERM",
+        parse=_seconds,
+        default=10.0,
+    ),
+    Flag(
+        "--log-requests",
+        "",
+        "打印每个请求与回答",
+        "print every prompt and answer",
+        parse=switch,
+        default=True,
+        shown_default="on",
+    ),
+    Flag(
+        "--api-key",
+        "KEY",
+        "客户端须以 Authorization: Bearer KEY 提供的密钥",
+        "key that clients must send as a bearer token",
+        parse=_key,
+        shown_default="none",
+        is_secret=True,
+    ),
+)
+POLLING_FLAGS = (
+    Flag(
+        "--record-ttl",
+        "SECONDS",
+        "已完成记录的保留时间",
+        "how long a finished record is kept",
+        parse=_seconds,
+        default=3600.0,
+    ),
+    Flag("--max-records", "N", "最多保留的记录数", "records kept at most", parse=_whole(1), default=1000),
 )
 
 
@@ -171,12 +286,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *, prog: str, description: str, epilog: str) -> None:
         super().__init__(
-            prog=prog,
-            description=description,
-            epilog=epilog,
-            allow_abbrev=False,
-            formatter_class=argparse.RawTextHelpFormatter,
-        )
+            prog=prog, description=description, epilog=epilog,
+            allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter,
+        )  # fmt: skip
 
 
 def add_flags(
@@ -185,10 +297,12 @@ def add_flags(
     """Add a group of flags, with values of the environment as defaults."""
     group = parser.add_argument_group(title)
     for flag in flags:
-        value = environment.get(flag.variable, "")
-        default = _parse_variable(parser, flag, value) if value else flag.default
-        shown = value or flag.shown_default or flag.default
-        words = f"{flag.chinese}\n{flag.english}\n(default: {shown}; ${flag.variable})".replace("%", "%%")
+        value = environment.get(flag.variable)
+        is_given = bool(value) or (flag.is_secret and value is not None)
+        default = _parse_variable(parser, flag, value or "") if is_given else flag.default
+        shown = (not flag.is_secret and value) or flag.shown_default or flag.default
+        note = " keeps it out of the process list" if flag.is_secret else ""
+        words = f"{flag.chinese}\n{flag.english}\n(default: {shown}; ${flag.variable}{note})".replace("%", "%%")
         if flag.metavar:
             group.add_argument(flag.name, metavar=flag.metavar, type=flag.parse, default=default, help=words)
         else:
@@ -200,8 +314,9 @@ def _parse_variable(parser: argparse.ArgumentParser, flag: Flag, value: str) -> 
     """The value of an environment variable; a bad one ends the program as a bad flag does, but names the variable."""
     try:
         return flag.parse(value)
-    except (ValueError, argparse.ArgumentTypeError):
-        parser.error(f"environment variable {flag.variable}: {value!r} is no value for {flag.name}")
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        problem = str(error) if flag.is_secret else f"{value!r} is no value for {flag.name}"
+        parser.error(f"environment variable {flag.variable}: {problem}")
 
 
 def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -210,7 +325,7 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def answer_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The keyword arguments of `Pipeline.stream`; None means "as the model says"."""
+    """The keyword arguments of `Pipeline.stream`; None = the model's default."""
     return {flag.key: getattr(arguments, flag.key) for flag in ANSWER_FLAGS}
 
 
@@ -219,8 +334,4 @@ def check_answer_options(parser: argparse.ArgumentParser, options: Mapping[str, 
     try:
         GenerationConfig.of(CHAT_DEFAULTS, **{name: value for name, value in options.items() if name != "system"})
     except InvalidRequestError as error:
-        _refuse(parser, error)
-
-
-def _refuse(parser: argparse.ArgumentParser, error: InvalidRequestError) -> NoReturn:
-    parser.error(str(error))
+        parser.error(str(error))

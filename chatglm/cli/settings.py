@@ -1,10 +1,8 @@
-"""How a server is set up: where it listens, whom it lets in, how many it serves at once.
-
-Knows: names, defaults, units. Does not know flags (`arguments.py`) or what is done with a setting.
-"""
+"""The configuration of a server, and how parsed flags become one."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,16 +19,17 @@ class Settings:
     Attributes:
         host: address to listen on; 127.0.0.1 is reachable from this machine only.
         port: 0 takes any free one.
-        api_key: what clients must send as `Authorization: Bearer KEY`; None lets everybody in.
+        api_key: what clients must send as `Authorization: Bearer KEY`; None = no authentication.
         cors: origins of web pages that may call; ("*",) is all, () is none.
-        max_running: answers made at once.
-        max_waiting: requests that may wait for their turn; one more is refused.
+        max_running: requests answered at once.
+        max_waiting: requests that may wait; one more is rejected.
         cache_memory: bytes for the KV caches of all running requests; None = a share of what is free.
         request_timeout: seconds from a request's arrival until its answer is ended; None = no limit.
         shutdown_timeout: seconds that running answers get to finish after SIGTERM, before they are cancelled.
         heartbeat: seconds of silence after which a stream carries a comment line.
         logs_requests: whether prompts and answers are printed, as upstream does.
         defaults: generation parameters used where a request gives none.
+        system: system message of chats that have none of their own; raw completions never get it.
         record_ttl: polling API: seconds a finished record is kept.
         max_records: polling API: records kept at most; the oldest finished ones go first.
     """
@@ -47,5 +46,20 @@ class Settings:
     heartbeat: float = 15.0
     logs_requests: bool = True
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    system: str | None = None
     record_ttl: float = 3600.0
     max_records: int = 1000
+
+    @classmethod
+    def from_flags(cls, arguments: argparse.Namespace, answers: Mapping[str, Any]) -> Settings:
+        """Settings from parsed `SERVER_FLAGS` (and `POLLING_FLAGS`) and the answer options."""
+        names = set(cls.__dataclass_fields__) & set(vars(arguments))
+        return cls(
+            **{
+                **{name: getattr(arguments, name) for name in names},
+                "request_timeout": arguments.request_timeout or None,
+                "logs_requests": arguments.log_requests,
+                "defaults": {name: value for name, value in answers.items() if value is not None and name != "system"},
+                "system": answers["system"],
+            }
+        )

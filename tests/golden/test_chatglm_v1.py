@@ -1,4 +1,4 @@
-"""The ChatGLM-6B network against outputs of the original code. What is left on purpose: docs/numerics.md."""
+"""The ChatGLM-6B network against outputs of the original code. What is left on purpose: docs/lab/numerics.md."""
 
 from __future__ import annotations
 

@@ -23,17 +23,17 @@ import httpx
 import pytest
 
 from chatglm.cli.settings import Settings
+from chatglm.cli.sockets import bind, url
 from chatglm.errors import InvalidLogitsError
 from chatglm.generation import next_token
 from chatglm.pipeline import Pipeline
 from chatglm.serving.application import create_app
+from chatglm.serving.commands import StartedServer
 from chatglm.serving.desk import RequestService
-from chatglm.serving.http_server import make_server
-from chatglm.serving.listening import bind, url
 from chatglm.serving.polling.application import create_app as create_polling_app
-from chatglm.serving.polling.server import make_server as make_polling_server
+from chatglm.serving.polling.waitress_server import make_server as make_polling_server
 from chatglm.serving.polling.workers import Workers
-from chatglm.serving.startup import Start
+from chatglm.serving.server import make_server
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
@@ -112,7 +112,7 @@ def polling(pipeline: Pipeline, **settings: Any) -> Iterator[Server]:
     workers = Workers(desk)
     with bind("127.0.0.1", 0) as bound:
         address = url(bound)
-        server = make_polling_server(create_polling_app(workers, chosen), Start(chosen, bound, pipeline))
+        server = make_polling_server(create_polling_app(workers, chosen), StartedServer(chosen, bound, pipeline))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         try:

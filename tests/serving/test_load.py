@@ -20,7 +20,7 @@ def test_a_small_mix(server: Server) -> None:
     assert report["still_running"] == report["blocks_not_free"] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(3600)
 def test_two_thousand_requests_leave_nothing_behind() -> None:
     with started([]) as url:

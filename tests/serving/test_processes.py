@@ -114,7 +114,9 @@ def test_wrong_flags_are_usage_errors(flags: list[str], words: str) -> None:
 
 
 def test_help_is_quick_to_import_and_keeps_the_key() -> None:
-    code = "import sys; from chatglm.serving.command import serve\ntry: serve(['--help'])\nfinally: print(*sys.modules)"
+    code = (
+        "import sys; from chatglm.serving.commands import serve\ntry: serve(['--help'])\nfinally: print(*sys.modules)"
+    )
     with process("-c", code, environment={"CHATGLM_API_KEY": "sesame"}) as shown:
         assert shown.wait() == 0
         assert "--api-key" in shown.stdout.text

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from chatglm.cli.flags import ANSWER_FLAGS, MODEL_FLAGS
+from chatglm.cli.loading import LOADING, LOADING_CANCELLED
 from chatglm.demo import BANNER as DEMO_BANNER
 from chatglm.demo import CHECKPOINT
-from chatglm.ui.terminal.chat import LOADING, LOADING_CANCELLED
 from chatglm.ui.terminal.loop import HOW_TO_LEAVE
 from tests.ui.person import ALT_ENTER, BACKSPACE, CTRL_C, CTRL_D, UP, Person
 

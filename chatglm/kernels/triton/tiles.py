@@ -1,6 +1,6 @@
 """Which tile multiplies how many tokens, and into how many parts the columns are split.
 
-Knows: the one table, made for an H200 by counting instructions (docs/kernels.md); every card from 8.0 on compiles it
+Knows: the one table, made for an H200 by counting instructions (docs/lab); every card from 8.0 on compiles it
 without spilling a register. Does not know Triton, or the card at hand: a result must not depend on it, and shapes
 must be known where there is none.
 """

@@ -12,28 +12,24 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chatglm.cli.console import EXIT_CODES, program_name, report, run_command
 from chatglm.cli.flags import (
     ANSWER_FLAGS,
     MODEL_FLAGS,
+    SERVER_FLAGS,
     Flag,
     Parser,
     add_flags,
     answer_options,
-    check_answer_options,
     switch,
 )
-from chatglm.cli.interrupts import leaving
-from chatglm.cli.server_flags import SERVER_FLAGS
+from chatglm.cli.loading import load_for_server
 from chatglm.cli.settings import Settings
-from chatglm.cli.signals import ending_at_once, noting_signals
+from chatglm.cli.signals import record_stop_signals
+from chatglm.cli.sockets import bind, is_public, url
 from chatglm.errors import ChatGLMError
-from chatglm.serving.listening import bind, is_public, url
-from chatglm.serving.packages import WEB, require
-from chatglm.serving.startup import LOADING_CANCELLED, load_model, say
-from chatglm.ui.terminal.screen import prepare_streams
 
 if TYPE_CHECKING:
     from chatglm.pipeline import Pipeline
@@ -42,8 +38,7 @@ DEFAULT_PORT = 7860
 DESCRIPTION = """\
 用网页与 ChatGLM-6B 对话。
 Chat with ChatGLM-6B on a web page."""
-EPILOG = """\
-退出码 exit code: 0 SIGTERM, 1 出错 error, 2 参数有误 bad flag, 130 Ctrl+C"""
+PACKAGES = {"gradio": "gradio", "mdtex2html": "mdtex2html"}
 OPEN_TO_ALL = (
     "注意：未设置 --auth，网络中的任何人都可以使用本页面\n"
     "Note: without --auth anybody in the network can use this page."
@@ -72,39 +67,29 @@ PAGE_FLAGS = (
     _SHARED["max_running"],
     _SHARED["max_waiting"],
     _SHARED["cache_memory"],
+    Flag(
+        "--auth",
+        "USER:PASSWORD",
+        "打开页面所需的用户名和密码",
+        "user name and password that visitors must type",
+        _credentials,
+        shown_default="none",
+        is_secret=True,
+    ),
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve the page until a signal comes; returns the exit code. A wrong flag raises SystemExit(2)."""
-    prepare_streams()
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    check_answer_options(parser, answer_options(arguments))
-    try:
-        require(WEB)
-        return _run(arguments)
-    except ChatGLMError as error:
-        say(str(error))
-        return 1
+    return run_command(_parser(), argv, _run, PACKAGES)
 
 
 def _parser() -> Parser:
-    called = Path(sys.argv[0]).name
-    prog = called if called == "web_demo.py" else "python -m chatglm web"
-    parser = Parser(prog=prog, description=DESCRIPTION, epilog=EPILOG)
+    prog = program_name("web_demo.py", "python -m chatglm web")
+    parser = Parser(prog=prog, description=DESCRIPTION, epilog=EXIT_CODES)
     add_flags(parser, "模型 model", MODEL_FLAGS)
     add_flags(parser, "滑块的初始值 where the sliders stand at first", ANSWER_FLAGS)
     add_flags(parser, "页面 page", PAGE_FLAGS)
-    # Not through add_flags: `--help` would print the password it finds in the environment.
-    parser.add_argument(
-        "--auth",
-        metavar="USER:PASSWORD",
-        type=_credentials,
-        default=os.environ.get("CHATGLM_AUTH"),
-        help="打开页面所需的用户名和密码\nwhat visitors must type to get in\n"
-        "(default: none; $CHATGLM_AUTH keeps it out of the process list)",
-    )
     return parser
 
 
@@ -117,16 +102,15 @@ def _run(arguments: argparse.Namespace) -> int:
         cache_memory=arguments.cache_memory,
     )
     with bind(settings.host, settings.port) as bound:
-        with ending_at_once(), leaving(LOADING_CANCELLED):
-            pipeline = load_model(arguments, settings)
+        pipeline = load_for_server(arguments, settings)
         address, is_open = url(bound), is_public(bound) and not arguments.auth
         port = bound.getsockname()[1]
     # Gradio binds for itself: the socket has only shown that the port is free and is let go now.
-    with pipeline, noting_signals() as signals, serving(pipeline, arguments, port) as is_shared:
+    with pipeline, record_stop_signals() as signals, serving(pipeline, arguments, port) as is_shared:
         if is_open:
-            say(OPEN_TO_ALL)
+            report(OPEN_TO_ALL)
         if arguments.share and not is_shared:
-            say(NO_SHARE)
+            report(NO_SHARE)
         print(f"正在监听 / listening on {address}", flush=True)
         signals.wait()
         return signals.exit_code

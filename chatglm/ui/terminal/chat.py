@@ -11,8 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from chatglm.cli.console import prepare_streams
 from chatglm.cli.flags import (
     ANSWER_FLAGS,
     MODEL_FLAGS,
@@ -20,19 +20,15 @@ from chatglm.cli.flags import (
     add_flags,
     answer_options,
     check_answer_options,
-    model_options,
 )
-from chatglm.cli.interrupts import INTERRUPTED, leaving
+from chatglm.cli.loading import LOADING_CANCELLED, load_from_flags
+from chatglm.cli.signals import INTERRUPTED, exit_on_interrupt
 from chatglm.demo import BANNER as DEMO_BANNER
 from chatglm.errors import ChatGLMError
-from chatglm.progress import ProgressBar
 from chatglm.ui.conversation import Conversation
 from chatglm.ui.terminal.loop import Session
 from chatglm.ui.terminal.reading import choose_reader, sound_text
-from chatglm.ui.terminal.screen import Screen, prepare_streams
-
-if TYPE_CHECKING:
-    from chatglm.pipeline import Pipeline
+from chatglm.ui.terminal.screen import Screen
 
 DESCRIPTION = """\
 在终端与 ChatGLM-6B 对话。不给 --model 时运行随附的迷你演示模型。
@@ -40,8 +36,6 @@ Chat with ChatGLM-6B in this terminal. Without --model the bundled toy model run
 EPILOG = """\
 管道 pipes:      每行一个问题，标准输出只有回答 / one question per line; stdout carries nothing but answers
 退出码 exit code: 0 正常 ok, 1 出错 error, 2 参数有误 bad flag, 130 Ctrl+C"""
-LOADING = "正在加载模型，请稍候 / loading the model ..."
-LOADING_CANCELLED = "已取消加载 / loading was cancelled."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,14 +84,14 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    with leaving(LOADING_CANCELLED):
+    with exit_on_interrupt(LOADING_CANCELLED):
         session = _make_session(arguments)
     return session.run() if arguments.prompt is None else session.answer_once(sound_text(arguments.prompt))
 
 
 def _make_session(arguments: argparse.Namespace) -> Session:
     """Everything up to the first question, greeting included."""
-    pipeline = _load(arguments)
+    pipeline = load_from_flags(arguments)
     screen = Screen.of_streams(has_prompt_flag=arguments.prompt is not None)
     options = answer_options(arguments)
     if options["system"] is not None:
@@ -109,16 +103,3 @@ def _make_session(arguments: argparse.Namespace) -> Session:
     if arguments.prompt is None:
         session.greet()
     return session
-
-
-def _load(arguments: argparse.Namespace) -> Pipeline:
-    """Load the model; a person at stderr is told why they wait."""
-    if sys.stderr.isatty():
-        print(LOADING, file=sys.stderr, flush=True)
-    from chatglm.pipeline import load_pipeline  # torch and transformers: seconds, so not before the flags are right
-
-    def report(sentence: str) -> None:
-        print(sentence, file=sys.stderr, flush=True)
-
-    with ProgressBar(sys.stderr) as bar:
-        return load_pipeline(**model_options(arguments), progress=bar, report=report)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chatglm.cli.interrupts import INTERRUPTED, cancelling
+from chatglm.cli.signals import INTERRUPTED, cancel_on_interrupt
 from chatglm.errors import ChatGLMError
 from chatglm.ui.conversation import Answer, Conversation
 from chatglm.ui.terminal.reading import Reader
@@ -169,7 +169,7 @@ class Session:
             watch.tick()
             self._screen.show(delta.text)
 
-        with cancelling() as cancel:
+        with cancel_on_interrupt() as cancel:
             self._screen.begin_answer()
             try:
                 answer = make(show, cancel)

@@ -8,7 +8,6 @@ Knows: the standard streams, and which of them are terminals. Does not know what
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from dataclasses import dataclass
@@ -17,13 +16,6 @@ BOT_LABEL = "ChatGLM-6B："
 # Line feed and tab are harmless; the others could move the cursor, change colours or answer to the shell.
 UNSAFE = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 CLEAR = "\x1b[H\x1b[2J\x1b[3J"
-
-
-def prepare_streams() -> None:
-    """Make characters that a stream cannot carry become marks instead of ending the program."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
 
 
 def is_dumb() -> bool:

@@ -95,7 +95,7 @@ def test_more_tokens(architecture: int, bits: int, tile: Tile) -> None:
     assert_fits(product(architecture, bits, "fp16", tile), architecture)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["fp16", "bf16"])
 @pytest.mark.parametrize(("bits", "tile"), [(bits, tile) for bits in TILES for tile in TILES[bits]], ids=str)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -39,7 +39,7 @@ def test_sections(architecture: int, dtype: str) -> None:
     assert num_threads * compiled.registers <= 65536 // (1 if dtype == "fp32" else 2)
     assert count(compiled.loop, WIDE_LOAD) - loads in (0, 1)  # the queries of a thread may be 16 bytes too
     assert wide_loads_before_use(compiled.loop) >= loads
-    # Instructions of a thread for each byte; an H200 has time for 7.8, see docs/kernels.md.
+    # Instructions of a thread for each byte; an H200 has time for 7.8, see docs/lab/gpu-kernels.md.
     assert len(compiled.loop) / (loads * 16) <= 3.5
 
 

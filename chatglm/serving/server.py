@@ -15,11 +15,11 @@ from contextlib import ExitStack
 
 import uvicorn
 
-from chatglm.cli.signals import noting_signals
+from chatglm.cli.signals import record_stop_signals
 from chatglm.serving.application import create_app
+from chatglm.serving.commands import StartedServer
 from chatglm.serving.desk import RequestService
 from chatglm.serving.request_log import Printer
-from chatglm.serving.startup import Start
 
 # A client that does not read the end of its answer is not waited for any longer.
 CLOSING_SECONDS = 3
@@ -68,12 +68,12 @@ def make_server(app: object, desk: RequestService, on_listening: Callable[[], bo
     return DrainingServer(config, desk, on_listening)
 
 
-def run_http(start: Start) -> int:
+def run(start: StartedServer) -> int:
     """Serve until a signal comes; returns the exit code."""
     desk = RequestService(start.pipeline, start.settings)
     with ExitStack() as stack:
         print_line = stack.enter_context(Printer()).print if start.settings.logs_requests else lambda line: None
-        signals = stack.enter_context(noting_signals())  # uvicorn gives them back to us when it has ended
+        signals = stack.enter_context(record_stop_signals())  # uvicorn gives them back to us when it has ended
 
         def on_listening() -> bool:
             start.announce("  (docs: /docs, OpenAI: /v1)")

@@ -1,7 +1,4 @@
-"""The socket a server listens on, taken before the model is loaded, and the words that say where it is.
-
-Knows: addresses. Does not know what is served.
-"""
+"""A bound socket before there is a server, and its address as text."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ def bind(host: str, port: int) -> socket.socket:
     """A bound socket that does not listen yet.
 
     Raises:
-        ChatGLMError: the address is not to be had.
+        ChatGLMError: the address is not available.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -39,7 +36,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def url(bound: socket.socket) -> str:
-    """Where a client on this machine finds it."""
+    """The address for clients on this machine."""
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{port}"

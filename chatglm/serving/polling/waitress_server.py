@@ -16,11 +16,11 @@ from typing import Any
 from waitress.server import create_server
 
 from chatglm.cli.settings import MAX_BODY_BYTES
-from chatglm.cli.signals import noting_signals
+from chatglm.cli.signals import record_stop_signals
+from chatglm.serving.commands import StartedServer
 from chatglm.serving.desk import RequestService
 from chatglm.serving.polling.application import create_app
 from chatglm.serving.polling.workers import Workers
-from chatglm.serving.startup import Start
 
 # Requests only read and write records, so a few threads serve many clients.
 NUM_THREADS = 8
@@ -31,7 +31,7 @@ PATIENCE = 8
 LAST_READS_SECONDS = 1.5
 
 
-def make_server(app: Any, start: Start) -> Any:
+def make_server(app: Any, start: StartedServer) -> Any:
     """A waitress server on the bound socket."""
     start.bound.listen(MAX_CONNECTIONS)
     # Requests that wait for one of the threads are no news: each takes a millisecond.
@@ -47,11 +47,11 @@ def make_server(app: Any, start: Start) -> Any:
     )
 
 
-def run_polling(start: Start) -> int:
+def run(start: StartedServer) -> int:
     """Serve until a signal comes; returns the exit code."""
     desk = RequestService(start.pipeline, start.settings)
     workers = Workers(desk)
-    with noting_signals() as signals:
+    with record_stop_signals() as signals:
         server = make_server(create_app(workers, start.settings), start)
         threading.Thread(target=server.run, name="chatglm-waitress", daemon=True).start()
         start.announce()

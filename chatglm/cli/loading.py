@@ -1,0 +1,57 @@
+"""From parsed flags to a loaded model, with progress and messages on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from chatglm.cli.console import report
+from chatglm.cli.flags import model_options
+from chatglm.cli.settings import Settings
+from chatglm.cli.signals import exit_on_interrupt, exit_on_sigterm
+from chatglm.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from chatglm.pipeline import Pipeline
+
+LOADING = "正在加载模型，请稍候 / loading the model ..."
+LOADING_CANCELLED = "已取消加载 / loading was cancelled."
+
+
+def load_from_flags(arguments: argparse.Namespace, *, is_server: bool = False) -> Pipeline:
+    """The model that `MODEL_FLAGS` name.
+
+    Args:
+        arguments: parsed flags.
+        is_server: the program has threads of its own beside those that compute.
+
+    Raises:
+        ChatGLMError: it cannot be loaded.
+    """
+    if is_server:
+        # OpenMP's threads would spin while they wait for one that has lost its processor to a thread of the server,
+        # and answers that take a second could then take minutes. Read by the library when torch is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if sys.stderr.isatty():
+        report(LOADING)
+    from chatglm.pipeline import load_pipeline  # imports torch: seconds, so not before the flags are checked
+
+    with ProgressBar(sys.stderr) as bar:
+        return load_pipeline(**model_options(arguments), progress=bar, report=report)
+
+
+def load_for_server(arguments: argparse.Namespace, settings: Settings) -> Pipeline:
+    """`load_from_flags` with the engine started within the limits of the settings; SIGTERM and Ctrl+C end the process.
+
+    Raises:
+        ChatGLMError: the model cannot be loaded.
+    """
+    with exit_on_sigterm(), exit_on_interrupt(LOADING_CANCELLED):
+        pipeline = load_from_flags(arguments, is_server=True)
+        engine = pipeline.start_engine(
+            max_running=settings.max_running, max_waiting=settings.max_waiting, memory_limit=settings.cache_memory
+        )
+        engine.warm_up()
+    return pipeline
