@@ -55,8 +55,8 @@ def auto_configure_device_map(num_gpus: int) -> DeviceMap:
         InvalidRequestError: num_gpus is not at least 1.
     """
     _check_number(num_gpus)
-    family = FAMILIES["chatglm"]
-    network = family.empty_network(family.config_class())
+    family = FAMILIES[0]
+    network = family.empty_network(family.config({}))
     return place(part_sizes(network, torch.float16), [1.0] * num_gpus)
 
 

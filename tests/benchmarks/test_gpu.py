@@ -17,7 +17,7 @@ from benchmarks.device_model import SIZES_TINY, device_network
 from benchmarks.device_work import FULL, TINY, Plan, greedy
 from benchmarks.gpu import commit, compare
 from chatglm import kernels
-from chatglm.generation.decode import token_limit
+from chatglm.engine.request import token_limit
 
 COMMAND = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--tiny", "--bits", "16", "4"]
 ROOT = Path(__file__).resolve().parents[2]

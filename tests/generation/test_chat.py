@@ -113,7 +113,7 @@ def test_a_broken_model_says_so(tmp_path: Path) -> None:
 
 
 def test_defaults_come_from_the_checkpoint_then_from_upstream(loaded: Any) -> None:
-    from chatglm.generation.chat import chat_defaults
+    from chatglm.generation.config import chat_defaults
 
     assert chat_defaults(loaded.model)["temperature"] == 0.95
     before = loaded.model.generation_config.temperature

@@ -11,21 +11,21 @@ from chatglm.generation.text import (
     SPACE_RULES,
     TRAINING_TIME,
     Replacer,
-    Stage,
-    StopFinder,
     Stripper,
     Widener,
     clean_up,
     clean_up_spaces,
     start_of_tail,
 )
+from chatglm.generation.stopping import StopFinder
+from chatglm.model_spec import TextStage
 from tests.tokenizers import golden_items, laws
 
 tricky = st.text(alphabet="中文a ,!:;?.'ntmsver[]训练时间\n\t\u3000\u200b，", max_size=30)
 pieces = st.lists(st.one_of(tricky, st.sampled_from([TRAINING_TIME[0], "[[训练", " ' ", " n't", "", " "])), max_size=8)
 
 
-def streamed(stage: Stage, parts: list[str]) -> str:
+def streamed(stage: TextStage, parts: list[str]) -> str:
     return "".join([*map(stage.push, parts), stage.finish()])
 
 

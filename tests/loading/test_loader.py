@@ -26,7 +26,7 @@ from chatglm.errors import (
     OutOfMemoryError,
     PointerFileError,
 )
-from chatglm.generation.chat import chat_defaults
+from chatglm.generation.config import chat_defaults
 from chatglm.loading import LoadedModel, checked_folder, find_folder, licence, load, loader, memory, sources
 from chatglm.loading import fill as network
 from chatglm.loading.prefix_checkpoint import find_prefix

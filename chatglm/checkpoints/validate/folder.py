@@ -91,7 +91,7 @@ def validate_folder(
     tokenizer = None
     if needs_tokenizer and (family is not None or keys is None):
         # Without a readable config.json the files are those of ChatGLM-6B or of nothing we know.
-        family_of_tokenizer = family or FAMILIES["chatglm"]
+        family_of_tokenizer = family or FAMILIES[0]
         tokenizer = findings.attempt(folder, lambda: make_tokenizer(folder, family_of_tokenizer))
     if family is not None and config is not None and tokenizer is not None:
         findings.add(folder, *compare_vocabulary(folder, family, tokenizer, config))
@@ -130,7 +130,7 @@ def _examine_files(files: WeightFiles, findings: _Findings) -> tuple[dict[str, S
 
 def _config(folder: Path, family: Family, keys: dict[str, Any]) -> Any:
     try:
-        config = family.config_class.from_dict(keys)
+        config = family.config(keys)
     except CheckpointError:
         raise
     except InvalidRequestError as error:

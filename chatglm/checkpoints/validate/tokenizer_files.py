@@ -25,12 +25,12 @@ def make_tokenizer(folder: Path, family: Family) -> Any:
     Raises:
         MissingFileError, PointerFileError, DamagedFileError, MismatchError: a file of it cannot be used.
     """
-    for name in family.tokenizer_class.vocab_files_names.values():
+    for name in family.tokenizer_files:
         check_usable(folder / name)
     if (folder / SETTINGS_NAME).exists():
         read_json(folder / SETTINGS_NAME)
     try:
-        return family.tokenizer_class.from_pretrained(str(folder))
+        return family.read_tokenizer(folder)
     except CheckpointError:
         raise
     except Exception as error:  # the library and SentencePiece have exceptions of their own for files they cannot read
@@ -39,7 +39,7 @@ def make_tokenizer(folder: Path, family: Family) -> Any:
 
 def compare_vocabulary(folder: Path, family: Family, tokenizer: Any, config: Any) -> Iterator[CheckpointError]:
     """How the tokenizer contradicts the configuration, if it does: at most one error."""
-    path = folder / next(iter(family.tokenizer_class.vocab_files_names.values()))
+    path = folder / next(iter(family.tokenizer_files))
     wanted = describe_vocabulary(config.vocab_size)
     differing = [name for name in SHARED_IDS if getattr(tokenizer, name) != getattr(config, name)]
     if not differing and tokenizer.vocab_size <= config.vocab_size:
