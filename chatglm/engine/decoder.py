@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chatglm.model_spec import ModelSpec
+from chatglm.nn.batch_invariance import rows_for_invariance
 from chatglm.nn.kv_cache import KVCache
 from chatglm.nn.lora import Rows, rows_using, updates_for
 from chatglm.nn.packed import Packed, PackedPrompts, PackedSteps
@@ -181,8 +182,7 @@ class BatchDecoder:
     @property
     def _least_rows(self) -> int:
         """Rows of a product from which on each row's result is the same, bit for bit, however many there are."""
-        is_on_cpu = self.network.device.type == "cpu"
-        return 2 if is_on_cpu and self.network.dtype == torch.bfloat16 else 1
+        return rows_for_invariance(self.network.dtype, self.network.device) or 1
 
     def _run(self, ids_1T: Tensor, positions: Tensor, packed: Packed) -> Tensor:
         """Hidden states [1, T, C] of packed positions; T is raised to `_least_rows` with padding rows."""
