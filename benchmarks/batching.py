@@ -25,8 +25,8 @@ import torch
 
 from chatglm.devices import DTYPES
 from chatglm.engine import Engine
-from chatglm.generation.config import GenerationConfig
 from chatglm.engine.solo import stream_alone
+from chatglm.generation.config import GenerationConfig
 from chatglm.models import FAMILIES
 
 SIZES = {"vocab_size": 32000, "hidden_size": 2048, "inner_hidden_size": 8192, "num_attention_heads": 16}

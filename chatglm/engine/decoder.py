@@ -181,8 +181,12 @@ class BatchDecoder:
 
     @property
     def _least_rows(self) -> int:
-        """Rows of a product from which on each row's result is the same, bit for bit, however many there are."""
-        return rows_for_invariance(self.network.dtype, self.network.device) or 1
+        """A call is padded to so many rows, from which on each row's result is the same, bit for bit, in any batch.
+
+        Of a quantized network only the head is a product of torch's, so two suffice.
+        """
+        rows = rows_for_invariance(self.network.dtype, self.network.device) or 1
+        return min(rows, 2) if self.network.config.quantization_bit else rows
 
     def _run(self, ids_1T: Tensor, positions: Tensor, packed: Packed) -> Tensor:
         """Hidden states [1, T, C] of packed positions; T is raised to `_least_rows` with padding rows."""

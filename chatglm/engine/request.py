@@ -140,7 +140,7 @@ class Request:
             self.fail(error)
 
     def accept(self, token_id: int) -> None:
-        """One step: take the sampled token and turn it into text. The answer may end with it; errors end the request."""
+        """One step: turn the sampled token into text. The answer may end with it; errors end the request."""
         try:
             if token_id == INVALID:
                 raise invalid_logits()

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from chatglm.engine.decoder import BatchDecoder
 from chatglm.engine import Engine
+from chatglm.engine.decoder import BatchDecoder
 from chatglm.generation.config import GenerationConfig
 from chatglm.nn.lora import merged_state, updates_for
 from chatglm.pipeline import load_pipeline
@@ -129,7 +129,9 @@ def test_a_call_of_the_network_asks_its_cache() -> None:
     tuned, plain = with_update("main")
     ids = torch.tensor([prompts(tuned)[0]])
     expected, usual = plain(ids).logits, tuned(ids).logits
-    assert torch.equal(tuned(ids, past_key_values=BatchDecoder(tuned).new_cache(9, uses_adapter=False)).logits, expected)
+    assert torch.equal(
+        tuned(ids, past_key_values=BatchDecoder(tuned).new_cache(9, uses_adapter=False)).logits, expected
+    )
     with updates_for(False):
         assert torch.equal(tuned(ids, past_key_values=BatchDecoder(tuned).new_cache(9)).logits, expected)
     assert not torch.allclose(usual, expected, atol=1e-3)

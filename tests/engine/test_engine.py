@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from chatglm.engine import Completion, Engine, Handle, engine, request
 from chatglm.engine.block_manager import BLOCK_TOKENS
+from chatglm.engine.solo import stream_alone
 from chatglm.errors import ChatGLMError, InvalidLogitsError, InvalidRequestError, PromptTooLongError, QueueFullError
 from chatglm.generation.config import GenerationConfig
-from chatglm.engine.solo import stream_alone
 from chatglm.generation.deltas import Delta
 from tests.engine.counting import (
     BREAKS_AT,

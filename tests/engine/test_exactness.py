@@ -13,10 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatglm.engine.decoder import BatchDecoder
 from chatglm.engine import Engine
-from chatglm.generation.config import GenerationConfig
+from chatglm.engine.decoder import BatchDecoder
 from chatglm.engine.solo import stream_alone
+from chatglm.generation.config import GenerationConfig
 from chatglm.generation.deltas import Delta
 from chatglm.models.chatglm.model import ChatGLMForConditionalGeneration
 from chatglm.pipeline import load_pipeline

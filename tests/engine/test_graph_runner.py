@@ -19,16 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatglm import kernels
-from chatglm.engine.decoder import BatchDecoder
 from chatglm.engine import Engine
-from chatglm.engine.graph_runner import GraphRunner
 from chatglm.engine.block_manager import BLOCK_TOKENS, BlockManager
+from chatglm.engine.decoder import BatchDecoder
+from chatglm.engine.graph_runner import GraphRunner
 from chatglm.engine.request import Request
 from chatglm.engine.runner import Runner
+from chatglm.engine.solo import stream_alone
 from chatglm.engine.steps import BATCH_SIZES
 from chatglm.errors import ChatGLMError, InvalidLogitsError, InvalidRequestError
 from chatglm.generation.config import GenerationConfig
-from chatglm.engine.solo import stream_alone
 from chatglm.models.chatglm.paged import PagedDecoder
 from tests.engine.counting import CountingDecoder, LetterTokenizer
 from tests.engine.test_exactness import IdTokenizer

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from chatglm.engine.graph_runner import GraphRunner
-from chatglm.engine.steps import StepKind
 from chatglm.engine.block_manager import BlockManager
 from chatglm.engine.decoder import BatchDecoder
+from chatglm.engine.graph_runner import GraphRunner
+from chatglm.engine.steps import StepKind
 from chatglm.generation import sampling
 from chatglm.generation.sampling import SamplingMode
 from chatglm.kernels import step

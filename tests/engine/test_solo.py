@@ -1,4 +1,4 @@
-"""One request alone: limits, stopping, cancelling, errors, seeds. Texts of real models: tests/golden/test_chat_e2e.py."""
+"""One request alone: limits, stopping, cancelling, errors, seeds. Texts of real models: golden/test_chat_e2e.py."""
 
 from __future__ import annotations
 
@@ -138,7 +138,9 @@ def test_processors_see_ids_and_scores() -> None:
         return scores.index_fill(1, torch.tensor([ord("z")]), 99.0)
 
     config = GenerationConfig(do_sample=False, max_new_tokens=3)
-    deltas = list(stream_alone(ScriptedDecoder("hello"), CharacterTokenizer(), PROMPT, config, processors=[turn_into_z]))
+    deltas = list(
+        stream_alone(ScriptedDecoder("hello"), CharacterTokenizer(), PROMPT, config, processors=[turn_into_z])
+    )
     assert text_of(deltas) == "zzz"
     assert seen == [(1, 3), (1, 4), (1, 5)]
 

@@ -111,7 +111,9 @@ def test_chat_07_golden_answers_stream_to_the_same_text(ids_key: str, folder: st
     tok = tokenizer("genuine")
     for item in golden_items(folder, case):
         assert clean_up(tok.decode(item[ids_key])) == item["response"]
-        assert "".join(deltas_of(IncrementalDetokenizer(tok, clean_up=answer_stages()), item[ids_key])) == item["response"]
+        assert (
+            "".join(deltas_of(IncrementalDetokenizer(tok, clean_up=answer_stages()), item[ids_key])) == item["response"]
+        )
 
 
 @pytest.mark.parametrize("name", TRAINED)

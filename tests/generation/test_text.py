@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatglm.errors import InvalidRequestError
+from chatglm.generation.stopping import StopFinder
 from chatglm.generation.text import (
     SPACE_RULES,
     TRAINING_TIME,
@@ -17,7 +18,6 @@ from chatglm.generation.text import (
     clean_up_spaces,
     start_of_tail,
 )
-from chatglm.generation.stopping import StopFinder
 from chatglm.model_spec import TextStage
 from tests.tokenizers import golden_items, laws
 
@@ -56,7 +56,12 @@ def test_streamed_strip_and_widening_equal_whole(parts: list[str]) -> None:
 @given(parts=pieces)
 def test_chat_07_streamed_clean_up_equals_whole(parts: list[str]) -> None:
     whole = clean_up(clean_up_spaces("".join(parts)))
-    stages: list[Stage] = [*(Replacer(*rule) for rule in SPACE_RULES), Stripper(), Replacer(*TRAINING_TIME), Widener()]
+    stages: list[TextStage] = [
+        *(Replacer(*rule) for rule in SPACE_RULES),
+        Stripper(),
+        Replacer(*TRAINING_TIME),
+        Widener(),
+    ]
     for stage in stages:
         parts = [*map(stage.push, parts), stage.finish()]
     assert "".join(parts) == whole

@@ -24,6 +24,7 @@ from chatglm import ChatGLMForConditionalGeneration, load_pipeline
 from chatglm.checkpoints import WeightReader
 from chatglm.demo import CHECKPOINT
 from chatglm.engine import Engine
+from chatglm.engine.decoder import BatchDecoder
 from chatglm.errors import ChatGLMError
 from chatglm.loading import load
 from chatglm.pipeline import Pipeline
@@ -68,9 +69,9 @@ def prompt(model: Any, length: int = 9) -> Tensor:
 def scores_of_steps(model: Any) -> Tensor:
     """Scores [n, V] after a prompt and after some ids more, with a cache."""
     ids = prompt(model)
-    cache, layout = model.new_cache(ids.shape[1] + NUM_STEPS), model.prompt_layout(ids)
-    scores = [model.prefill(ids, layout, cache)]
-    scores += [model.decode(torch.tensor([[7 + step]]), layout, cache) for step in range(NUM_STEPS)]
+    cache, layout = BatchDecoder(model).new_cache(ids.shape[1] + NUM_STEPS), BatchDecoder(model).prompt_layout(ids)
+    scores = [BatchDecoder(model).prefill(ids, layout, cache)]
+    scores += [BatchDecoder(model).decode(torch.tensor([[7 + step]]), [layout], [cache]) for step in range(NUM_STEPS)]
     return torch.cat(scores)
 
 
