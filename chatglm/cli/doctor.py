@@ -1,17 +1,15 @@
-"""`python -m chatglm doctor FOLDER`: this machine, the memory the model needs here, and every problem of the folder.
-
-Knows: how to print. Does not know how problems are found.
-"""
+"""`python -m chatglm doctor FOLDER`: this machine, the memory the model needs here, and every problem of the folder."""
 
 from __future__ import annotations
 
 import argparse
+import copy
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from chatglm.checkpoints.validate.expected_weights import kept_parameters, memory_needed
+from chatglm.checkpoints.validate.expected_weights import BIT_KEYS, kept_parameters, memory_needed
 from chatglm.checkpoints.validate.findings import ValidationReport
 from chatglm.checkpoints.validate.folder import validate_folder
 from chatglm.demo import CHECKPOINT, DEMO_NAME
@@ -29,7 +27,8 @@ LIBRARIES = ("torch", "transformers", "sentencepiece", "safetensors", "accelerat
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the report; 0 when the folder can be loaded, 1 when it cannot."""
     parser = argparse.ArgumentParser(
-        prog="python -m chatglm doctor", description="Say what is wrong with a model folder."
+        prog="python -m chatglm doctor",
+        description="Report what is wrong with a model folder, and what this machine has.",
     )
     parser.add_argument("folder", nargs="?", default=DEMO_NAME, help="model folder (default: the embedded demo model)")
     arguments = parser.parse_args(argv)
@@ -42,19 +41,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def environment() -> list[str]:
-    """Lines about Python, the libraries and the devices of this machine."""
+    """Lines about Python, the libraries and the devices."""
     lines = [f"Python {platform.python_version()} on {platform.platform()}"]
     lines.append(", ".join(f"{name} {_version(name)}" for name in LIBRARIES))
     return [*lines, *describe_devices()]
 
 
 def memory(report: ValidationReport) -> list[str]:
-    """Lines about the memory that the model takes in each number type, and what is free where it would run."""
+    """Lines about the parameters, the memory they take in each dtype, and what is free on the default device."""
     if report.family is None or report.config is None:
         return []
     config = report.config
     parameters = kept_parameters(report.family.empty_network(config), report.tensors)
-    lines = [f"{report.family.name}, {sum(tensor.numel() for tensor in parameters):,} parameters"]
+    unpacked = copy.copy(config)  # a packed byte holds two INT4 parameters
+    for key in BIT_KEYS:
+        setattr(unpacked, key, 0)
+    counted = kept_parameters(report.family.empty_network(unpacked), report.tensors)
+    lines = [f"{report.family.name}, {sum(tensor.numel() for tensor in counted):,} parameters"]
     for dtype, name in DTYPE_NAMES.items():
         need = memory_needed(parameters, config, dtype)
         weights, cache = format_bytes(need.weights_bytes), format_bytes(need.cache_bytes)

@@ -1,7 +1,4 @@
-"""The one table from error classes to HTTP: status, and OpenAI's words for the kind of error.
-
-Knows: classes and statuses. Does not know frameworks: each door gives a `Refusal` the form its clients expect.
-"""
+"""The one table from error classes to HTTP, and the error responses of both servers, for any web framework."""
 
 from __future__ import annotations
 
@@ -19,7 +16,8 @@ from chatglm.errors import (
 
 logger = logging.getLogger(__name__)
 
-SERVER_SENTENCE = "The server failed to answer; its log says why."
+OPENAI_PREFIX = "/v1/"
+INTERNAL_ERROR = "The server failed to answer; its log says why."
 
 
 class InvalidBodyError(InvalidRequestError):
@@ -31,7 +29,7 @@ class InvalidFieldError(InvalidRequestError):
 
     Args:
         problem: one sentence.
-        field: the field it is about, as `messages[0].content`; empty for the body as a whole.
+        field: as `messages[0].content`; empty for the body as a whole.
     """
 
     def __init__(self, problem: str, field: str = "") -> None:
@@ -40,11 +38,11 @@ class InvalidFieldError(InvalidRequestError):
 
 
 class BodyTooLargeError(InvalidRequestError):
-    """More bytes than a body may have."""
+    """The body has more bytes than the server accepts."""
 
 
 class WrongContentTypeError(InvalidRequestError):
-    """The header names a format that is not read here."""
+    """The header names a format other than JSON."""
 
 
 class WrongKeyError(InvalidRequestError):
@@ -56,7 +54,7 @@ class UnknownModelError(InvalidRequestError):
 
 
 class ShuttingDownError(ChatGLMError):
-    """The server is about to end and takes nothing more."""
+    """The server takes no new requests."""
 
 
 class DeadlineError(ChatGLMError):
@@ -64,12 +62,12 @@ class DeadlineError(ChatGLMError):
 
 
 class CancelledError(ChatGLMError):
-    """The answer was ended before it was complete, by the server that shuts down."""
+    """The answer was ended before it was complete, because the server shuts down."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """What an error class is in HTTP.
+class ErrorKind:
+    """An error class in HTTP.
 
     Attributes:
         status: HTTP status.
@@ -84,58 +82,65 @@ class Row:
     retry_after: int | None = None
 
 
-# The first row whose class fits counts, so a class stands before those it derives from.
-TABLE: tuple[tuple[type[Exception], Row], ...] = (
-    (InvalidBodyError, Row(400, "invalid_request_error")),
-    (InvalidFieldError, Row(422, "invalid_request_error")),
-    (BodyTooLargeError, Row(413, "invalid_request_error")),
-    (WrongContentTypeError, Row(415, "invalid_request_error")),
-    (WrongKeyError, Row(401, "authentication_error", "invalid_api_key")),
-    (UnknownModelError, Row(404, "invalid_request_error", "model_not_found")),
-    (PromptTooLongError, Row(400, "invalid_request_error", "context_length_exceeded")),
-    (InvalidRequestError, Row(400, "invalid_request_error")),
-    (QueueFullError, Row(429, "rate_limit_error", "queue_full", retry_after=1)),
-    (ShuttingDownError, Row(503, "server_error", "shutting_down", retry_after=10)),
-    (CancelledError, Row(503, "server_error", "shutting_down", retry_after=10)),
-    (OutOfMemoryError, Row(503, "server_error", "out_of_memory", retry_after=10)),
-    (DeadlineError, Row(504, "server_error", "deadline_exceeded")),
-    (InvalidLogitsError, Row(500, "server_error", "invalid_logits")),
-    (ChatGLMError, Row(500, "server_error")),
-    (Exception, Row(500, "server_error")),
+# The first class that fits counts, so a class stands before those it derives from.
+KINDS: tuple[tuple[type[Exception], ErrorKind], ...] = (
+    (InvalidBodyError, ErrorKind(400, "invalid_request_error")),
+    (InvalidFieldError, ErrorKind(422, "invalid_request_error")),
+    (BodyTooLargeError, ErrorKind(413, "invalid_request_error")),
+    (WrongContentTypeError, ErrorKind(415, "invalid_request_error")),
+    (WrongKeyError, ErrorKind(401, "authentication_error", "invalid_api_key")),
+    (UnknownModelError, ErrorKind(404, "invalid_request_error", "model_not_found")),
+    (PromptTooLongError, ErrorKind(400, "invalid_request_error", "context_length_exceeded")),
+    (InvalidRequestError, ErrorKind(400, "invalid_request_error")),
+    (QueueFullError, ErrorKind(429, "rate_limit_error", "queue_full", retry_after=1)),
+    (ShuttingDownError, ErrorKind(503, "server_error", "shutting_down", retry_after=10)),
+    (CancelledError, ErrorKind(503, "server_error", "shutting_down", retry_after=10)),
+    (OutOfMemoryError, ErrorKind(503, "server_error", "out_of_memory", retry_after=10)),
+    (DeadlineError, ErrorKind(504, "server_error", "deadline_exceeded")),
+    (InvalidLogitsError, ErrorKind(500, "server_error", "invalid_logits")),
+    (ChatGLMError, ErrorKind(500, "server_error")),
+    (Exception, ErrorKind(500, "server_error")),
 )
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """A request that gets no answer: the row of its error, one sentence, and the field it is about."""
+class ErrorResponse:
+    """What a client gets instead of an answer.
 
-    row: Row
-    sentence: str
+    Attributes:
+        kind: status and OpenAI's words.
+        message: one sentence.
+        field: the request's field it is about; may be empty.
+    """
+
+    kind: ErrorKind
+    message: str
     field: str = ""
 
     @classmethod
-    def of(cls, error: Exception) -> Refusal:
-        """What to tell a client. Only sentences written for people leave the server; others stay in its log."""
-        row = next(row for kind, row in TABLE if isinstance(error, kind))
+    def of(cls, error: Exception) -> ErrorResponse:
+        """Only messages of a ChatGLMError leave the server; other errors are internal and go to the log."""
+        kind = next(kind for class_, kind in KINDS if isinstance(error, class_))
         if not isinstance(error, ChatGLMError):
-            return cls(row, SERVER_SENTENCE)
-        return cls(row, str(error), error.field if isinstance(error, InvalidFieldError) else "")
+            logger.error("An answer failed.", exc_info=error)
+            return cls(kind, INTERNAL_ERROR)
+        return cls(kind, str(error), error.field if isinstance(error, InvalidFieldError) else "")
 
     @property
     def headers(self) -> dict[str, str]:
         """Headers that go with the status."""
-        if self.row.status == 401:
+        if self.kind.status == 401:
             return {"WWW-Authenticate": "Bearer"}
-        return {} if self.row.retry_after is None else {"Retry-After": str(self.row.retry_after)}
+        return {} if self.kind.retry_after is None else {"Retry-After": str(self.kind.retry_after)}
 
+    @property
     def openai_body(self) -> dict[str, object]:
         """The error as OpenAI's clients read it."""
-        error = {"message": self.sentence, "type": self.row.type, "param": self.field or None, "code": self.row.code}
+        error = {"message": self.message, "type": self.kind.type, "param": self.field or None, "code": self.kind.code}
         return {"error": error}
 
 
-def refuse(error: Exception) -> Refusal:
-    """`Refusal.of`, and a line with the traceback in the log if the error is a defect of ours."""
-    if not isinstance(error, ChatGLMError):
-        logger.error("An answer failed.", exc_info=error)
-    return Refusal.of(error)
+def router_message(status: int, method: str, path: str, otherwise: str) -> str:
+    """The message for an unknown path or method, or `otherwise`."""
+    messages = {404: f"There is nothing at {path}.", 405: f"{method} is not possible at {path}."}
+    return messages.get(status, otherwise)

@@ -1,7 +1,4 @@
-"""What the server counts, in Prometheus' words, in a registry of its own.
-
-Knows: names of figures and when an answer's clock runs. Does not know HTTP doors or the engine, which it only asks.
-"""
+"""Prometheus metrics of one server, in a registry of its own."""
 
 from __future__ import annotations
 
@@ -26,11 +23,11 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # of what `generate_l
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 
 
-class Metrics:
-    """Figures of one server.
+class ServerMetrics:
+    """Counters and histograms.
 
     Args:
-        read_stats: gives the engine's figures of the moment.
+        read_stats: gives the engine's current figures.
     """
 
     def __init__(self, read_stats: Callable[[], Stats]) -> None:
@@ -54,37 +51,34 @@ class Metrics:
             "chatglm_answer_seconds", "From admission to the end.", registry=self._registry, buckets=_SECONDS
         )
 
-    def watch(self) -> Watch:
-        """A clock for an answer that has just been admitted."""
-        return Watch(self)
+    def start_answer(self) -> AnswerTimer:
+        """A timer for an answer that has just been admitted."""
+        return AnswerTimer(self)
 
     def render(self) -> bytes:
-        """Everything, in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
-class Watch:
-    """One answer's clock."""
+class AnswerTimer:
+    """Measures one answer."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: ServerMetrics) -> None:
         self._metrics = metrics
         self._start = time.perf_counter()
         self._has_token = False
         self._has_ended = False
 
-    def see(self, delta: Delta) -> None:
-        """Take note of a delta as it is read."""
+    def count(self, delta: Delta) -> None:
+        """Count a delta as it is read."""
         if delta.completion_tokens and not self._has_token:
             self._has_token = True
             self._metrics.first_token.observe(time.perf_counter() - self._start)
         if delta.finish_reason is not None:
-            self._end(delta.finish_reason)
+            self.stop(delta.finish_reason)
 
-    def leave(self) -> None:
-        """Nobody reads on. An answer that had not ended counts as cancelled."""
-        self._end("cancelled")
-
-    def _end(self, reason: str) -> None:
+    def stop(self, reason: str) -> None:
+        """Record the end; only the first call counts."""
         if not self._has_ended:
             self._has_ended = True
             self._metrics.answers.labels(reason).inc()
@@ -92,24 +86,24 @@ class Watch:
 
 
 class _EngineCollector(Collector):
-    """The engine's own figures, read when they are asked for."""
+    """The engine's figures, read at every scrape."""
 
     def __init__(self, read_stats: Callable[[], Stats]) -> None:
         self._read_stats = read_stats
 
     def collect(self) -> Iterator[Metric]:
         stats = self._read_stats()
-        for name, words, value in (
+        for name, description, value in (
             ("running", "Requests that are being answered.", stats.running),
             ("waiting", "Requests that wait for their turn.", stats.waiting),
             ("slots", "Requests that can be answered at once.", stats.slots_total),
             ("cache_blocks", "Blocks of the KV cache in all.", stats.blocks_total),
             ("cache_blocks_free", "Blocks of the KV cache that no request holds.", stats.blocks_free),
         ):
-            yield GaugeMetricFamily(f"chatglm_{name}", words, value)
-        for name, words, value in (
+            yield GaugeMetricFamily(f"chatglm_{name}", description, value)
+        for name, description, value in (
             ("refused", "Requests refused because the queue was full.", stats.refused),
             ("prompt_tokens", "Tokens of prompts read.", stats.prompt_tokens_total),
             ("completion_tokens", "Tokens of answers made.", stats.tokens_total),
         ):
-            yield CounterMetricFamily(f"chatglm_{name}", words, value)
+            yield CounterMetricFamily(f"chatglm_{name}", description, value)

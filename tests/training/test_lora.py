@@ -224,7 +224,7 @@ def test_merging_alone(base: Path, update: Path, rows: Path, tmp_path: Path) -> 
     expected = _logits(load(half, lora_checkpoint=update).model)
     torch.testing.assert_close(_logits(load(tmp_path / "merged").model), expected, rtol=1e-2, atol=1e-2)
     packed = quantized_folder(tmp_path / "packed", 8)
-    with pytest.raises(InvalidRequestError, match="cannot be added to packed weights"):
+    with pytest.raises(InvalidRequestError, match="cannot be merged into packed weights"):
         merge(packed, update, tmp_path / "new")
     with pytest.raises(InvalidRequestError, match="--merge_to is for LoRA"):
         arguments(base, rows, tmp_path, do_train=True, pre_seq_len=3, merge_to="x")

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from chatglm.training.run import run
+from tests import forking
 from tests.training.data import arguments, flags
 
 ROOT = Path(__file__).parents[2]
@@ -101,7 +102,7 @@ def _run_two(words: list[list[str]], entry: str = ENTRY) -> list[str]:
     shared = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"} | place
     shared["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     children = [
-        subprocess.Popen(
+        forking.Popen(
             [sys.executable, "-c", entry, json.dumps(words)],
             env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from chatglm.training import run as run_module
 from chatglm.training.recipes import make_recipe
 from chatglm.training.run import main, run
 from chatglm.training.trainer import RecipeTrainer, checkpoints, last_checkpoint
+from tests import forking
 from tests.training.data import arguments, flags
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +69,7 @@ def test_a_checkpoint_describes_itself_and_loads_with_no_more_than_its_folder(
         load_pipeline(base, ptuning_checkpoint=output / "checkpoint-4") as same,
         load_pipeline(base) as plain,
     ):
-        assert tuned.model.config.pre_seq_len == 5
+        assert tuned.network.config.pre_seq_len == 5
         answers = [pipe.chat("hello", temperature=0, max_new_tokens=12)[0] for pipe in (tuned, same, plain)]
     assert answers[0] == answers[1] != answers[2]
     assert not any("another base" in sentence for sentence in said)
@@ -186,7 +186,7 @@ sys.exit(main(sys.argv[1:]))
 def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(base: Path, rows: Path, tmp_path: Path) -> None:
     words = flags(base, rows, tmp_path, do_train=True, pre_seq_len=2, save_steps=1, max_steps=3)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run([sys.executable, "-c", KILLED, *words], env=environment, capture_output=True, check=False)
+    ended = forking.run([sys.executable, "-c", KILLED, *words], env=environment, capture_output=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()[-2000:]
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1"]
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]

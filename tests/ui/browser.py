@@ -40,15 +40,20 @@ def started_browser() -> Iterator[Any]:
 
 
 class Visitor:
-    """One browser profile with one page open; nothing outside this machine is reached, and attempts are counted."""
+    """A browser profile with a page open; nothing outside this machine is reached, and attempts are counted."""
 
     def __init__(self, browser: Any, address: str, **profile: Any) -> None:
         self.outside: list[str] = []
+        self._address = address
         self.context = browser.new_context(**{"locale": "zh-CN", **profile})
         self.context.set_default_timeout(PATIENCE_MS)
         self.context.route(lambda url: not _is_here(url), self._refuse)
         self.page = self.context.new_page()
-        self.page.goto(address)
+        self.open()
+
+    def open(self) -> None:
+        """Open the page anew, which is quicker than another profile: the browser has its files already."""
+        self.page.goto(self._address)
 
     def _refuse(self, route: Any) -> None:
         self.outside.append(route.request.url)
