@@ -19,11 +19,12 @@ from chatglm.conversion.plan import DEFAULT_BITS, make_plan
 from chatglm.conversion.report import REPORT_NAME
 from chatglm.conversion.samples import BUNDLED, Sample, read_samples
 from chatglm.conversion.writing import check_absent, write_json
-from chatglm.devices import choose_device, format_bytes
+from chatglm.devices import choose_device
 from chatglm.errors import InvalidRequestError
 from chatglm.kernels.packing import BITS, GROUP_SIZES
 from chatglm.progress import ProgressBar
 from chatglm.quantization.gptq import check_damping
+from chatglm.sizes import format_bytes
 
 CALIBRATION_TOKENS = 32768
 EVALUATION_TOKENS = 16384

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -101,6 +102,17 @@ def chat_defaults(network: Any) -> dict[str, Any]:
     family = network.spec.chat_defaults
     own = {name: network.stored_defaults.get(name) for name in family if name != "max_length"}
     return {**family, **{name: value for name, value in own.items() if value is not None}}
+
+
+def stored_settings(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The generation parameters that a generation_config.json sets; keys that are not ours are ignored.
+
+    Raises:
+        InvalidRequestError: a value out of range.
+    """
+    named = {name: content[name] for name in CHAT_DEFAULTS if content.get(name) is not None}
+    GenerationConfig(**named)
+    return named
 
 
 def _require_integer(name: str, value: Any, low: int, optional: bool = False) -> None:

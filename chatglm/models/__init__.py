@@ -3,7 +3,7 @@
 A family is a package with these modules, {P} being its class prefix, and a row in `FAMILIES`:
 
     config.py      {P}NetworkConfig.from_keys(config.json)        sizes and special ids
-    tokenizer.py   {P}TextTokenizer.from_folder(folder), FILES    text <-> token ids
+    tokenizer.py   {P}TextTokenizer.from_folder(folder)           text <-> token ids
     template.py    encode_chat(tokenizer, messages, limit)        messages -> prompt ids
     positions.py   find_layout(input_ids, config)                 positions, and who sees whom
     network.py     {P}Network(config)                             a plain nn.Module, see chatglm.engine.decoder.Network
@@ -71,11 +71,6 @@ class Family:
         """The tokenizer of a model folder."""
         return self._part("tokenizer", f"{self.prefix}TextTokenizer").from_folder(folder)
 
-    @property
-    def tokenizer_files(self) -> tuple[str, ...]:
-        """Files that the tokenizer cannot do without."""
-        return self._part("tokenizer", f"{self.prefix}TextTokenizer").FILES
-
     def encode_chat(self, tokenizer: Any, messages: Any, limit: int) -> Any:
         """The prompt of a conversation, fewer than `limit` ids."""
         return self._part("template", "encode_chat")(tokenizer, messages, limit)
@@ -98,7 +93,7 @@ class Family:
         import torch
 
         with torch.device("meta"):
-            return self.model_class(config)
+            return self.model_class(self.config_class(**vars(config)))
 
 
 # ChatGLM2 and later share model_type "chatglm".

@@ -92,6 +92,7 @@ class ChatGLMForConditionalGeneration(UpstreamChat, ChatGLMNetwork, PreTrainedMo
     # Of PreTrainedModel, whose annotations change between releases.
     post_init: Callable[[], None]
     loss_function: Callable[..., Tensor]
+    generation_config: Any
 
     def __init__(self, config: Any) -> None:
         PreTrainedModel.__init__(self, config)
@@ -106,9 +107,13 @@ class ChatGLMForConditionalGeneration(UpstreamChat, ChatGLMNetwork, PreTrainedMo
             self.transformer.prefix_encoder.requires_grad_(True)
 
     @property
-    def stored_defaults(self) -> dict[str, Any]:  # type: ignore[override]
+    def stored_defaults(self) -> dict[str, Any]:
         """What the checkpoint's generation_config.json says of chats."""
         return {name: getattr(self.generation_config, name, None) for name in CHAT_DEFAULTS}
+
+    @stored_defaults.setter
+    def stored_defaults(self, settings: dict[str, Any]) -> None:
+        self.generation_config.update(**settings)
 
     def quantize(self, bits: int, empty_init: bool = False, *, group_size: int = 0, **unused: Any) -> Any:
         """Replace the four linear layers of every block by packed ones; returns the model.

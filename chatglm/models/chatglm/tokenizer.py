@@ -32,7 +32,6 @@ class ChatGLMTextTokenizer:
         CheckpointError: the vocabulary file is missing, damaged or of another model.
     """
 
-    FILES = (VOCABULARY_NAME,)
     NAMES = {
         "unk_token": "<unk>",
         "bos_token": "<sop>",
@@ -53,6 +52,7 @@ class ChatGLMTextTokenizer:
         clean_up_tokenization_spaces: bool = True,
         names: Mapping[str, str] | None = None,
     ) -> None:
+        self.vocab_file = Path(vocab_file)
         self.pieces = PieceVocabulary(vocab_file)
         self.num_image_tokens = num_image_tokens
         self.do_lower_case, self.remove_space = do_lower_case, remove_space

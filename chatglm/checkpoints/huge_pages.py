@@ -1,6 +1,4 @@
-"""Memory for weights: pages of their own, huge ones where the system has them, and filling it.
-
-Knows: anonymous mappings and how Linux is asked for pages of 2 MB. Does not know files, or what a tensor means.
+"""Memory for weights: anonymous mappings, of huge pages where the system has them, and filling it.
 
 A network on a CPU reads all its weights for every token. With pages of 4 kB a good part of that time goes to
 translating addresses; with pages of 2 MB 15 to 25 % more bytes per second were measured.

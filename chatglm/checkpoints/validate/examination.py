@@ -1,7 +1,4 @@
-"""`examine`: look at every file of a model folder and report every problem, not only the first.
-
-Knows: the order of the questions, and which answers make later questions pointless. Loads no weights.
-"""
+"""`validate_folder`: look at every file of a model folder and report every problem, not only the first."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from chatglm.checkpoints.validate.expected_weights import (
     is_prefix_only,
     prefix_only,
 )
-from chatglm.checkpoints.validate.findings import Finding, ValidationReport
+from chatglm.checkpoints.validate.findings import Family, Finding, ValidationReport
 from chatglm.checkpoints.validate.tokenizer_files import compare_vocabulary, make_tokenizer
 from chatglm.errors import (
     CheckpointError,
@@ -33,9 +30,10 @@ from chatglm.errors import (
     UnsupportedModelError,
 )
 from chatglm.kernels.packing import check_bits, check_group_size
-from chatglm.models import FAMILIES, Family, family_of
+from chatglm.model_spec import ModelSpec
 
 CONFIG_NAME = "config.json"
+DOWNLOAD_AGAIN = "Download this file again."
 DOWNLOAD_REMEDY = (
     "Download the model where there is a network (`hf download zai-org/chatglm-6b --local-dir chatglm-6b`), "
     "copy the folder here and give its path."
@@ -58,14 +56,19 @@ class _Findings(list[Finding]):
 
 
 def validate_folder(
-    folder: str | Path, *, needs_tokenizer: bool = True, prefix_elsewhere: bool = False
+    folder: str | Path,
+    recognise: Callable[[dict[str, Any]], Family],
+    *,
+    default_family: Family | None = None,
+    needs_tokenizer: bool = True,
+    prefix_elsewhere: bool = False,
 ) -> ValidationReport:
     """Everything that keeps `folder` from being loaded, found without loading any weights.
 
     Args:
-        folder: of the model.
-        needs_tokenizer: also examine the tokenizer files.
-        prefix_elsewhere: a P-Tuning prefix is given separately, so that one which config.json asks for may be absent.
+        recognise: the family of a config.json's keys; raises UnsupportedModelError.
+        default_family: whose tokenizer files are looked for where config.json cannot be read.
+        prefix_elsewhere: a P-Tuning prefix is given separately; one that config.json asks for may be absent.
     """
     folder = Path(folder)
     findings = _Findings()
@@ -73,26 +76,23 @@ def validate_folder(
     if absence is not None:
         findings.add(folder, absence)
         return ValidationReport(folder, tuple(findings))
-    keys: dict[str, Any] | None = findings.attempt(folder / CONFIG_NAME, lambda: read_config(folder))
+    path = folder / CONFIG_NAME
+    keys: dict[str, Any] | None = findings.attempt(path, lambda: read_config(folder))
     files: WeightFiles | None = findings.attempt(folder, lambda: find_weight_files(folder))
     tensors, is_complete = _examine_files(files, findings) if files else ({}, False)
-    if is_prefix_only(tensors):  # nothing else that such a folder lacks is worth a word
+    if is_prefix_only(tensors):  # whatever else such a folder lacks does not matter
         return ValidationReport(folder, (Finding("error", folder, prefix_only(folder)),), tensors=tensors)
-    family: Family | None = (
-        findings.attempt(folder / CONFIG_NAME, lambda: family_of(keys)) if keys is not None else None
-    )
-    config = findings.attempt(folder / CONFIG_NAME, lambda: _config(folder, family, keys or {})) if family else None
+    family: Family | None = findings.attempt(path, lambda: recognise(keys)) if keys is not None else None
+    config = findings.attempt(path, lambda: _config(path, family, keys or {})) if family else None
     is_understood = family is None or config is not None
     quantized = check_quantization(folder, keys or {}, tensors) if is_understood else None
     if quantized is not None:
         findings.add(folder, quantized)
     elif family is not None and config is not None and is_complete:
         findings.add(folder, *compare_weights(folder, family, config, tensors, prefix_elsewhere=prefix_elsewhere))
-    tokenizer = None
-    if needs_tokenizer and (family is not None or keys is None):
-        # Without a readable config.json the files are those of ChatGLM-6B or of nothing we know.
-        family_of_tokenizer = family or FAMILIES[0]
-        tokenizer = findings.attempt(folder, lambda: make_tokenizer(folder, family_of_tokenizer))
+    tokenizer, tokenizer_family = None, family or (default_family if keys is None else None)
+    if needs_tokenizer and tokenizer_family is not None:
+        tokenizer = findings.attempt(folder, lambda: make_tokenizer(folder, tokenizer_family))
     if family is not None and config is not None and tokenizer is not None:
         findings.add(folder, *compare_vocabulary(folder, family, tokenizer, config))
     return ValidationReport(folder, tuple(findings), family, config, tensors, tokenizer)
@@ -128,45 +128,45 @@ def _examine_files(files: WeightFiles, findings: _Findings) -> tuple[dict[str, S
     return tensors, is_complete
 
 
-def _config(folder: Path, family: Family, keys: dict[str, Any]) -> Any:
+def _config(path: Path, family: Family, keys: dict[str, Any]) -> Any:
     try:
         config = family.config(keys)
+        spec = family.spec(config)
+        _check_sizes(path, spec)
+        _check_packing(config, spec)
     except CheckpointError:
         raise
     except InvalidRequestError as error:
-        raise DamagedFileError(f"{folder / CONFIG_NAME}: {error}", "Download this file again.") from None
-    except Exception as error:  # the library validates with exceptions of its own, which change between releases
-        raise DamagedFileError(
-            f"{folder / CONFIG_NAME} holds a value that cannot be used: {error}.", "Download this file again."
-        ) from None
-    _check_sizes(folder, config)
+        raise DamagedFileError(f"{path}: {error.problem}", DOWNLOAD_AGAIN) from None
+    except Exception as error:  # a value of another type fails wherever it is first used
+        raise DamagedFileError(f"{path} holds a value that cannot be used: {error}.", DOWNLOAD_AGAIN) from None
     return config
 
 
-def _check_sizes(folder: Path, config: Any) -> None:
-    for name in ("vocab_size", "hidden_size", "num_layers", "num_attention_heads", "inner_hidden_size"):
-        value = getattr(config, name)
-        if not isinstance(value, int) or value < 1:
-            raise DamagedFileError(
-                f"{folder / CONFIG_NAME} says {name} {value!r}, which is no size.", "Download this file again."
-            )
-    if config.hidden_size % config.num_attention_heads:
+def _check_sizes(path: Path, spec: ModelSpec) -> None:
+    for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_width"):
+        value = getattr(spec, name)
+        if type(value) is not int or value < 1:
+            raise DamagedFileError(f"{path} says {name} {value!r}, which is no size.", DOWNLOAD_AGAIN)
+    if spec.num_heads % spec.num_kv_heads:
         raise DamagedFileError(
-            f"{folder / CONFIG_NAME}: hidden_size {config.hidden_size} is no multiple of num_attention_heads "
-            f"{config.num_attention_heads}.",
-            "Download this file again.",
+            f"{path}: {spec.num_heads} heads do not divide into {spec.num_kv_heads} groups.", DOWNLOAD_AGAIN
         )
-    try:
-        _check_packing(config)
-    except InvalidRequestError as error:
-        raise DamagedFileError(f"{folder / CONFIG_NAME}: {error.problem}", "Download this file again.") from None
+    for linear in spec.linears:
+        sizes = [linear.columns, *(rows for _, rows in linear.segments)]
+        if any(type(size) is not int or size < 1 for size in sizes) or any(n % linear.num_groups for n in sizes[1:]):
+            raise DamagedFileError(
+                f"{path}: {linear.name} of {linear.rows} x {linear.columns} does not divide into "
+                f"{linear.num_groups} heads.",
+                DOWNLOAD_AGAIN,
+            )
 
 
-def _check_packing(config: Any) -> None:
+def _check_packing(config: Any, spec: ModelSpec) -> None:
     """Raise InvalidRequestError when the rows of this network cannot be packed as the configuration says."""
-    for num_columns in (config.hidden_size, config.inner_hidden_size):
+    for num_columns in {linear.columns for linear in spec.linears}:
         if config.quantization_bit:
             check_bits(config.quantization_bit, num_columns)
             check_group_size(config.quantization_group_size, num_columns)
     if config.quantization_embedding_bit:
-        check_bits(config.quantization_embedding_bit, config.hidden_size)
+        check_bits(config.quantization_embedding_bit, spec.hidden_size)
