@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from chatglm import devices
-from chatglm.checkpoints.validate.expected_weights import expected_network
 from chatglm.devices import (
     available_memory,
     choose_device,
@@ -88,7 +87,7 @@ def test_planning_for_mps_never_touches_cuda(monkeypatch: pytest.MonkeyPatch) ->
     family = FAMILIES["chatglm"]
     device = choose_device("mps")
     for bits in (0, 4):
-        network = expected_network(family, family.config({"num_layers": 1, "quantization_bit": bits}))
+        network = family.empty_network(family.config({"num_layers": 1, "quantization_bit": bits}))
         parameters = list(network.parameters())
         dtype = type_for("auto", device, parameters)
         assert (device, dtype) == (MPS, torch.float16)
@@ -192,7 +191,7 @@ def test_parameters_are_counted_not_bytes(bits: int) -> None:
     """6.17 billion, however many bits each has; a tied embedding counts once."""
     family = FAMILIES["chatglm"]
     config = family.config({"quantization_bit": bits, "quantization_embedding_bit": bits})
-    count = count_parameters(expected_network(family, config), [])
+    count = count_parameters(family.empty_network(config), [])
     per_layer = 12 * 4096**2 + (3 + 1 + 4 + 1) * 4096 + 4 * 4096
     assert count == 28 * per_layer + 130528 * 4096 + 2 * 4096
 

@@ -16,11 +16,11 @@ from transformers import AutoModel
 from chatglm import ChatGLMForConditionalGeneration, kernels
 from chatglm.engine.decoder import BatchDecoder
 from chatglm.kernels import choose
+from chatglm.loading import load
 from chatglm.models.chatglm.fused import FusedSelfAttention, cache_dtype, fuse
 from chatglm.models.chatglm.network import GLU, SelfAttention
 from chatglm.nn.kv_cache import KVCache
 from chatglm.nn.rotary import head_tables
-from chatglm.pipeline import load_pipeline
 from tests.golden.cases import build, tensors
 
 PROMPTS = Path(__file__).parents[3] / "tools" / "demo_model" / "data" / "eval100.jsonl"
@@ -38,10 +38,10 @@ def native() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def demo() -> Iterator[tuple[Any, Any]]:
+def demo() -> tuple[Any, Any]:
     """The demo model with 4-bit weights, and its tokenizer."""
-    with load_pipeline("demo", dtype="fp32") as pipe:
-        yield pipe.network.quantize(4), pipe.tokenizer
+    loaded = load("demo", dtype="fp32", quantize=4, wraps=True)
+    return loaded.model, loaded.tokenizer
 
 
 def plain(model: ChatGLMForConditionalGeneration) -> ChatGLMForConditionalGeneration:
