@@ -52,7 +52,7 @@ class Letters:
 
 
 def random_network(num_layers: int, dtype: torch.dtype, bits: int) -> Any:
-    family = FAMILIES["chatglm"]
+    family = FAMILIES[0]
     config = family.config_class(**SIZES, **SPECIALS, eos_token_id=31993, num_layers=num_layers)
     torch.manual_seed(0)
     default = torch.get_default_dtype()

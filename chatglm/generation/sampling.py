@@ -123,7 +123,7 @@ def forbid_end(logits_BV: Tensor, rows: SamplingRows) -> Tensor:
 def _draw(kept_BK: Tensor, rows: SamplingRows) -> Tensor:
     """Which of the candidates [B, K], best first, is drawn; int64 [B]."""
     if kept_BK.shape[1] <= NUM_CANDIDATES and is_available(kept_BK.device):
-        from chatglm.kernels.triton.draw import operator
+        from chatglm.kernels.triton.triton_sampling import operator
 
         return operator(kept_BK, rows.seeds, rows.counts, rows.temperatures, rows.top_ks, rows.top_ps)
     return draw_reference(kept_BK, rows)

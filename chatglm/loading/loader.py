@@ -43,7 +43,7 @@ from chatglm.loading.tensor_parallel import init_process_group, shard_network
 from chatglm.loading.tied_embedding import EMBEDDING_BITS, EMBEDDING_MESSAGE, wants_packed_embedding
 from chatglm.models import Family
 from chatglm.progress import Progress
-from chatglm.quantization.convert import check_packed
+from chatglm.quantization.layer_swap import check_packed
 from chatglm.sizes import parse_bytes
 
 Report = Callable[[str], object]

@@ -59,7 +59,7 @@ class Family:
         """The network of `config`, packed as it says, with parameters that have types and shapes but no memory."""
         import torch
 
-        from chatglm.quantization.convert import make_room
+        from chatglm.quantization.layer_swap import make_room
 
         with torch.device("meta"):
             network = self._part("network", f"{self.prefix}Network")(config)

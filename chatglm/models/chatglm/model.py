@@ -30,7 +30,7 @@ from chatglm.models.chatglm.template import encode_chat
 from chatglm.models.upstream_chat import UpstreamChat
 from chatglm.nn.kv_cache import AnyCache
 from chatglm.nn.lora import merged_state, updates_for
-from chatglm.quantization.convert import make_room, quantize_network
+from chatglm.quantization.layer_swap import make_room, quantize_network
 
 logger = logging.getLogger(__name__)
 
