@@ -48,7 +48,7 @@ def test_expected_tensors_are_those_of_the_published_checkpoint(name: str) -> No
     assert len(published) == layout["number_of_keys"] == 368
     rotary = {key for key in published if key.endswith("rotary_emb.inv_freq")}
     assert len(rotary) == 28
-    family = FAMILIES["chatglm"]
+    family = FAMILIES[0]
     ours = expected_shapes(family, family.config_class(vocab_size=130528))
     assert ours == {key: shape for key, shape in published.items() if key not in rotary}
 
@@ -186,7 +186,7 @@ def test_a_whole_model_with_its_prefix(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantized_folder(bits: int, tmp_path: Path) -> None:
     make_folder(tmp_path)
-    model = load(tmp_path, device="cpu").model.quantize(bits)
+    model = load(tmp_path, device="cpu", wraps=True).model.quantize(bits)
     rewrite(tmp_path, dict(model.state_dict()))
     only(examine(tmp_path), MismatchError, "quantized", "of how many bits", str(tmp_path / "config.json"))
     change_config(tmp_path, quantization_bit=bits)

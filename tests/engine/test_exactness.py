@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatglm.engine import Engine
+from chatglm.engine.decoder import BatchDecoder
+from chatglm.engine.solo import stream_alone
 from chatglm.generation.config import GenerationConfig
-from chatglm.generation.decode import stream_text
 from chatglm.generation.deltas import Delta
 from chatglm.models.chatglm.model import ChatGLMForConditionalGeneration
 from chatglm.pipeline import load_pipeline
@@ -92,7 +93,7 @@ asked = st.builds(
 
 
 def alone(model: Any, request: Asked) -> list[Delta]:
-    return list(stream_text(model, IdTokenizer(), request.ids(model.config), request.config))
+    return list(stream_alone(BatchDecoder(model), IdTokenizer(), request.ids(model.config), request.config))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -102,7 +103,7 @@ def test_together_as_alone(name: str, requests: list[Asked]) -> None:
     if "bf16" in name:
         skip_without_even_bfloat16()
     model = network(name)
-    engine = Engine(model, IdTokenizer(), max_running=4)
+    engine = Engine(BatchDecoder(model), IdTokenizer(), max_running=4)
     handles = []
     for request in requests:
         time.sleep(request.pause * 0.002)

@@ -31,7 +31,7 @@ def quantized_folder(
         "quantization_embedding_bit": embedding_bits,
         "quantization_group_size": group_size,
     }
-    family = FAMILIES["chatglm"]
+    family = FAMILIES[0]
     wanted = expected_shapes(family, family.config(config))
     tensors = {}
     for name, tensor in random_tensors(plain, tied=tied).items():
@@ -49,7 +49,7 @@ def quantized_folder(
 
 
 def load_cpu(model: Any, **options: Any) -> LoadedModel:
-    return load(model, **{"device": "cpu", "dtype": "fp32", **options})
+    return load(model, **{"device": "cpu", "dtype": "fp32", **options}, wraps=True)
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -62,7 +62,7 @@ def logits(model: Any) -> torch.Tensor:
 
 def reference(config: dict[str, Any], tensors: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32) -> Any:
     """The same network filled by torch's own load_state_dict."""
-    family = FAMILIES["chatglm"]
+    family = FAMILIES[0]
     model = family.model_class(family.config_class.from_dict(config))
     model.load_state_dict({name: t for name, t in tensors.items() if "inv_freq" not in name})
     return model.to(dtype).eval()

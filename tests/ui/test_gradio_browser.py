@@ -108,6 +108,11 @@ class Person:
     def wait_until_done(self, num_answers: int) -> None:
         self.until(lambda: self.answers.count() == num_answers and self.page.locator("#box .submit-button").count())
 
+    def clear(self) -> None:
+        self.box.fill("")
+        self.page.locator("#clear").click()
+        self.until(lambda: not self.questions.count() and not self.note.inner_text().strip())
+
     def retry(self) -> None:
         """Until the new answer is there, which may look like the old one."""
         self.page.evaluate(WATCH)
@@ -139,11 +144,17 @@ def profile(browser: Any) -> Iterator[Profile]:
         yield profile
 
 
-@pytest.fixture
-def person(profile: Profile, demo: str) -> Iterator[Person]:
-    """Somebody at the demo model."""
+@pytest.fixture(scope="module")
+def demo_page(profile: Profile, demo: str) -> Iterator[Person]:
     with Person(profile.open(demo)) as person:
         yield person
+
+
+@pytest.fixture
+def person(demo_page: Person) -> Person:
+    """Somebody at the demo model, who has cleared the page: opening one takes long."""
+    demo_page.clear()
+    return demo_page
 
 
 @pytest.fixture
@@ -229,8 +240,7 @@ def test_retry_undo_and_edit(person: Person) -> None:
 
 def test_clear_forgets(person: Person) -> None:
     person.ask_and_wait("我叫小明")
-    person.page.locator("#clear").click()
-    person.until(lambda: person.questions.count() == 0)
+    person.clear()
     assert "小明" not in person.ask_and_wait("我叫什么名字")
 
 
@@ -243,8 +253,7 @@ def test_settings_reach_the_answer(listener: Person) -> None:
         listener.choose("seed", seed)
         made.append(listener.ask_and_wait("hello"))
         assert "已达到长度上限" in listener.note.inner_text()
-        listener.page.locator("#clear").click()
-        listener.until(lambda: listener.questions.count() == 0)
+        listener.clear()
     assert made[0] == made[1] != made[2]
     listener.choose("seed", "seven")
     listener.ask("hello")
