@@ -34,7 +34,7 @@ def measure(folder: str, dtype: str, limit: str | None, tokens: int) -> dict[str
     from chatglm.models import FAMILIES
     from chatglm.pipeline import load_pipeline
 
-    FAMILIES[0].model_class, FAMILIES["chatglm"].tokenizer_class
+    FAMILIES[0].model_class, FAMILIES[0].tokenizer_class
     before = resident("VmRSS")
     start = time.perf_counter()
     with load_pipeline(folder, device="cpu", dtype=dtype, max_memory=limit) as pipe:
