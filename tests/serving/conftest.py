@@ -20,9 +20,9 @@ def demo() -> Iterator[Pipeline]:
 
 
 @pytest.fixture(scope="package")
-def babbler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+def endless_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     """It answers up to the limit: no token of its vocabulary ends an answer."""
-    with load_pipeline(make_tiny_checkpoint(tmp_path_factory.mktemp("babbler"))) as pipeline:
+    with load_pipeline(make_tiny_checkpoint(tmp_path_factory.mktemp("endless_pipeline"))) as pipeline:
         pipeline.network.config.eos_token_id = -1
         pipeline.start_engine(max_running=10, max_waiting=20)
         yield pipeline
@@ -35,8 +35,8 @@ def server(demo: Pipeline) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="package")
-def endless(babbler: Pipeline) -> Iterator[Server]:
-    with serving(babbler, heartbeat=0.2) as running:
+def endless(endless_pipeline: Pipeline) -> Iterator[Server]:
+    with serving(endless_pipeline, heartbeat=0.2) as running:
         yield running
 
 
@@ -47,6 +47,6 @@ def poll(demo: Pipeline) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="package")
-def endless_poll(babbler: Pipeline) -> Iterator[Server]:
-    with polling(babbler) as running:
+def endless_poll(endless_pipeline: Pipeline) -> Iterator[Server]:
+    with polling(endless_pipeline) as running:
         yield running
