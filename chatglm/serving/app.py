@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from chatglm.cli.settings import MAX_BODY_BYTES
 from chatglm.errors import ChatGLMError
-from chatglm.serving.errors import OPENAI_PREFIX, ErrorKind, ErrorResponse, router_message
+from chatglm.serving.http_errors import OPENAI_PREFIX, ErrorKind, ErrorResponse, router_message
 from chatglm.serving.middleware import Authentication, BodyLimit, RequestCounter, error_response
 from chatglm.serving.openai.openai_routes import openai_router
 from chatglm.serving.routes import status_router, stream_router, upstream_router

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chatglm.errors import ChatGLMError
-from chatglm.serving.errors import OPENAI_PREFIX, BodyTooLargeError, ErrorResponse, InvalidBodyError, WrongKeyError
+from chatglm.serving.http_errors import OPENAI_PREFIX, BodyTooLargeError, ErrorResponse, InvalidBodyError, WrongKeyError
 from chatglm.serving.schemas import check_content_type, parse_json
 from chatglm.serving.service import RequestService
 
@@ -39,13 +39,7 @@ def error_response(error: Exception, path: str) -> JSONResponse:
 
 
 class RequestCounter:
-    """ASGI middleware: counts HTTP responses when they begin.
-
-    Args:
-        app: the next application.
-        counter: with the labels path and status.
-        paths: those counted by name; all others are "other", or made-up paths could fill the memory.
-    """
+    """ASGI middleware: counts responses by path and status; unknown paths as "other", or they could fill memory."""
 
     def __init__(self, app: ASGIApp, counter: Counter, paths: frozenset[str]) -> None:
         self._app, self._counter, self._paths = app, counter, paths
@@ -136,7 +130,6 @@ class StrictJsonRoute(APIRoute):
     forgives_content_type = False
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler, with the body read here."""
         handle = super().get_route_handler()
 
         async def read_and_handle(request: Request) -> Response:

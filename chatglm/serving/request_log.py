@@ -21,12 +21,9 @@ def answer_line(time: str, prompt: str, response: str) -> str:
 
 
 class LinePrinter:
-    """Prints lines from a thread of its own; if a thousand are pending, a line is dropped.
+    """Prints lines to a file descriptor (None = stdout) from its own thread; drops them if a thousand are pending.
 
     It bypasses Python's buffers, whose lock a blocked write would hold until the process is killed.
-
-    Args:
-        descriptor: where to write; None = stdout.
     """
 
     def __init__(self, descriptor: int | None = None) -> None:
@@ -37,7 +34,6 @@ class LinePrinter:
         self._thread.start()
 
     def print(self, line: str) -> None:
-        """Queue a line; never waits."""
         with suppress(queue.Full):
             self._lines.put_nowait(line)
 

@@ -20,9 +20,9 @@ from sse_starlette import EventSourceResponse, JSONServerSentEvent, ServerSentEv
 
 from chatglm.cli.settings import Settings
 from chatglm.generation.deltas import fold
-from chatglm.serving.errors import ErrorResponse
-from chatglm.serving.metrics import CONTENT_TYPE
+from chatglm.serving.http_errors import ErrorResponse
 from chatglm.serving.middleware import ForgivingJsonRoute, StrictJsonRoute, on_disconnect
+from chatglm.serving.prometheus import CONTENT_TYPE
 from chatglm.serving.request_log import answer_line
 from chatglm.serving.schemas import Health, StreamRequest, UpstreamRequest, UpstreamResponse
 from chatglm.serving.service import Answer, RequestService, require_complete

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from chatglm.serving.errors import InvalidBodyError, InvalidFieldError, WrongContentTypeError
+from chatglm.serving.http_errors import InvalidBodyError, InvalidFieldError, WrongContentTypeError
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -168,11 +168,7 @@ class ErrorDetail(BaseModel):
 
 
 def check_content_type(content_type: str | None, forgives: bool) -> None:
-    """Reject a Content-Type other than JSON. No header is accepted; `forgives` also accepts `FORGOTTEN_TYPES`.
-
-    Raises:
-        WrongContentTypeError
-    """
+    """Raise WrongContentTypeError for a format other than JSON (and `FORGOTTEN_TYPES` with `forgives`)."""
     kind = (content_type or "").partition(";")[0].strip().lower()
     is_json = kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
     if not is_json and kind and not (forgives and kind in FORGOTTEN_TYPES):
@@ -206,11 +202,7 @@ def parse_json(body: bytes) -> Any:
 
 
 def validate(model: type[Model], value: Any) -> Model:
-    """A JSON value as a checked request.
-
-    Raises:
-        InvalidFieldError: naming the first field that is wrong.
-    """
+    """A JSON value as a request; raises InvalidFieldError for the first wrong field."""
     try:
         return model.model_validate(value)
     except ValidationError as error:

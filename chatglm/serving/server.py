@@ -24,13 +24,7 @@ CLOSING_SECONDS = 3
 
 
 class DrainingServer(uvicorn.Server):
-    """A uvicorn server that drains its request service before it ends.
-
-    Args:
-        config: uvicorn's.
-        service: has the running requests.
-        on_listening: called once clients can connect; False ends the server at once.
-    """
+    """A uvicorn server that drains its service at shutdown; `on_listening` returns False to end it at once."""
 
     def __init__(self, config: uvicorn.Config, service: RequestService, on_listening: Callable[[], bool]) -> None:
         super().__init__(config)
@@ -38,13 +32,11 @@ class DrainingServer(uvicorn.Server):
         self._on_listening = on_listening
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """uvicorn's own: opens the port."""
         await super().startup(sockets)
         if not self._on_listening():
             self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """uvicorn's own: closes the port, then waits for connections."""
         self._service.close()
         timeout = self._service.settings.shutdown_timeout
         cancelling = asyncio.get_running_loop().call_later(timeout, self._service.cancel_all)

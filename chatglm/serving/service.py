@@ -12,23 +12,20 @@ from typing import Any
 
 from chatglm.cli.settings import Settings
 from chatglm.engine import Completion, Handle, Stats
+from chatglm.errors import PromptTooLongError
 from chatglm.generation.deltas import Delta
 from chatglm.messages import Message, check_history, to_messages
 from chatglm.pipeline import Pipeline
-from chatglm.serving.errors import CancelledError, DeadlineError, ShuttingDownError, WrongKeyError
-from chatglm.serving.metrics import ServerMetrics
+from chatglm.serving.http_errors import CancelledError, DeadlineError, ShuttingDownError, WrongKeyError
+from chatglm.serving.prometheus import ServerMetrics
 
+# No vocabulary has longer tokens. Longer prompts are rejected unread: encoding megabytes takes seconds.
+MAX_TOKEN_CHARACTERS = 256
 CANCELLED = "The answer was cancelled before it was complete."
 
 
 class RequestService:
-    """One per server.
-
-    Attributes:
-        pipeline: the model and its engine.
-        settings: the configuration of this server.
-        metrics: its counters.
-    """
+    """The requests of one server, its settings and its metrics."""
 
     def __init__(self, pipeline: Pipeline, settings: Settings) -> None:
         self.pipeline = pipeline
@@ -65,6 +62,8 @@ class RequestService:
 
     def complete(self, prompt: str, **parameters: Any) -> Answer:
         """Take a request to continue raw text, without chat template or system message; as `submit`."""
+        if len(prompt) > self.pipeline.context_limit * MAX_TOKEN_CHARACTERS:
+            raise PromptTooLongError(f"The prompt has {len(prompt)} characters, more than fit.", "Shorten it.")
         return self._admit(self.pipeline.complete, prompt, parameters)
 
     def _admit(self, submit: Any, prompt: str | Sequence[Message], parameters: dict[str, Any]) -> Answer:
@@ -79,15 +78,10 @@ class RequestService:
         return Answer(handle, self.metrics)
 
     def stats(self) -> Stats:
-        """The engine's figures of this moment."""
         return self.pipeline.engine.stats()
 
     def authenticate(self, authorization: str | None) -> None:
-        """Compare an Authorization header with the API key, if there is one, in constant time.
-
-        Raises:
-            WrongKeyError: it is not `Bearer KEY`.
-        """
+        """Raise WrongKeyError unless the Authorization header is `Bearer KEY`; compared in constant time."""
         key = self.settings.api_key
         scheme, _, given = (authorization or "").partition(" ")
         if key is not None and not (
@@ -134,17 +128,12 @@ class Answer:
             self.cancel()
 
     def cancel(self) -> None:
-        """End it within one token; nothing happens if it has ended."""
         self._handle.cancel()
         self._timer.stop("cancelled")
 
 
 def require_complete(completion: Completion) -> Completion:
-    """Reject an answer that was ended by something other than the model or a limit of the request.
-
-    Raises:
-        DeadlineError, CancelledError
-    """
+    """Raise DeadlineError or CancelledError for an answer ended by neither the model nor a limit of the request."""
     if completion.finish_reason == "deadline":
         raise DeadlineError("The answer took longer than this server allows.", "Ask for fewer tokens.")
     if completion.finish_reason == "cancelled":

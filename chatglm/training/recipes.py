@@ -21,8 +21,7 @@ from torch import Tensor
 
 from chatglm.atomic import atomic_path, write_text
 from chatglm.errors import InvalidRequestError, MismatchError, MissingFileError, TrainingError
-from chatglm.loading.fingerprint import base_fingerprint
-from chatglm.loading.prefix_checkpoint import PREFIX_START, check_prefix_fits, find_prefix
+from chatglm.loading.prefix_checkpoint import base_fingerprint, check_prefix_fits, find_prefix
 from chatglm.nn.prefix_encoder import PrefixEncoder
 from chatglm.training.arguments import ModelArguments
 
@@ -116,9 +115,10 @@ class PTuning(Recipe):
         self.notes |= {"pre_seq_len": str(config.pre_seq_len), "prefix_projection": projection}
 
     def load(self, folder: Path) -> None:
-        prefix = find_prefix(folder)
-        check_prefix_fits(prefix, {name: tuple(value.shape) for name, value in self.state().items()})
-        values = {name.removeprefix(PREFIX_START): value for name, value in prefix.read().items()}
+        prefix, spec = find_prefix(folder), self.network.spec
+        check_prefix_fits(prefix, spec, self.network.config)
+        start = f"{spec.prefix_encoder}."
+        values = {name.removeprefix(start): value for name, value in prefix.read(spec).items()}
         self.network.transformer.prefix_encoder.load_state_dict(values)
 
     def _write(self, folder: Path, tensors: dict[str, Tensor]) -> None:

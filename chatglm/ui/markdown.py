@@ -57,7 +57,7 @@ def _sub(pattern: re.Pattern[str], text: str, found: Callable[[str], str], other
 
 CODE = re.compile(rf"{_fence(' {0,3}')}|(?P<ticks>(?<!`)`+(?!`))(?s:.+?)(?<!`)(?P=ticks)(?!`)", re.MULTILINE)
 FORMULA = re.compile(r"\$\$.+?\$\$|(?<!\\)\$[^\n$]+?(?<!\\)\$|\\\[.+?\\\]|\\\(.+?\\\)", re.DOTALL)
-# `>` stays in prose: quotations begin with it. In a formula the same is said in LaTeX.
+# `>` stays in prose: quotations begin with it. In a formula, `<` becomes a LaTeX command.
 _INERT = Dialect(
     CODE,
     FORMULA,

@@ -40,8 +40,8 @@ class Reply:
     latest_s: float = 0.0
 
     @property
-    def is_complete(self) -> bool:
-        """Whether it joins the history: it did not fail, and was not stopped before there was text."""
+    def is_usable(self) -> bool:
+        """Whether it joins the messages: it did not fail, and was not stopped before there was text."""
         return not self.error and (bool(self.text) or self.finish_reason not in (None, "cancelled"))
 
     @property
@@ -131,7 +131,7 @@ class ChatSession:
     @property
     def history(self) -> History:
         """The rounds that the model is told of, as (question, answer) pairs."""
-        return [(round_.question, round_.reply.text) for round_ in self.rounds if round_.reply.is_complete]
+        return [(round_.question, round_.reply.text) for round_ in self.rounds if round_.reply.is_usable]
 
     @property
     def messages(self) -> list[Message]:
@@ -274,11 +274,11 @@ class ChatSession:
             self.pending = None
             reason = "error" if error else pending.reply.finish_reason or "cancelled"
             reply = self.last_reply = replace(pending.reply, finish_reason=reason, error=error)
-            complete = tuple(version for version in pending.round.versions if version.is_complete)
-            if complete and not reply.is_complete:
+            usable = tuple(version for version in pending.round.versions if version.is_usable)
+            if usable and not reply.is_usable:
                 self.rounds = pending.before
             else:
-                rounds = [*self.rounds, Round(pending.round.question, (*complete, reply))]
+                rounds = [*self.rounds, Round(pending.round.question, (*usable, reply))]
                 num_excess = max(0, len(rounds) - (self._max_rounds or len(rounds)))
                 self.rounds = rounds[num_excess:]
                 self.num_forgotten += num_excess

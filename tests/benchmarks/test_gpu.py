@@ -50,7 +50,7 @@ def test_rows_are_compared_by_what_they_measure(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out.split("\n") == ["  3.00 times as fast: kind=step bits=4 batch=1", ""]
 
 
-def test_the_originals_way_gives_the_references_numbers_and_is_undone() -> None:
+def test_upstreams_products_equal_the_reference_and_are_undone() -> None:
     network = device_network(SIZES_TINY, 4, 8, torch.device("cpu"), torch.float32)
     x = torch.randn(3, SIZES_TINY["hidden_size"])
     layers = [network.transformer.layers[0].mlp.dense_h_to_4h, network.lm_head]

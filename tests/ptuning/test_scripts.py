@@ -91,7 +91,7 @@ def test_relative_paths_start_where_the_script_is_called(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("name", "columns"), [("clothes", ("content", "summary")), ("talks", ("prompt", "response"))])
-def test_the_bundled_data_is_what_its_recipe_makes(name: str, columns: tuple[str, str], tmp_path: Path) -> None:
+def test_the_bundled_data_is_reproducible(name: str, columns: tuple[str, str], tmp_path: Path) -> None:
     subprocess.run([sys.executable, PTUNING / "data" / "make_clothes.py", "--folder", tmp_path], check=True)
     rows = {}
     for part in ("train.json", "dev.json"):

@@ -30,6 +30,7 @@ from chatglm.serving.polling.waitress_server import make_polling_server
 from chatglm.serving.polling.workers import PollingWorkers
 from chatglm.serving.server import make_server
 from chatglm.serving.service import RequestService
+from tests import forking
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
@@ -138,11 +139,11 @@ def open_socket(url: str, path: str, body: dict[str, Any], reads: bool = True) -
 
 
 class Process:
-    """`python SCRIPT` with flags: its address once it listens, all it printed, its exit code."""
+    """`python SCRIPT` with flags, forked from a process that has imported torch."""
 
     def __init__(self, *command: str, environment: dict[str, str] | None = None) -> None:
         self._lines: list[str] = []
-        self._process = subprocess.Popen(
+        self._process = forking.Popen(
             [sys.executable, *command],
             cwd=ROOT,
             env={**os.environ, "PYTHONIOENCODING": "utf-8", **(environment or {})},

@@ -20,7 +20,7 @@ PATHS = dict(zip(ENDPOINTS, ("/", "/stream", "/v1/chat/completions", "/chat"), s
 
 
 def read_table() -> dict[tuple[str, str], int]:
-    """{(row, endpoint): status} as the document says."""
+    """{(row, endpoint): status} of docs/api.md."""
     document = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
     lines = document.split("## Error responses")[1].split("## ")[0].splitlines()
     rows = [[cell.strip().replace("`", "") for cell in line.strip("|").split("|")] for line in lines if "|" in line]
@@ -96,12 +96,12 @@ SENT = {
 
 
 @pytest.fixture(scope="module")
-def endpoints(babbler: Pipeline) -> Iterator[dict[str, Server]]:
+def endpoints(endless_pipeline: Pipeline) -> Iterator[dict[str, Server]]:
     """Both servers, with a key."""
     defaults = {"max_length": 60}
     with (
-        serving(babbler, api_key=KEY, defaults=defaults) as api,
-        polling(babbler, api_key=KEY, defaults=defaults) as poll,
+        serving(endless_pipeline, api_key=KEY, defaults=defaults) as api,
+        polling(endless_pipeline, api_key=KEY, defaults=defaults) as poll,
     ):
         yield {endpoint: poll if endpoint == "polling /chat" else api for endpoint in ENDPOINTS}
 
@@ -139,16 +139,16 @@ def require_one_sentence(reply: httpx.Response, endpoint: str) -> None:
     if endpoint == "/v1/chat/completions":
         assert set(body) == {"error"}
         assert set(body["error"]) == {"message", "type", "param", "code"}
-        sentence = body["error"]["message"]
+        message = body["error"]["message"]
     elif endpoint == "polling /chat":
         assert set(body) == {"code", "msg"}
         assert body["code"] == reply.status_code
-        sentence = body["msg"]
+        message = body["msg"]
     else:
         assert set(body) == {"detail"}
-        sentence = body["detail"]
-    assert sentence.endswith(".")
-    assert "\n" not in sentence
-    assert len(sentence) < 300
-    assert "Error" not in sentence
+        message = body["detail"]
+    assert message.endswith(".")
+    assert "\n" not in message
+    assert len(message) < 300
+    assert "Error" not in message
     assert "Traceback" not in reply.text

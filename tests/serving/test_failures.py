@@ -147,10 +147,10 @@ def test_an_internal_error_is_one_sentence(endless: Server, monkeypatch: pytest.
     assert endless.post("/", json={"prompt": "hello", "max_length": 9}).status_code == 200
 
 
-def test_shutdown_cancels_what_does_not_finish(babbler: Pipeline) -> None:
+def test_shutdown_cancels_what_does_not_finish(endless_pipeline: Pipeline) -> None:
     """Clients are told, in the form of their endpoint."""
     with ThreadPoolExecutor(4) as pool:
-        with serving(babbler, shutdown_timeout=0.3) as server:
+        with serving(endless_pipeline, shutdown_timeout=0.3) as server:
             url = server.url
             whole = pool.submit(httpx.post, url + "/", json={"prompt": "hello"}, timeout=PATIENCE_S)
             chat = pool.submit(
@@ -161,17 +161,17 @@ def test_shutdown_cancels_what_does_not_finish(babbler: Pipeline) -> None:
                 httpx.post, url + "/v1/chat/completions", json=STREAMED["/v1/chat/completions"], timeout=PATIENCE_S
             )
             eventually(lambda: server.service.stats().running == 6)
-        sentence = "The answer was cancelled before it was complete."
-        assert (whole.result().status_code, whole.result().json()["detail"]) == (503, sentence)
-        assert (chat.result().status_code, chat.result().json()["error"]["message"]) == (503, sentence)
+        message = "The answer was cancelled before it was complete."
+        assert (whole.result().status_code, whole.result().json()["detail"]) == (503, message)
+        assert (chat.result().status_code, chat.result().json()["error"]["message"]) == (503, message)
         assert '"finish_reason":"cancelled"' in events.result().text
-        assert sentence in chunks.result().text
+        assert message in chunks.result().text
         assert server.is_idle()
 
 
-def test_shutdown_lets_short_answers_finish(babbler: Pipeline) -> None:
+def test_shutdown_lets_short_answers_finish(endless_pipeline: Pipeline) -> None:
     with ThreadPoolExecutor(1) as pool:
-        with serving(babbler, shutdown_timeout=PATIENCE_S) as server:
+        with serving(endless_pipeline, shutdown_timeout=PATIENCE_S) as server:
             body = {"prompt": "hello", "max_new_tokens": 100}
             reply = pool.submit(httpx.post, server.url + "/stream", json=body, timeout=PATIENCE_S)
             eventually(lambda: server.service.stats().running == 1)

@@ -44,8 +44,8 @@ def test_origins(demo: Pipeline) -> None:
         refused = server.post("/", json={"prompt": "hello"}, headers={"origin": PAGE})
         assert refused.status_code == 401
         assert refused.headers["access-control-allow-origin"] == PAGE
-        stranger = server.get("/health", headers={"origin": "http://evil.example"})
-        assert "access-control-allow-origin" not in stranger.headers
+        other = server.get("/health", headers={"origin": "http://evil.example"})
+        assert "access-control-allow-origin" not in other.headers
     with serving(demo, cors=("*",)) as server:
         assert server.get("/health", headers={"origin": PAGE}).headers["access-control-allow-origin"] == "*"
 

@@ -28,7 +28,7 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 
 
 @pytest.fixture(scope="module")
-def babble(endless: Server) -> Iterator[openai.OpenAI]:
+def endless_client(endless: Server) -> Iterator[openai.OpenAI]:
     with client_of(endless) as made:
         yield made
 
@@ -108,9 +108,11 @@ def test_system_and_history(client: openai.OpenAI) -> None:
     assert prompt_tokens({"role": "developer", "content": "be kind"}) == system
 
 
-def test_limits_stop_and_seed(babble: openai.OpenAI) -> None:
+def test_limits_stop_and_seed(endless_client: openai.OpenAI) -> None:
     def make(**parameters: Any) -> Any:
-        return babble.chat.completions.create(model="x", messages=[{"role": "user", "content": "hello"}], **parameters)
+        return endless_client.chat.completions.create(
+            model="x", messages=[{"role": "user", "content": "hello"}], **parameters
+        )
 
     for name in ("max_tokens", "max_completion_tokens"):
         made = make(**{name: 9}, seed=3, temperature=1)
@@ -133,36 +135,38 @@ def test_max_tokens_beyond_the_context_is_clamped(client: openai.OpenAI) -> None
     assert made.choices[0].finish_reason == "stop"
 
 
-def test_several_choices(babble: openai.OpenAI) -> None:
+def test_several_choices(endless_client: openai.OpenAI) -> None:
     hello: list[Any] = [{"role": "user", "content": "hello"}]
     asked: dict[str, Any] = {"model": "x", "messages": hello, "n": 3, "max_tokens": 12, "seed": 5, "temperature": 1}
-    whole = babble.chat.completions.create(**asked)
+    whole = endless_client.chat.completions.create(**asked)
     texts = [choice.message.content for choice in whole.choices]
     assert [choice.index for choice in whole.choices] == [0, 1, 2]
     assert len(set(texts)) == 3
-    one = babble.chat.completions.create(**{**asked, "n": 1})
+    one = endless_client.chat.completions.create(**{**asked, "n": 1})
     assert one.choices[0].message.content == texts[0]
     assert one.usage is not None
     assert whole.usage is not None
     assert whole.usage.prompt_tokens == one.usage.prompt_tokens
     assert whole.usage.completion_tokens == 36
     streamed = ["", "", ""]
-    for chunk in babble.chat.completions.create(**asked, stream=True):
+    for chunk in endless_client.chat.completions.create(**asked, stream=True):
         for choice in chunk.choices:
             streamed[choice.index] += choice.delta.content or ""
     assert streamed == texts
 
 
-def test_text_completions(babble: openai.OpenAI, babbler: Pipeline) -> None:
-    expected = babbler.generate("hello", max_new_tokens=16, temperature=0)
-    made = babble.completions.create(model="x", prompt="hello", temperature=0)
+def test_text_completions(endless_client: openai.OpenAI, endless_pipeline: Pipeline) -> None:
+    expected = endless_pipeline.generate("hello", max_new_tokens=16, temperature=0)
+    made = endless_client.completions.create(model="x", prompt="hello", temperature=0)
     assert made.choices[0].text == expected
     assert made.usage is not None
     assert made.usage.completion_tokens == 16
-    several = babble.completions.create(model="x", prompt=["hello", "fox"], temperature=0, echo=True, n=2, max_tokens=4)
+    several = endless_client.completions.create(
+        model="x", prompt=["hello", "fox"], temperature=0, echo=True, n=2, max_tokens=4
+    )
     assert [choice.index for choice in several.choices] == [0, 1, 2, 3]
     assert [choice.text[:3] for choice in several.choices] == ["hel", "hel", "fox", "fox"]
-    stream = babble.completions.create(model="x", prompt="hello", temperature=0, stream=True, echo=True)
+    stream = endless_client.completions.create(model="x", prompt="hello", temperature=0, stream=True, echo=True)
     assert "".join(chunk.choices[0].text for chunk in stream) == "hello" + expected
 
 
@@ -209,10 +213,10 @@ def test_fields_sent_by_common_clients_are_ignored(client: openai.OpenAI) -> Non
     assert made.choices[0].finish_reason == "stop"
 
 
-def test_errors_are_those_the_client_knows(demo: Pipeline, babbler: Pipeline) -> None:
+def test_errors_are_those_the_client_knows(demo: Pipeline, endless_pipeline: Pipeline) -> None:
     with serving(demo, api_key="sesame") as server:
-        with client_of(server) as stranger, pytest.raises(openai.AuthenticationError, match="API key") as caught:
-            stranger.models.list()
+        with client_of(server) as wrong, pytest.raises(openai.AuthenticationError, match="API key") as caught:
+            wrong.models.list()
         assert caught.value.code == "invalid_api_key"
         with client_of(server, "sesame") as friend:
             assert list(friend.models.list())
@@ -221,7 +225,7 @@ def test_errors_are_those_the_client_knows(demo: Pipeline, babbler: Pipeline) ->
             assert too_long.value.code == "context_length_exceeded"
             with pytest.raises(openai.NotFoundError):
                 friend.responses.create(model="x", input="hello")
-    with serving(babbler, request_timeout=0.3) as server, client_of(server) as slow:
+    with serving(endless_pipeline, request_timeout=0.3) as server, client_of(server) as slow:
         with pytest.raises(openai.InternalServerError, match="took longer") as late:
             slow.chat.completions.create(model="x", messages=[{"role": "user", "content": "hello"}])
         assert late.value.status_code == 504
@@ -229,30 +233,30 @@ def test_errors_are_those_the_client_knows(demo: Pipeline, babbler: Pipeline) ->
 
 
 def test_a_failure_in_the_middle_reaches_the_client(
-    endless: Server, babble: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+    endless: Server, endless_client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: dict[str, Any] = {"model": "x", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 50}
     with monkeypatch.context() as patch:
         break_after(patch, 5)
         texts = []
         with pytest.raises(openai.APIError, match="NaN"):
-            for chunk in babble.chat.completions.create(**asked, stream=True):
+            for chunk in endless_client.chat.completions.create(**asked, stream=True):
                 texts.append(chunk.choices[0].delta.content)
         assert any(texts)
     with monkeypatch.context() as patch:
         break_after(patch, 0)
         with pytest.raises(openai.InternalServerError, match=BROKEN):
-            babble.chat.completions.create(**asked)
+            endless_client.chat.completions.create(**asked)
     eventually(endless.is_idle)
 
 
-def test_choices_beyond_the_free_slots_are_all_rejected(endless: Server, babble: openai.OpenAI) -> None:
+def test_choices_beyond_the_free_slots_are_all_rejected(endless: Server, endless_client: openai.OpenAI) -> None:
     """Either every choice is admitted or none."""
     streams = [endless.client.stream("POST", "/stream", json={"prompt": "hello"}) for _ in range(25)]
     for stream in streams:
         assert stream.__enter__().status_code == 200
     with pytest.raises(openai.RateLimitError) as caught:
-        babble.chat.completions.create(model="x", messages=[{"role": "user", "content": "hello"}], n=8)
+        endless_client.chat.completions.create(model="x", messages=[{"role": "user", "content": "hello"}], n=8)
     assert caught.value.response.headers["retry-after"] == "1"
     eventually(lambda: (stats := endless.service.stats()).running + stats.waiting == 25)
     for stream in streams:
@@ -264,7 +268,7 @@ def test_choices_beyond_the_free_slots_are_all_rejected(endless: Server, babble:
     assert "128 answers" in reply.json()["error"]["message"]
 
 
-def test_the_default_system_message_is_for_chats_without_one(babbler: Pipeline) -> None:
+def test_the_default_system_message_is_for_chats_without_one(endless_pipeline: Pipeline) -> None:
     """Raw completions never get it: they equal `Pipeline.generate`."""
     hello = Message("user", "hello")
 
@@ -273,15 +277,18 @@ def test_the_default_system_message_is_for_chats_without_one(babbler: Pipeline) 
         return int(server.post("/v1/chat/completions", json=body).json()["usage"]["prompt_tokens"])
 
     def expected(*messages: Message) -> int:
-        return babbler.submit(messages, max_new_tokens=1).result(60).prompt_tokens
+        return endless_pipeline.submit(messages, max_new_tokens=1).result(60).prompt_tokens
 
-    with serving(babbler, system="be kind and brief") as server:
+    with serving(endless_pipeline, system="be kind and brief") as server:
         assert usage(hello) == expected(Message("system", "be kind and brief"), hello) > expected(hello)
         assert usage(Message("system", "fox"), hello) == expected(Message("system", "fox"), hello)
         asked = {"prompt": "hello", "temperature": 0, "max_tokens": 16}
         made = server.post("/v1/completions", json=asked).json()
-        assert made["choices"][0]["text"] == babbler.generate("hello", temperature=0, max_new_tokens=16)
-        assert made["usage"]["prompt_tokens"] == babbler.complete("hello", max_new_tokens=1).result(60).prompt_tokens
+        assert made["choices"][0]["text"] == endless_pipeline.generate("hello", temperature=0, max_new_tokens=16)
+        assert (
+            made["usage"]["prompt_tokens"]
+            == endless_pipeline.complete("hello", max_new_tokens=1).result(60).prompt_tokens
+        )
         streamed = {system: stream_usage(server, system) for system in (None, "", "fox")}
         assert streamed[None] == usage(hello)
         assert streamed[""] == expected(hello)
@@ -294,14 +301,14 @@ def stream_usage(server: Server, system: str | None) -> int:
     return int(json.loads(text.split("event: done\ndata: ")[1])["usage"]["prompt_tokens"])
 
 
-def test_messages_pass_through_to_the_template(endless: Server, babbler: Pipeline) -> None:
+def test_messages_pass_through_to_the_template(endless: Server, endless_pipeline: Pipeline) -> None:
     """Neighbours of one role, a late system message, an assistant that begins."""
     names: Any = {"u": "user", "a": "assistant", "s": "system"}
     for roles in ("suau", "uuau", "auau", "uauusus"):
         messages = [Message(names[role], f"{role}{number}") for number, role in enumerate(roles)]
         body = {"messages": [vars(message) for message in messages], "max_tokens": 6, "temperature": 0}
         answer = endless.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
-        assert answer == babbler.submit(messages, max_new_tokens=6, temperature=0).result(60).text, roles
+        assert answer == endless_pipeline.submit(messages, max_new_tokens=6, temperature=0).result(60).text, roles
 
 
 def test_plain_requests_work(server: Server) -> None:

@@ -167,5 +167,5 @@ def test_health_key_and_origins(demo: Pipeline) -> None:
         preflight = server.client.options("/chat", headers={"Origin": page, "Access-Control-Request-Method": "POST"})
         assert preflight.status_code == 200
         assert "Authorization" in preflight.headers["access-control-allow-headers"]
-        stranger = server.client.options("/chat", headers={"Origin": "http://evil.example"})
-        assert "access-control-allow-origin" not in stranger.headers
+        other = server.client.options("/chat", headers={"Origin": "http://evil.example"})
+        assert "access-control-allow-origin" not in other.headers

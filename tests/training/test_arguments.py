@@ -32,7 +32,7 @@ def test_upstreams_command_line() -> None:
     assert read.warnings == ()
 
 
-def test_a_json_file_says_the_same(tmp_path: Path) -> None:
+def test_a_json_file_of_arguments(tmp_path: Path) -> None:
     values: dict[str, Any] = {"do_train": True, "train_file": "a.json", "output_dir": str(tmp_path), "pre_seq_len": 8}
     values |= {"overwrite_output_dir": True, "learning_rate": 0.5, "history_column": None, "report_to": ["none"]}
     (tmp_path / "run.json").write_text(json.dumps(values), encoding="utf-8")
@@ -99,7 +99,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("words", MISTAKES)
-def test_contradictions_are_told(words: str) -> None:
+def test_contradictions_are_errors(words: str) -> None:
     with pytest.raises(ChatGLMError, match=words.replace("(", r"\(")):
         parse_arguments(MISTAKES[words])
 

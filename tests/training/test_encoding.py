@@ -35,7 +35,7 @@ def test_the_layout_of_a_row() -> None:
     asked, answered = tokenizer.encode_plain("你好"), tokenizer.encode_plain("天气很好")
     gmask, sop, eop = tokenizer.gmask_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
     assert row["input_ids"] == [*asked, gmask, sop, *answered, eop]
-    # `<sop>` is the first that is learnt: the network's shifted loss predicts it at [gMASK].
+    # `<sop>` is the first learned token: the network's shifted loss predicts it at [gMASK].
     assert row["labels"] == [IGNORED] * (len(asked) + 1) + [sop, *answered, eop]
 
 
@@ -107,7 +107,7 @@ def test_training_batches_are_padded_on_the_right(length: int | None, is_pad_lea
         assert batch["labels"][number].tolist() == row["labels"] + [filler] * spare
 
 
-def test_prompts_to_answer_are_padded_on_the_left() -> None:
+def test_prompts_for_generation_are_padded_on_the_left() -> None:
     ids, mask = left_padded([[5, 6], [7, 8, 9]], 3)
     assert torch.equal(ids, torch.tensor([[3, 5, 6], [7, 8, 9]]))
     assert torch.equal(mask, torch.tensor([[0, 1, 1], [1, 1, 1]]))

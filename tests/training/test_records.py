@@ -111,7 +111,7 @@ def test_histories_of_another_form(history: Any, tmp_path: Path) -> None:
         read_records(path, DIALOGUE)
 
 
-def test_files_that_are_no_data(tmp_path: Path) -> None:
+def test_files_without_data(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="There is no file"):
         read_records(tmp_path / "absent.json", COLUMNS)
     (tmp_path / "a.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", encoding="utf-8")

@@ -96,7 +96,7 @@ class Person:
             return
         try:
             chunk = os.read(self._terminal, 4096)
-        except OSError:  # how Linux says that nobody has the other end open
+        except OSError:  # Linux: the other end is closed
             raise EOFError from None
         self.chunks.append(chunk)
         self._stream.feed(chunk)

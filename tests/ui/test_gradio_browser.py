@@ -20,7 +20,7 @@ from chatglm.cli.flags import model_options
 from chatglm.pipeline import load_pipeline
 from chatglm.ui.gradio.gradio_app import main, make_parser, serving
 from tests.serving.servers import PATIENCE_S, process
-from tests.ui.browser import PATIENCE_MS, Visitor, started_browser
+from tests.ui.browser import PATIENCE_MS, Profile, started_browser
 
 pytestmark = [
     pytest.mark.xdist_group("browser"),
@@ -73,20 +73,26 @@ def browser(demo: str, endless: str) -> Iterator[Any]:
         yield browser
 
 
-class Person(Visitor):
-    """Somebody who chats."""
+class Person:
+    """Somebody who chats on a page that was just opened."""
 
-    def __init__(self, browser: Any, address: str, **profile: Any) -> None:
-        super().__init__(browser, address, **profile)
-        self.box = self.page.locator("#box textarea")
-        self.answers = self.page.locator("#chat .bot.message")
-        self.questions = self.page.locator("#chat .user.message")
-        self.note = self.page.locator("#note")
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.box = page.locator("#box textarea")
+        self.answers = page.locator("#chat .bot.message")
+        self.questions = page.locator("#chat .user.message")
+        self.note = page.locator("#note")
         self.wait_until_open()
 
     def wait_until_open(self) -> None:
-        self.page.locator("#box textarea").wait_for()
+        self.box.wait_for()
         self.page.locator("#chat .example").first.wait_for()
+
+    def __enter__(self) -> Person:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.page.close()
 
     def ask(self, question: str) -> None:
         self.box.fill(question)
@@ -101,6 +107,11 @@ class Person(Visitor):
 
     def wait_until_done(self, num_answers: int) -> None:
         self.until(lambda: self.answers.count() == num_answers and self.page.locator("#box .submit-button").count())
+
+    def clear(self) -> None:
+        self.box.fill("")
+        self.page.locator("#clear").click()
+        self.until(lambda: not self.questions.count() and not self.note.inner_text().strip())
 
     def retry(self) -> None:
         """Until the new answer is there, which may look like the old one."""
@@ -128,36 +139,29 @@ class Person(Visitor):
 
 
 @pytest.fixture(scope="module")
-def demo_visitor(browser: Any, demo: str) -> Iterator[Person]:
-    person = Person(browser, demo)
-    yield person
-    assert person.outside == []
-    person.context.close()
+def profile(browser: Any) -> Iterator[Profile]:
+    with Profile(browser) as profile:
+        yield profile
 
 
 @pytest.fixture(scope="module")
-def endless_visitor(browser: Any, endless: str) -> Iterator[Person]:
-    person = Person(browser, endless)
-    yield person
-    person.context.close()
+def demo_page(profile: Profile, demo: str) -> Iterator[Person]:
+    with Person(profile.open(demo)) as person:
+        yield person
 
 
 @pytest.fixture
-def person(demo_visitor: Person) -> Person:
-    """Somebody who has just opened the page."""
-    return opened(demo_visitor)
+def person(demo_page: Person) -> Person:
+    """Somebody at the demo model, who has cleared the page: opening one takes long."""
+    demo_page.clear()
+    return demo_page
 
 
 @pytest.fixture
-def listener(endless_visitor: Person) -> Person:
-    """Somebody who has just opened the page of the nonsense model."""
-    return opened(endless_visitor)
-
-
-def opened(person: Person) -> Person:
-    person.open()
-    person.wait_until_open()
-    return person
+def listener(profile: Profile, endless: str) -> Iterator[Person]:
+    """Somebody at the nonsense model."""
+    with Person(profile.open(endless)) as person:
+        yield person
 
 
 def test_a_conversation(person: Person) -> None:
@@ -200,23 +204,21 @@ def test_text_grows_and_stop_keeps_it(listener: Person) -> None:
     assert "已停止" in listener.note.inner_text()
     kept = listener.answers.last.inner_text()
     assert len(kept) >= max(seen)
-    listener.page.wait_for_timeout(300)
-    assert listener.answers.last.inner_text() == kept
     listener.ask("again")
     listener.until(lambda: listener.answers.count() == 2)
     listener.page.locator("#box .stop-button").click(force=True)
     listener.wait_until_done(2)
+    assert listener.answers.first.inner_text() == kept
 
 
-def test_leaving_the_page_frees_the_place(browser: Any, endless: str, listener: Person) -> None:
-    """There are two places: with three people gone in the middle of their answers, the fourth is answered."""
+def test_leaving_the_page_frees_the_slot(profile: Profile, endless: str, listener: Person) -> None:
+    """There are two slots: with three people gone in the middle of their answers, the fourth is answered."""
     for _ in range(3):
-        gone = Person(browser, endless)
-        gone.ask("hello")
-        gone.until(lambda gone=gone: gone.answers.count())
-        gone.context.close()
+        with Person(profile.open(endless)) as gone:
+            gone.ask("hello")
+            gone.until(gone.answers.count)
     listener.ask("hello")
-    listener.until(lambda: listener.answers.count())
+    listener.until(listener.answers.count)
     listener.page.locator("#clear").click()
 
 
@@ -238,13 +240,12 @@ def test_retry_undo_and_edit(person: Person) -> None:
 
 def test_clear_forgets(person: Person) -> None:
     person.ask_and_wait("我叫小明")
-    person.page.locator("#clear").click()
-    person.until(lambda: person.questions.count() == 0)
+    person.clear()
     assert "小明" not in person.ask_and_wait("我叫什么名字")
 
 
 def test_settings_reach_the_answer(listener: Person) -> None:
-    """The length ends it; the same seed gives it again, another one does not; a bad one is a sentence."""
+    """The length ends it; the same seed gives it again, another one does not; a bad one is an error message."""
     listener.choose("max-length", "24")
     listener.choose("temperature", "0.9")
     made = []
@@ -252,8 +253,7 @@ def test_settings_reach_the_answer(listener: Person) -> None:
         listener.choose("seed", seed)
         made.append(listener.ask_and_wait("hello"))
         assert "已达到长度上限" in listener.note.inner_text()
-        listener.page.locator("#clear").click()
-        listener.until(lambda: listener.questions.count() == 0)
+        listener.clear()
     assert made[0] == made[1] != made[2]
     listener.choose("seed", "seven")
     listener.ask("hello")
@@ -292,27 +292,26 @@ def test_html_is_text_code_and_formulas_are_shown(person: Person) -> None:
     assert person.page.evaluate("window.hacked") is None
 
 
-def test_two_people_know_nothing_of_each_other(browser: Any, person: Person, demo: str) -> None:
-    other = Person(browser, demo)
-    person.ask("我叫小明")
-    other.ask("我叫小红")
-    person.wait_until_done(1)
-    other.wait_until_done(1)
-    assert "小明" in person.ask_and_wait("我叫什么名字")
-    assert "小红" in other.ask_and_wait("我叫什么名字")
-    assert "小明" not in other.page.locator("#chat").inner_text()
-    other.context.close()
+def test_two_people_know_nothing_of_each_other(profile: Profile, person: Person, demo: str) -> None:
+    with Person(profile.open(demo)) as other:
+        person.ask("我叫小明")
+        other.ask("我叫小红")
+        person.wait_until_done(1)
+        other.wait_until_done(1)
+        assert "小明" in person.ask_and_wait("我叫什么名字")
+        assert "小红" in other.ask_and_wait("我叫什么名字")
+        assert "小明" not in other.page.locator("#chat").inner_text()
 
 
 def test_reload_starts_anew_as_the_page_says(person: Person) -> None:
     assert "刷新页面会清空对话" in person.page.locator("#reload").inner_text()
     person.ask_and_wait("我叫小明")
     person.page.reload()
-    person.page.locator("#chat .example").first.wait_for()
+    person.wait_until_open()
     assert "小明" not in person.ask_and_wait("我叫什么名字")
 
 
-def test_save_then_open(browser: Any, person: Person, demo: str, tmp_path: Path) -> None:
+def test_save_then_open(profile: Profile, person: Person, demo: str, tmp_path: Path) -> None:
     person.ask_and_wait("我叫小明")
     person.page.locator("#settings > button").click()
     person.page.locator("#transcript > button").click()
@@ -328,40 +327,38 @@ def test_save_then_open(browser: Any, person: Person, demo: str, tmp_path: Path)
     for form in ("markdown", "html"):
         assert history[0][1] in saved[form].read_text(encoding="utf-8")
 
-    other = Person(browser, demo)
-    other.page.locator("#settings > button").click()
-    other.page.locator("#transcript > button").click()
-    with other.page.expect_file_chooser() as chooser:
-        other.page.locator("#import").click()
-    chooser.value.set_files(saved["json"])
-    other.until(lambda: other.questions.count() == 1)
-    assert "已载入 1 轮对话" in other.note.inner_text()
-    assert "小明" in other.ask_and_wait("我叫什么名字")
-    (tmp_path / "bad.json").write_text('{"rounds": 1}', encoding="utf-8")
-    with other.page.expect_file_chooser() as chooser:
-        other.page.locator("#import").click()
-    chooser.value.set_files(tmp_path / "bad.json")
-    other.until(lambda: "文件里没有对话" in other.note.inner_text())
-    assert other.questions.count() == 2
-    other.context.close()
+    with Person(profile.open(demo)) as other:
+        other.page.locator("#settings > button").click()
+        other.page.locator("#transcript > button").click()
+        with other.page.expect_file_chooser() as chooser:
+            other.page.locator("#import").click()
+        chooser.value.set_files(saved["json"])
+        other.until(lambda: other.questions.count() == 1)
+        assert "已载入 1 轮对话" in other.note.inner_text()
+        assert "小明" in other.ask_and_wait("我叫什么名字")
+        (tmp_path / "bad.json").write_text('{"rounds": 1}', encoding="utf-8")
+        with other.page.expect_file_chooser() as chooser:
+            other.page.locator("#import").click()
+        chooser.value.set_files(tmp_path / "bad.json")
+        other.until(lambda: "文件里没有对话" in other.note.inner_text())
+        assert other.questions.count() == 2
 
 
 def test_english_on_a_phone_in_the_dark(browser: Any, demo: str) -> None:
     """Nothing sticks out to the side, everything is within reach, the theme can be changed."""
-    profile = {"locale": "en-US", "viewport": {"width": 375, "height": 740}, "color_scheme": "dark"}
-    person = Person(browser, demo, **profile)
-    assert person.page.locator("#clear").inner_text() == "Clear"
-    assert "toy model" in person.page.locator("#demo-banner").inner_text()
-    assert "GLM-Tiny" in person.ask_and_wait("who are you")
-    assert "tokens/s" in person.note.inner_text()
-    assert person.page.evaluate("document.documentElement.scrollWidth") <= 375
-    assert person.box.is_visible()
-    is_dark = "document.body.classList.contains('dark')"
-    assert person.page.evaluate(is_dark)
-    person.page.locator("#theme").click()
-    assert not person.page.evaluate(is_dark)
-    assert person.outside == []
-    person.context.close()
+    options = {"locale": "en-US", "viewport": {"width": 375, "height": 740}, "color_scheme": "dark"}
+    with Profile(browser, **options) as phone:
+        person = Person(phone.open(demo))
+        assert person.page.locator("#clear").inner_text() == "Clear"
+        assert "toy model" in person.page.locator("#demo-banner").inner_text()
+        assert "GLM-Tiny" in person.ask_and_wait("who are you")
+        assert "tokens/s" in person.note.inner_text()
+        assert person.page.evaluate("document.documentElement.scrollWidth") <= 375
+        assert person.box.is_visible()
+        is_dark = "document.body.classList.contains('dark')"
+        assert person.page.evaluate(is_dark)
+        person.page.locator("#theme").click()
+        assert not person.page.evaluate(is_dark)
 
 
 def test_a_password_then_ctrl_c(environment: dict[str, str]) -> None:

@@ -124,7 +124,7 @@ def test_a_retry_that_is_stopped_before_any_text_changes_nothing() -> None:
     finish(session.retry(0, cancel))
     assert session.rounds == before
     assert session.last_reply is not None
-    assert not session.last_reply.is_complete
+    assert not session.last_reply.is_usable
 
 
 def test_old_rounds_are_dropped_and_counted() -> None:

@@ -16,8 +16,9 @@ pytest.importorskip("streamlit", reason="the page needs Streamlit: pip install s
 
 from chatglm.ui.notes import STOPPED
 from chatglm.ui.streamlit.streamlit_page import CLEAR, STOP, TITLE
+from tests import forking
 from tests.serving.servers import eventually
-from tests.ui.browser import Visitor, started_browser
+from tests.ui.browser import Profile, started_browser
 
 pytestmark = pytest.mark.xdist_group("streamlit")
 
@@ -57,15 +58,15 @@ def address(tiny_folder: Path, environment: dict[str, str], tmp_path_factory: py
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "streamlit", "run", SCRIPT, "--server.port", str(port)]
-    said = tmp_path_factory.mktemp("streamlit") / "said.txt"
-    with said.open("wb") as output:
-        server = subprocess.Popen(
+    log = tmp_path_factory.mktemp("streamlit") / "server.log"
+    with log.open("wb") as output:
+        server = forking.Popen(
             [*command, "--", "--model", str(tiny_folder), "--temperature", "0"],
             env=environment, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:
         eventually(lambda: server.poll() is not None or can_connect(port))
-        assert server.poll() is None, said.read_text()
+        assert server.poll() is None, log.read_text()
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
@@ -73,7 +74,7 @@ def address(tiny_folder: Path, environment: dict[str, str], tmp_path_factory: py
             server.wait(PATIENCE_S)
         finally:
             server.kill()
-    assert "Traceback" not in said.read_text()
+    assert "Traceback" not in log.read_text()
 
 
 def can_connect(port: int) -> bool:
@@ -81,25 +82,18 @@ def can_connect(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-class Guest(Visitor):
-    """Somebody with a browser of their own, at the page."""
+class Guest:
+    """Somebody at the page."""
 
-    def __init__(self, browser: Any, address: str, **profile: Any) -> None:
-        super().__init__(browser, address, **profile)
-        self.box = self.page.get_by_test_id("stChatInputTextArea")
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.box = page.get_by_test_id("stChatInputTextArea")
         self.box.wait_for()
-        self.messages = self.page.get_by_test_id("stChatMessage")
-        self.stop = self.page.get_by_role("button", name=STOP)
-        self.clear = self.page.get_by_role("button", name=CLEAR)
+        self.messages = page.get_by_test_id("stChatMessage")
+        self.stop = page.get_by_role("button", name=STOP)
+        self.clear = page.get_by_role("button", name=CLEAR)
 
-    def __enter__(self) -> Guest:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.context.close()
-        assert self.outside == []
-
-    def say(self, text: str) -> None:
+    def ask(self, text: str) -> None:
         self.box.fill(text)
         self.box.press("Enter")
         self.stop.wait_for()
@@ -109,33 +103,35 @@ class Guest(Visitor):
         eventually(lambda: self.messages.count() and len(self.messages.last.inner_text()) >= length)
 
     def end_answer(self) -> None:
-        self.stop.click()
+        """Press stop, unless the answer has just reached its length limit."""
+        self.page.evaluate("document.querySelector('.st-key-stop button')?.click()")
         self.clear.wait_for()
 
 
 @pytest.fixture(scope="module")
 def guest(browser: Any, address: str) -> Iterator[Guest]:
-    """At a desk."""
-    with Guest(browser, address) as guest:
-        yield guest
+    """With a wide screen."""
+    with Profile(browser) as profile:
+        yield Guest(profile.open(address))
 
 
 @pytest.fixture(scope="module")
 def phone(browser: Any, address: str) -> Iterator[Guest]:
     """At the same time, on a phone."""
-    with Guest(browser, address, viewport={"width": 390, "height": 780}) as guest:
-        yield guest
+    with Profile(browser, viewport={"width": 390, "height": 780}) as profile:
+        yield Guest(profile.open(address))
 
 
 def test_streaming_and_stop(guest: Guest) -> None:
     assert guest.page.title() == TITLE
     guest.page.evaluate(WATCH)
-    guest.say("长")
+    guest.ask("长")
     guest.wait_for_text(100)
     top_p = guest.page.get_by_role("slider").nth(1)
     top_p.press("ArrowRight")  # Streamlit runs the page anew for it, and the answer goes on
     guest.wait_for_text(len(guest.messages.last.inner_text()) + 20)
-    guest.end_answer()
+    guest.stop.click()
+    guest.clear.wait_for()
     assert STOPPED in guest.messages.last.inner_text()
     assert "0.61" in guest.page.get_by_test_id("stSlider").nth(1).inner_text()
     growing = {len(seen) for seen in guest.page.evaluate("[...window.seen]") if "AI正在回复" in seen}
@@ -143,7 +139,7 @@ def test_streaming_and_stop(guest: Guest) -> None:
 
 
 def test_hostile_text_on_a_phone(phone: Guest) -> None:
-    phone.say(HOSTILE)
+    phone.ask(HOSTILE)
     phone.wait_for_text(50)
     phone.end_answer()
     question = phone.messages.nth(-2)
@@ -163,8 +159,8 @@ def test_hostile_text_on_a_phone(phone: Guest) -> None:
 
 
 def test_two_at_once_see_their_own_chats(guest: Guest, phone: Guest) -> None:
-    guest.say("甲的问题")
-    phone.say("乙的问题")
+    guest.ask("甲的问题")
+    phone.ask("乙的问题")
     for one, own, other in ((guest, "甲", "乙"), (phone, "乙", "甲")):
         one.wait_for_text(50)
         one.end_answer()
@@ -179,7 +175,7 @@ def test_two_at_once_see_their_own_chats(guest: Guest, phone: Guest) -> None:
 
 def test_the_server_says_where_it_is_and_looks_nowhere_else(environment: dict[str, str]) -> None:
     """The settings are read from the folder of the project."""
-    settings = subprocess.run(
+    settings = forking.run(
         [sys.executable, "-m", "streamlit", "config", "show"],
         capture_output=True, text=True, env=environment, cwd=ROOT, timeout=PATIENCE_S, check=True,
     ).stdout  # fmt: skip

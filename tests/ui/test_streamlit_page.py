@@ -1,4 +1,4 @@
-"""The Streamlit page without a browser, and what the script says where there is no page."""
+"""The Streamlit page without a browser, and the script without Streamlit."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str,
     return asked
 
 
-def say(page: AppTest, text: str) -> AppTest:
+def ask(page: AppTest, text: str) -> AppTest:
     page.chat_input[0].set_value(text).run()
     assert not page.exception
     return page
@@ -104,13 +104,13 @@ def test_a_chat(open_page: Callable[..., AppTest], requests: list[Any]) -> None:
     assert not page.button
 
     page.sidebar.slider[2].set_value(0.0)
-    say(page, " 你好 ")
+    ask(page, " 你好 ")
     answer = texts(page)[1]
     assert answer
     assert texts(page) == ["你好", answer]
     page.sidebar.slider[0].set_value(0)
     page.sidebar.slider[1].set_value(0.25)
-    say(page, "你是谁")
+    ask(page, "你是谁")
     same = {"top_k": None, "seed": 7, "temperature": 0.0}
     assert requests == [
         (["你好"], {**same, "max_length": 2048, "top_p": 0.6}),
@@ -121,17 +121,17 @@ def test_a_chat(open_page: Callable[..., AppTest], requests: list[Any]) -> None:
     assert [button.label for button in page.button] == [CLEAR]
     page.button[0].click().run()
     assert not page.chat_message
-    assert texts(say(page, "你好")) == ["你好", answer]
+    assert texts(ask(page, "你好")) == ["你好", answer]
     assert requests[-1][0] == ["你好"]
 
 
 def test_a_question_that_cannot_be_answered_is_shown_with_the_reason(
     open_page: Callable[..., AppTest], requests: list[Any]
 ) -> None:
-    page = say(open_page("--temperature", "0"), "长" * 3000)
+    page = ask(open_page("--temperature", "0"), "长" * 3000)
     [error] = page.error
     assert "tokens" in error.value
-    assert not say(page, "你好").button[0].disabled
+    assert not ask(page, "你好").button[0].disabled
     assert texts(page)[3]
     assert requests[-1][0] == ["你好"]  # the model is not told of the other
 
@@ -142,7 +142,7 @@ def test_old_rounds_fall_out_visibly(open_page: Callable[..., AppTest]) -> None:
     session.rounds = [Round(f"第{number}个", (Reply("好", "stop"),)) for number in range(MAX_ROUNDS)]
     page.run()
     assert not any("已移除" in caption.value for caption in page.main.caption)
-    say(page, "你好")
+    ask(page, "你好")
     assert len(page.chat_message) == 2 * MAX_ROUNDS
     assert texts(page)[0] == "第1个"
     assert any("更早的 1 轮已移除" in caption.value for caption in page.main.caption)
@@ -157,7 +157,7 @@ def test_initial_values_of_the_sliders_are_those_of_flags_and_variables(
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--model", "/no/such/folder"], "There is no folder"),
         (["--no-such-flag"], "no-such-flag"),
@@ -165,11 +165,11 @@ def test_initial_values_of_the_sliders_are_those_of_flags_and_variables(
     ],
 )
 def test_what_is_wrong_at_the_start_is_one_message(
-    flags: list[str], said: str, open_page: Callable[..., AppTest]
+    flags: list[str], message: str, open_page: Callable[..., AppTest]
 ) -> None:
     page = open_page(*flags)
     [error] = page.error
-    assert said in error.value.replace("\\", "")
+    assert message in error.value.replace("\\", "")
     assert not page.chat_input
 
 
@@ -178,7 +178,7 @@ def test_help_is_on_the_page(open_page: Callable[..., AppTest]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("is_installed", "flags", "said"),
+    ("is_installed", "flags", "message"),
     [
         (True, ["--model", "a b"], "Run: streamlit run web_demo2.py -- --model 'a b'"),
         (True, ["--top-p", "2"], "at most 1"),
@@ -188,7 +188,7 @@ def test_help_is_on_the_page(open_page: Callable[..., AppTest]) -> None:
 def test_the_script_without_streamlit(
     is_installed: bool,
     flags: list[str],
-    said: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -200,4 +200,4 @@ def test_the_script_without_streamlit(
     assert end.value.code == 2
     streams = capsys.readouterr()
     assert len(streams.err.splitlines()) == 1
-    assert said in streams.err
+    assert message in streams.err

@@ -64,7 +64,7 @@ def test_missing_folder_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "variables", "said"),
+    ("flags", "variables", "message"),
     [
         (["--no-such-flag"], {}, "--no-such-flag"),
         (["--temp", "0"], {}, "--temp"),  # abbreviations would change meaning when flags are added
@@ -81,10 +81,10 @@ def test_missing_folder_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         ([], {"CHATGLM_MAX_LENGTH": "0"}, "max_length must be"),
     ],
 )
-def test_wrong_flags_are_refused_before_loading(
+def test_wrong_flags_are_rejected_before_loading(
     flags: list[str],
     variables: dict[str, str],
-    said: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -93,7 +93,7 @@ def test_wrong_flags_are_refused_before_loading(
     with pytest.raises(SystemExit) as end:
         main(flags)
     assert end.value.code == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_flags_go_before_variables_before_defaults() -> None:

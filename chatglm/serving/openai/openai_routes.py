@@ -15,7 +15,7 @@ from sse_starlette import ServerSentEvent
 
 from chatglm.errors import InvalidRequestError
 from chatglm.generation.deltas import Completion, Delta, fold
-from chatglm.serving.errors import ErrorResponse, UnknownModelError
+from chatglm.serving.http_errors import ErrorResponse, UnknownModelError
 from chatglm.serving.middleware import StrictJsonRoute, on_disconnect
 from chatglm.serving.openai.openai_schemas import (
     AssistantMessage,

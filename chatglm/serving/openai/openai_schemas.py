@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from chatglm.generation.deltas import Completion
 from chatglm.messages import Message
-from chatglm.serving.errors import InvalidFieldError
+from chatglm.serving.http_errors import InvalidFieldError
 from chatglm.serving.schemas import (
     NUM_SEEDS,
     FromOne,
@@ -289,17 +289,11 @@ def openai_reason(reason: str) -> OpenAIFinishReason:
 
 @dataclass(frozen=True)
 class Chunks:
-    """Makes the chunks of one stream, as JSON values.
+    """Makes the chunks of one stream, as JSON values."""
 
-    Attributes:
-        model: the name given to clients.
-        is_chat: whether the choices have messages rather than text.
-        includes_usage: whether a chunk with the usage ends the stream; in the others it is null.
-    """
-
-    model: str
-    is_chat: bool
-    includes_usage: bool
+    model: str  # the name given to clients
+    is_chat: bool  # whether the choices have messages rather than text
+    includes_usage: bool  # whether a chunk with the usage ends the stream; in the others it is null
     id: str = field(default_factory=lambda: new_id("chatcmpl"))
     created: int = field(default_factory=lambda: int(time.time()))
 

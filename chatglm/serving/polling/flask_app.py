@@ -12,10 +12,10 @@ from flask import Flask, Request, Response, jsonify, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from chatglm.cli.settings import MAX_BODY_BYTES
-from chatglm.serving.errors import BodyTooLargeError, ErrorResponse, router_message
-from chatglm.serving.metrics import CONTENT_TYPE
+from chatglm.serving.http_errors import BodyTooLargeError, ErrorResponse, router_message
 from chatglm.serving.polling.record_store import PollingCode
 from chatglm.serving.polling.workers import PollingWorkers
+from chatglm.serving.prometheus import CONTENT_TYPE
 from chatglm.serving.schemas import Model, PollingChat, PollingId, check_content_type, parse_json, validate
 from chatglm.serving.service import RequestService
 

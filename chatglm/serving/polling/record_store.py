@@ -27,21 +27,13 @@ class PollingCode(IntEnum):
 
 @dataclass
 class PollingRecord:
-    """One question and its answer so far.
+    """One question and its answer so far."""
 
-    Attributes:
-        timestamp: when it was accepted, in seconds since 1970.
-        response: all text until now.
-        is_handled: whether a thread works on it or has done so.
-        is_finished: whether the response will not change any more.
-        error: why the answer is not complete; "" if it is.
-    """
-
-    timestamp: float
-    response: str = ""
-    is_handled: bool = False
-    is_finished: bool = False
-    error: str = ""
+    timestamp: float  # when it was accepted, in seconds since 1970
+    response: str = ""  # all text until now
+    is_handled: bool = False  # whether a thread works on it or has done so
+    is_finished: bool = False  # whether the response will not change any more
+    error: str = ""  # why the answer is not complete; "" if it is
 
     def as_json(self) -> dict[str, Any]:
         """Upstream's four fields, and `error` where there was one."""

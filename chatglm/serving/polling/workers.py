@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from chatglm.errors import QueueFullError
 from chatglm.generation.deltas import fold
-from chatglm.serving.errors import ErrorResponse, ShuttingDownError
+from chatglm.serving.http_errors import ErrorResponse, ShuttingDownError
 from chatglm.serving.polling.record_store import PollingCode, RecordStore
 from chatglm.serving.schemas import PollingChat
 from chatglm.serving.service import CANCELLED, Answer, RequestService, require_complete
@@ -17,11 +17,7 @@ _POLL_S = 0.05
 
 
 class PollingWorkers:
-    """The pool and its records.
-
-    Attributes:
-        records: what clients poll.
-    """
+    """The pool and the records that it fills."""
 
     def __init__(self, service: RequestService) -> None:
         settings = service.settings

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from chatglm.pipeline import Pipeline
 
 TITLE = "ChatGLM-6B"
-WORDS: Any = gr.I18n(zh=CHINESE, en=ENGLISH)  # its promises of a text are no str to a type checker
+WORDS: Any = gr.I18n(zh=CHINESE, en=ENGLISH)  # its lazy texts are no str to a type checker
 FONTS = ["system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
 MONO_FONTS = ["ui-monospace", "Consolas", "Noto Sans Mono CJK SC", "monospace"]
 THEME = gr.themes.Soft(primary_hue="blue", neutral_hue="slate", radius_size="md", font=FONTS, font_mono=MONO_FONTS)
@@ -37,7 +37,7 @@ LATEX: list[dict[str, str | bool]] = [
     {"left": "$", "right": "$", "display": False},
 ]
 TOGGLE_THEME = "() => { document.body.classList.toggle('dark') }"
-# The text goes from the state to a file of the visitor's without ever lying on the server's disk.
+# The browser writes the file, so that nothing is written to the server's disk.
 SAVE_FILE = """(file) => {
     if (!file || !file.text) return
     const link = document.createElement('a')
@@ -62,7 +62,7 @@ class GradioPage:
 
     Args:
         pipeline: a loaded model.
-        defaults: where the sliders stand at first, by parameter; None and what is missing: as the model says.
+        defaults: initial values of the sliders by parameter; None and missing ones are the model's.
         max_running: visitors answered at once.
     """
 
@@ -140,7 +140,7 @@ class GradioPage:
             self._top_k = gr.Slider(
                 0, 100, value["top_k"], step=1, elem_id="top-k", label="Top K", info=WORDS("top_k_info")
             )
-            # A number field has no empty state: it would say 0, which is a seed like any other.
+            # A number field cannot be empty: it would show 0, which is a seed like any other.
             self._seed = gr.Textbox(
                 _as_text(value.get("seed")), elem_id="seed", label=WORDS("seed"), info=WORDS("seed_info")
             )
@@ -299,7 +299,7 @@ class GradioPage:
         if is_current:  # else another event has drawn the page
             reply = session.last_reply
             assert reply is not None
-            returned = None if reply.is_complete else question
+            returned = None if reply.is_usable else question
             yield _drawn(session.history, note=self._status(reply, language), returned=returned, trouble=trouble)
 
     def _replace_running(self, request: gr.Request, session: ChatSession | None) -> None:
@@ -313,7 +313,7 @@ class GradioPage:
 
     def _status(self, reply: Reply, language: Language) -> str:
         """The status line of a finished answer."""
-        if not reply.is_complete:
+        if not reply.is_usable:
             return message("stopped", language)
         notes = [self._figures(reply, language)]
         if reply.finish_reason in ("cancelled", "length"):

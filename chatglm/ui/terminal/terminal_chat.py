@@ -154,7 +154,7 @@ class TerminalChat:
             self._screen.end_answer()
             self._show_notes()
         if cancel.is_set() and not self._screen.has_person:
-            raise KeyboardInterrupt  # nobody is there to continue
+            raise KeyboardInterrupt  # no person could continue
 
     def _show_notes(self) -> None:
         reply = self._session.last_reply
