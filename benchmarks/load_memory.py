@@ -77,7 +77,7 @@ def measure(folder: str, dtype: str) -> dict[str, Any]:
     """Load in this process; peak resident memory (bytes) above that of the imports, and seconds."""
     from chatglm.loading import load
 
-    FAMILIES[0].model_class, FAMILIES[0].tokenizer_class
+    _ = FAMILIES[0].model_class, FAMILIES[0].tokenizer_class
     before = resident("VmRSS")
     start = time.perf_counter()
     loaded = load(folder, device="cpu", dtype=dtype)
