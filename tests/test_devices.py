@@ -40,8 +40,7 @@ for options in ({}, {"quantize": 4}):
     with load_pipeline("demo", device="cpu", **options) as pipeline:
         for seed in (None, 1):
             assert pipeline.chat("hello", seed=seed, max_new_tokens=3)[0]
-        model, tokenizer = pipeline.network, pipeline.tokenizer
-        assert model.chat(tokenizer, "hello", do_sample=False, max_new_tokens=3)[0]
+        assert pipeline.chat("hello", do_sample=False, max_new_tokens=3)[0]
 with load_pipeline("demo", device="cpu") as pipeline, serving(pipeline) as server:
     assert server.post("/", json={"prompt": "hello", "max_length": 64}).json()["response"]
 try:

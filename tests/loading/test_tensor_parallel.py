@@ -171,7 +171,7 @@ def test_a_device_that_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None
     for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(variable, "1")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    with pytest.raises(DeviceError, match="cannot share a model on mps"):
+    with pytest.raises(DeviceError, match="cannot be sharded over processes on mps"):
         load("demo", device="mps", tensor_parallel=True)
 
 
