@@ -16,7 +16,7 @@ from chatglm import kernels
 from chatglm.checkpoints import WeightReader, list_tensors
 from chatglm.checkpoints.validate import ValidationReport
 from chatglm.conversion import Calibration, evaluate, examined, make_plan, quantize_folder, read_samples
-from chatglm.conversion.plan import Plan
+from chatglm.conversion.plan import PackingPlan
 from chatglm.conversion.report import Evaluation, QuantizationReport
 from chatglm.conversion.samples import BUNDLED, Sample
 from chatglm.demo import CHECKPOINT
@@ -94,7 +94,7 @@ def test_gptq_error_bound(num_layers: int, num_tokens: int, num_held_out: int, g
 
 
 def evaluated(
-    report: ValidationReport, target: Path, plan: Plan, calibration: Calibration | None, samples: list[Sample]
+    report: ValidationReport, target: Path, plan: PackingPlan, calibration: Calibration | None, samples: list[Sample]
 ) -> Evaluation:
     quantize_folder(report, target, plan, calibration=calibration)
     return evaluate(report, examined(target), samples, CPU)
