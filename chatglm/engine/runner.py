@@ -67,14 +67,17 @@ class Runner:
             request.cache = cache
 
     def _decode(self, requests: Sequence[Request]) -> None:
-        last = torch.tensor([[request.token_ids[-1]] for request in requests], device=self._decoder.device)
-        layouts, caches = [request.layout for request in requests], [request.cache for request in requests]
-        with torch.inference_mode(), memory_errors(max(len(request.token_ids) for request in requests)):
-            logits_BV = self._decoder.decode(last, layouts, caches).cpu()
-        sampled = self._sample(requests, logits_BV)
+        # No cache in this frame: the error of a request that ends here may keep it.
+        sampled = self._sample(requests, self._logits(requests))
         for request, token_id in zip(requests, sampled, strict=True):
             if request.finish_reason is None:
                 request.accept(token_id)
+
+    def _logits(self, requests: Sequence[Request]) -> Tensor:
+        last = torch.tensor([[request.token_ids[-1]] for request in requests], device=self._decoder.device)
+        layouts, caches = [request.layout for request in requests], [request.cache for request in requests]
+        with torch.inference_mode(), memory_errors(max(len(request.token_ids) for request in requests)):
+            return self._decoder.decode(last, layouts, caches).cpu()
 
     @torch.inference_mode()
     def _sample(self, requests: Sequence[Request], logits_BV: Tensor) -> list[int]:

@@ -113,7 +113,7 @@ class UpstreamChat:
         kwargs |= {"max_length": max_length, "do_sample": do_sample, "top_p": top_p, "temperature": temperature}
         processors = logits_processor or ()
         if num_beams > 1:
-            response = self._beam_search(tokenizer, query, past, num_beams, processors, **kwargs)
+            response = self._search_beams(tokenizer, query, past, num_beams, processors, **kwargs)
         else:
             response = fold(self.stream_deltas(tokenizer, query, past, processors=processors, **kwargs)).text
         return response, [*past, (query, response)]
@@ -132,7 +132,7 @@ class UpstreamChat:
         prompt = self.encode_chat(tokenizer, to_messages(query, check_history(history), system), limit)
         return prompt.input_ids, config, prompt.dropped_rounds
 
-    def _beam_search(
+    def _search_beams(
         self,
         tokenizer: Any,
         query: str,

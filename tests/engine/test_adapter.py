@@ -137,29 +137,29 @@ def test_a_call_of_the_network_asks_its_cache() -> None:
     assert not torch.allclose(usual, expected, atol=1e-3)
 
 
-def test_every_door_can_leave_a_prefix_out(tmp_path: Path) -> None:
+def test_every_interface_can_leave_a_prefix_out(tmp_path: Path) -> None:
     folder, prefix = tmp_path / "model", tmp_path / "prefix"
     folder.mkdir()
     prefix.mkdir()
     make_folder(folder, max_sequence_length=128)
     with load_pipeline(folder, dtype="fp32") as plain:
-        config = plain.model.config
+        config = plain.network.config
         width = 2 * config.num_layers * config.hidden_size
         values = 30 * torch.randn(4, width, generator=torch.Generator().manual_seed(0))
         save_file({"transformer.prefix_encoder.embedding.weight": values}, prefix / "model.safetensors")
-    check_doors(folder, {"ptuning_checkpoint": prefix})
+    check_interfaces(folder, {"ptuning_checkpoint": prefix})
 
 
-def test_every_door_can_leave_a_lora_update_out(tmp_path: Path) -> None:
+def test_every_interface_can_leave_a_lora_update_out(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     make_folder(folder, max_sequence_length=128)
     with load_pipeline(folder, dtype="fp32") as plain:
-        update = write_update(tmp_path / "update", random_update(plain.model, 0.5))
-    check_doors(folder, {"lora_checkpoint": update})
+        update = write_update(tmp_path / "update", random_update(plain.network, 0.5))
+    check_interfaces(folder, {"lora_checkpoint": update})
 
 
-def check_doors(folder: Path, trained: dict[str, Path]) -> None:
+def check_interfaces(folder: Path, trained: dict[str, Path]) -> None:
     options: dict[str, Any] = {"temperature": 0, "max_new_tokens": 8}
     with load_pipeline(folder, dtype="fp32") as plain:
         expected, _ = plain.chat("hello", **options)

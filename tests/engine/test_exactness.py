@@ -19,7 +19,7 @@ from chatglm.engine.solo import stream_alone
 from chatglm.generation.config import GenerationConfig
 from chatglm.generation.deltas import Delta
 from chatglm.models.chatglm.model import ChatGLMForConditionalGeneration
-from chatglm.pipeline import load_pipeline
+from chatglm.loading import load
 from tests.engine.rounding import skip_without_even_bfloat16
 from tests.golden.cases import build
 
@@ -50,7 +50,7 @@ class IdTokenizer:
 def network(name: str) -> ChatGLMForConditionalGeneration:
     """The demo model, or a tiny random one that never ends by itself, as the name says."""
     if name.startswith("demo"):
-        return load_pipeline("demo", dtype=name[-4:] if "bf16" in name else "auto").model
+        return load("demo", dtype=name[-4:] if "bf16" in name else "auto", wraps=True).model
     changes = {"position_encoding_2d": False} if name == "one_row" else {}
     model = build(f"chatglm_v1/{name if name in PREFIXES else 'main'}", eos_token_id=1_000_000, **changes)
     if name.startswith("int"):

@@ -158,7 +158,7 @@ def test_padded_batch_from_the_tokenizer_generates_as_single_prompts(loaded: Any
 def test_generate_samples_only_candidates(loaded: Any) -> None:
     """The library's sampling and our own filters agree on which ids may be drawn."""
     from chatglm.generation.config import GenerationConfig
-    from chatglm.generation.sampling import candidates
+    from tests.generation.test_sampling import candidates
 
     ids = torch.tensor([loaded.tokenizer.encode("hello world")])
     sampling = {"temperature": 0.8, "top_k": 7, "top_p": 0.6}
