@@ -113,11 +113,7 @@ def _promised_size(pointer: bytes) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in the JSON file `path`.
-
-    Raises:
-        MissingFileError, PointerFileError, DamagedFileError: see `check_usable`; or it is not a JSON object.
-    """
+    """The object in the JSON file `path`; raises as `check_usable`, or DamagedFileError for anything else."""
     check_usable(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))

@@ -26,12 +26,7 @@ ROWS_AT_ONCE = 4096  # of the output head
 
 @dataclass
 class Activations:
-    """A sample on its way through the network.
-
-    Attributes:
-        x: [1, T, C], what goes into the next block.
-        others: what the network gives each block besides: positions, visibility, prefix.
-    """
+    """A sample on its way: x [1, T, C], and what each block is given besides (positions, visibility, prefix)."""
 
     x: Tensor
     others: list[tuple[tuple[Any, ...], dict[str, Any]]]

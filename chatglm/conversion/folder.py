@@ -21,13 +21,10 @@ from chatglm.progress import Progress
 def convert_folder(
     source: Path, target: Path, *, shard_bytes: int = SHARD_BYTES, progress: Progress | None = None
 ) -> None:
-    """Write the model in `source` to the new folder `target`, which appears when everything is written.
-
-    At most `shard_bytes` are in one file and in memory.
+    """Write the model in `source` to the new folder `target`, at most `shard_bytes` in one file and in memory.
 
     Raises:
-        CheckpointError: `source` cannot be used.
-        ChatGLMError: `target` exists, or cannot be written.
+        CheckpointError, ChatGLMError: `source` cannot be used; `target` exists, or cannot be written.
     """
     report = examined(source)
     stored = _stored(report)

@@ -31,11 +31,8 @@ class PackingPlan:
 
     Attributes:
         packings: name of each weight to be packed -> how.
-        copies_head: the folder stores the tied embedding once; packed, it is written under both names, as published
-            folders have it.
+        copies_head: a tied embedding stored once is written under both names, as published folders have it.
         keys: what the new config.json says of it.
-        spec: of the network.
-        target_bytes: of the new folder's weights.
     """
 
     packings: Mapping[str, Packing]

@@ -31,12 +31,9 @@ class LayerErrors:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Two models on one text of `num_tokens` predicted tokens.
-
-    Attributes:
-        agreement: share of positions where the two have the same most probable token.
-        logit_error: |difference of the logits| / |logits before|.
-        layers: name of each quantized weight -> relative error of its layer's outputs, for the same inputs.
+    """Two models on one text: perplexities, share of positions with the same most probable token, |difference of the
+    logits| /
+    |logits before|, and name of each quantized weight -> relative error of its layer's outputs for the same inputs.
     """
 
     num_tokens: int

@@ -114,10 +114,9 @@ def attach_lora(network: Any, lora: StoredLora, dtype: torch.dtype) -> None:
 
 
 def merge_lora(network: Any, lora: StoredLora) -> None:
-    """Merge an adapter into the weights of a network that has none packed; a tied output head is untied by it.
+    """Merge an adapter into the weights of a network that has none packed; raises as `check_lora_fits`.
 
-    Raises:
-        MismatchError: the base model has no such layer, or one of another size.
+    A tied output head is untied by it.
     """
     check_lora_fits(network, lora)
     for layer, down, up in _scaled(lora):

@@ -83,9 +83,6 @@ def place(sizes: Mapping[str, int], shares: Sequence[float], spec: ModelSpec) ->
 def auto_configure_device_map(num_gpus: int) -> DeviceMap:
     """Even shares of ChatGLM-6B in fp16: part -> number of its GPU. The first, which has the embedding, has fewer
     layers.
-
-    Raises:
-        InvalidRequestError: num_gpus is not at least 1.
     """
     check_num_gpus(num_gpus)
     family = family_of({"model_type": "chatglm"})
