@@ -18,8 +18,8 @@ from chatglm.engine.decoder import BatchDecoder
 from chatglm.engine.solo import stream_alone
 from chatglm.generation.config import GenerationConfig
 from chatglm.generation.deltas import Delta
-from chatglm.models.chatglm.model import ChatGLMForConditionalGeneration
 from chatglm.loading import load
+from chatglm.models.chatglm.model import ChatGLMForConditionalGeneration
 from tests.engine.rounding import skip_without_even_bfloat16
 from tests.golden.cases import build
 

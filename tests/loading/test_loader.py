@@ -43,7 +43,7 @@ from tests.folders import (
     write_weights,
 )
 
-SPEC = FAMILIES[0].spec(FAMILIES["chatglm"].config({}))
+SPEC = FAMILIES[0].spec(FAMILIES[0].config({}))
 EMBEDDING, HEAD = "transformer.word_embeddings.weight", "lm_head.weight"
 ROOT = Path(__file__).parents[2]
 
