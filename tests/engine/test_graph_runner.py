@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -52,6 +53,7 @@ def plain_kernels() -> Iterator[None]:
 def network(name: str) -> Any:
     """That of the same name, with a context of several pages."""
     model = copy.deepcopy(short_network(name))
+    model.spec = replace(model.spec, context_limit=400)
     model.config.max_sequence_length = 400
     return model
 
@@ -165,16 +167,16 @@ def test_what_was_trained_beside_the_network_can_be_left_out(name: str) -> None:
     assert expected[0] != expected[1]
 
 
-def test_scores_that_are_no_numbers_end_their_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_logits_end_their_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
     model, config = network("main"), GenerationConfig(do_sample=False, max_new_tokens=6)
-    step = model.step
+    step = PagedDecoder.step
 
-    def broken(ids: Any, positions: Any, pages: Any, table: Any, lengths: Any, uses: Any) -> Any:
-        """The row whose request has seven positions loses its numbers."""
-        scores = step(ids, positions, pages, table, lengths, uses)
-        return torch.where((lengths == 7)[:, None], torch.nan, scores)
+    def broken(self: Any, ids: Any, positions: Any, pages: Any, table: Any, lengths: Any, uses: Any) -> Any:
+        """The row whose request has seven positions gets NaN."""
+        logits = step(self, ids, positions, pages, table, lengths, uses)
+        return torch.where((lengths == 7)[:, None], torch.nan, logits)
 
-    monkeypatch.setattr(model, "step", broken)
+    monkeypatch.setattr(PagedDecoder, "step", broken)
     prompts = [ids_of([3], model.config), ids_of(list(range(20)), model.config)]
     one = engine_on(model)
     handles = [one.submit(prompt, config) for prompt in prompts]
@@ -199,7 +201,7 @@ def test_a_step_that_fails_ends_those_who_took_part(monkeypatch: pytest.MonkeyPa
         raise torch.OutOfMemoryError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(model, "step", fail)
+        patch.setattr(PagedDecoder, "step", fail)
         with pytest.raises(Exception, match="Memory ran out"):
             one.submit(prompt, config).result(60)
     assert one.submit(prompt, config).result(60).text == alone("main", tuple(prompt), config)
@@ -234,7 +236,7 @@ def test_many_callers_that_come_wait_and_leave() -> None:
     work = [(ids_of([n], model.config), chance.randint(1, 30), chance.choice([None, None, 0, 3])) for n in range(160)]
     longest_config = GenerationConfig(do_sample=False, max_new_tokens=30)
     longest = [alone("main", tuple(prompt), longest_config) for prompt, *_ in work]
-    one = engine_on(model, max_running=5, max_waiting=200, memory_limit=4 * 64 * model.position_bytes)
+    one = engine_on(model, max_running=5, max_waiting=200, memory_limit=4 * 64 * BatchDecoder(model).position_bytes)
 
     def ask(number: int) -> None:
         prompt, num_new, leaves_after = work[number]
