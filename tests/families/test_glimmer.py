@@ -16,7 +16,6 @@ from chatglm.generation.detokenizer import join_surfaces
 from chatglm.messages import Message
 from tests.families.glimmer.config import GlimmerNetworkConfig
 from tests.families.glimmer.network import GlimmerNetwork
-from tests.families.glimmer.positions import find_layout
 from tests.families.glimmer.template import encode_chat
 from tests.families.glimmer.tokenizer import GlimmerTextTokenizer, learn_pieces
 
@@ -81,17 +80,11 @@ def written_out(ids: list[int], weights: dict[str, Tensor], config: GlimmerNetwo
 def test_network_is_the_formulas_written_out() -> None:
     config = GlimmerNetworkConfig(num_layers=2)
     network = GlimmerNetwork(config)
-    ids = torch.randint(1, config.padded_vocab_size, (1, 7))
-    positions = find_layout(ids, config).positions_at(torch.arange(7)[None])
-    visible = torch.ones(7, 7, dtype=torch.bool).tril()[None, None]
-    logits = network.lm_head(network.forward_hidden(ids, positions, visible, None))[0]
-    expected = written_out(ids[0].tolist(), network.state_dict(), config)
-    assert torch.allclose(logits, expected, atol=1e-5)
-
-
-def test_pads_shift_nothing() -> None:
-    layout = find_layout(torch.tensor([[0, 0, 5, 0, 7], [1, 2, 3, 4, 5]]), GlimmerNetworkConfig())
-    assert layout.positions_at(torch.arange(5)[None]).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]]
+    ids = torch.randint(1, config.padded_vocab_size, (2, 7))
+    ids[1, :2] = config.pad_token_id
+    logits = network(ids)
+    assert torch.allclose(logits[0], written_out(ids[0].tolist(), network.state_dict(), config), atol=1e-5)
+    assert torch.allclose(logits[1, 2:], written_out(ids[1, 2:].tolist(), network.state_dict(), config), atol=1e-5)
 
 
 @given(st.text())
