@@ -60,7 +60,9 @@ class FamilyCase:
         self.write_folder(folder, tensors, layout, **changes)
         return tensors
 
-    def write_folder(self, folder: Path, tensors: dict[str, Tensor], layout: str = "safetensors", **changes: Any) -> None:
+    def write_folder(
+        self, folder: Path, tensors: dict[str, Tensor], layout: str = "safetensors", **changes: Any
+    ) -> None:
         """A model folder of given tensors."""
         folders.write_config(folder, {**self.keys(), **changes})
         folders.write_weights(folder, tensors, layout)
@@ -70,7 +72,9 @@ class FamilyCase:
 @cache
 def glimmer_tokenizer() -> GlimmerTextTokenizer:
     """320 ids: bytes, pairs, special tokens."""
-    return GlimmerTextTokenizer(learn_pieces(["hello world, how are you", "你好，世界。", "the quick brown fox"] * 3, 312))
+    return GlimmerTextTokenizer(
+        learn_pieces(["hello world, how are you", "你好，世界。", "the quick brown fox"] * 3, 312)
+    )
 
 
 def glimmer_keys() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cmath
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from chatglm.errors import InvalidRequestError, PromptTooLongError
 from chatglm.generation.detokenizer import join_surfaces
 from chatglm.messages import Message
 from tests.families.glimmer.config import GlimmerNetworkConfig
+from tests.families.glimmer.model import GlimmerConfig, GlimmerForConditionalGeneration
 from tests.families.glimmer.network import GlimmerNetwork
 from tests.families.glimmer.template import encode_chat
 from tests.families.glimmer.tokenizer import GlimmerTextTokenizer, learn_pieces
@@ -110,3 +112,16 @@ def test_what_is_no_prompt() -> None:
         encode_chat(TOKENIZER, [Message("assistant", "b")], 100)
     with pytest.raises(PromptTooLongError):
         encode_chat(TOKENIZER, [Message("user", "x" * 100)], 50)
+
+
+def test_the_class_for_transformers(tmp_path: Path) -> None:
+    config = GlimmerConfig(num_layers=2, eos_token_id=[5, 6])
+    model = GlimmerForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path)
+    again = GlimmerForConditionalGeneration.from_pretrained(tmp_path).eval()
+    assert again.config.eos_token_id == [5, 6]
+    ids = torch.randint(1, 60, (1, 6))
+    output = again(ids, labels=ids)
+    assert torch.equal(output.logits, model(ids).logits)
+    output.loss.backward()
+    assert all(parameter.grad is not None for parameter in again.parameters())

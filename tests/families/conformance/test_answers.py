@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from chatglm.engine.decoder import BatchDecoder
+
 from chatglm.errors import InvalidRequestError
 from chatglm.generation.deltas import fold
 from chatglm.messages import Message
@@ -120,7 +120,9 @@ def test_every_stop_id_ends_an_answer(folder: Path) -> None:
 
 def test_oldest_rounds_are_dropped(pipe: Pipeline) -> None:
     history = [("hello " * 6, "how are you " * 3)] * 4
-    conversation = [message for asked_, said in history for message in (Message("user", asked_), Message("assistant", said))]
+    conversation = [
+        message for asked_, said in history for message in (Message("user", asked_), Message("assistant", said))
+    ]
     whole = pipe.submit([*conversation, *asked("hello")], **GREEDY).result(60)
     assert 0 < whole.dropped_rounds < len(history)
     kept = conversation[2 * whole.dropped_rounds :]

@@ -37,9 +37,7 @@ class GlimmerAttention(nn.Module):
         self.query_key_value = nn.Linear(config.hidden_size, inner + 2 * shared)
         self.dense = nn.Linear(inner, config.hidden_size, bias=False)
 
-    def forward(
-        self, x_BTC: Tensor, angles: Tensor, visible: Tensor | None, cache: Any, prefix: Pair | None
-    ) -> Tensor:
+    def forward(self, x_BTC: Tensor, angles: Tensor, visible: Tensor | None, cache: Any, prefix: Pair | None) -> Tensor:
         qkv = self.query_key_value(x_BTC).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
         num_groups = qkv.shape[1] // (self.heads_per_group + 2)  # a tensor-parallel rank has some of them
         query, key, value = qkv.split((num_groups * self.heads_per_group, num_groups, num_groups), dim=1)
@@ -92,7 +90,12 @@ class GlimmerNetwork(nn.Module):
 
     def __init__(self, config: GlimmerNetworkConfig) -> None:
         super().__init__()
-        self.config, self.spec = config, model_spec(config)
+        self.config = config
+        self.build()
+
+    def build(self) -> None:
+        """Make the modules that `self.config` describes."""
+        config, self.spec = self.config, model_spec(self.config)
         self.transformer = nn.Module()
         self.transformer.embedding = nn.Module()
         self.transformer.embedding.word_embeddings = nn.Embedding(config.padded_vocab_size, config.hidden_size)
