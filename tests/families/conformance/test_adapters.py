@@ -79,9 +79,12 @@ def test_lora_merged_as_attached(
 
 
 def test_lora_on_packed_weights(pipe: Pipeline, folder: Path, update: Path) -> None:
-    with load_pipeline(folder, device="cpu", dtype="fp32", quantize=8, lora_checkpoint=update) as packed:
-        with load_pipeline(folder, device="cpu", dtype="fp32", quantize=8) as plain:
-            _assert_for_each_request(plain, packed)
+    options = {"device": "cpu", "dtype": "fp32", "quantize": 8}
+    with (
+        load_pipeline(folder, **options) as plain,
+        load_pipeline(folder, lora_checkpoint=update, **options) as packed,
+    ):
+        _assert_for_each_request(plain, packed)
 
 
 def test_lora_of_another_shape(case: FamilyCase, pipe: Pipeline, folder: Path, tmp_path: Path) -> None:

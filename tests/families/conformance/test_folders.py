@@ -14,6 +14,8 @@ from chatglm.checkpoints.validate import validate_folder
 from chatglm.conversion import convert_folder
 from chatglm.errors import CheckpointError
 from chatglm.loading.memory_plan import RESERVED_BYTES
+from chatglm.models import family_of
+from chatglm.nn.kv_cache import KVCache
 from chatglm.pipeline import Pipeline, load_pipeline
 from tests.families.cases import FamilyCase
 from tests.families.conformance.asking import answers, answers_of, logits, logits_of
@@ -45,10 +47,11 @@ def test_limited_memory(pipe: Pipeline, folder: Path) -> None:
         assert answers(limited) == answers(pipe)
 
 
-def test_memory_estimate(case: FamilyCase, pipe: Pipeline) -> None:
+def test_memory_estimate(pipe: Pipeline) -> None:
+    """Keys and values of the groups, not of all heads."""
     spec = pipe.network.spec
-    per_token = sum(key.shape[1] * key.shape[3] * 2 for key in [torch.empty(1, spec.num_kv_heads, 1, spec.head_width)])
-    assert cache_bytes(spec, torch.float16) == 2 * spec.num_layers * per_token * spec.context_limit
+    key, value = KVCache(1).update(*[torch.zeros(1, spec.num_kv_heads, 1, spec.head_width)] * 2, 0)
+    assert cache_bytes(spec, torch.float32) == spec.num_layers * spec.context_limit * (key.nbytes + value.nbytes)
 
 
 def test_a_sound_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,7 +85,7 @@ def test_a_damaged_folder(case: FamilyCase, damage: object, where: str, tmp_path
     tensors = case.random_tensors()
     damage(tensors, name)
     case.write_folder(tmp_path, tensors)
-    report = validate_folder(tmp_path)
+    report = validate_folder(tmp_path, family_of)
     assert not report.is_healthy
     problems = " ".join(finding.problem for finding in report.errors)
     assert name in problems or (where == "embedding" and "vocabulary" in problems)
@@ -92,7 +95,9 @@ def test_a_damaged_folder(case: FamilyCase, damage: object, where: str, tmp_path
 
 def test_a_folder_without_its_tokenizer(case: FamilyCase, tmp_path: Path) -> None:
     case.make_folder(tmp_path)
-    (missing,) = case.family().tokenizer_files
+    (tmp_path / "files").mkdir()
+    case.write_tokenizer(tmp_path / "files")
+    (missing,) = {path.name for path in (tmp_path / "files").iterdir()} - {"tokenizer_config.json"}
     (tmp_path / missing).unlink()
     with pytest.raises(CheckpointError, match=missing):
         load_pipeline(tmp_path)
