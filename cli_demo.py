@@ -2,7 +2,7 @@
 
 import sys
 
-from chatglm.ui.terminal.chat import main
+from chatglm.ui.terminal.terminal_app import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 import sys
 
-from chatglm.ui.gradio.launch import main
+from chatglm.ui.gradio.gradio_app import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from chatglm.checkpoints.memory_pages import new_tensor
+from chatglm.checkpoints.huge_pages import new_tensor
 from chatglm.kernels.cpu.build import NoLibraryError, find_compiler
 
 READ_BYTES = 1 << 30

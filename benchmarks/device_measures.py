@@ -42,7 +42,7 @@ from chatglm.engine import Engine
 from chatglm.engine.blocks import blocks_for
 from chatglm.engine.graph_runner import GraphRunner
 from chatglm.engine.runner import Runner
-from chatglm.kernels.triton.extraction import linear_written_out
+from chatglm.kernels.triton.weight_extraction import linear_written_out
 from chatglm.quantization.layers import QuantizedLinear
 
 # Of a product's weights at least, and rounds over all copies in a graph.

@@ -1,10 +1,10 @@
-"""How an HTTP server bears many clients: requests/s, time to first token, tokens/s, memory, and how quick /health is.
+"""An HTTP server under load: requests/s, time to first token, tokens/s, memory, and the latency of /health.
 
     python -m benchmarks.load                                     starts api.py with the demo model and ends it again
     python -m benchmarks.load --url http://127.0.0.1:8000 --api-key KEY --requests 200 --clients 16
 
-The requests are mixed: whole and streamed, upstream's and OpenAI's; a tenth leaves in the middle, a tenth is malformed.
-Clients run in this process, so on a small machine they take part of what they measure. Ends with one JSON line.
+The requests are mixed: whole and streamed, upstream's and OpenAI's; a tenth disconnects early, a tenth is malformed.
+Clients run in this process, so on a small machine they use part of the CPU. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WARM_UP = 0.25  # of the requests; memory is compared from then on
 
 @dataclass
 class Tally:
-    """What the clients saw."""
+    """What the clients measured."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     first_token_s: list[float] = field(default_factory=list)
@@ -50,8 +50,8 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
 
 
-def bodies(question: str, seed: int) -> dict[str, dict[str, Any]]:
-    """{path: body} of one question at every door; whether it streams is the body's business."""
+def request_bodies(question: str, seed: int) -> dict[str, dict[str, Any]]:
+    """{path: body} of one question for every endpoint."""
     messages = [{"role": "user", "content": question}]
     return {
         "/": {"prompt": question, "history": []},
@@ -62,7 +62,7 @@ def bodies(question: str, seed: int) -> dict[str, dict[str, Any]]:
 
 
 async def ask(client: httpx.AsyncClient, number: int, tally: Tally) -> None:
-    """One request of the mix, chosen by its number."""
+    """One request of the mix, determined by its number."""
     chance = random.Random(number)
     if number % 10 == 0:
         path, content = chance.choice(MALFORMED)
@@ -71,13 +71,13 @@ async def ask(client: httpx.AsyncClient, number: int, tally: Tally) -> None:
         if not 400 <= reply.status_code < 500:
             tally.wrong.append(f"{path} {content[:40]!r} got {reply.status_code}")
         return
-    path, body = chance.choice(list(bodies(chance.choice(QUESTIONS), number).items()))
+    path, body = chance.choice(list(request_bodies(chance.choice(QUESTIONS), number).items()))
     while (wait := await read(client, path, body, tally, leaves=number % 10 == 5)) is not None:
         await asyncio.sleep(wait)
 
 
 async def read(client: httpx.AsyncClient, path: str, body: dict[str, Any], tally: Tally, leaves: bool) -> float | None:
-    """Ask and read to the end, or leave at the first sign of an answer; seconds to wait if the server is busy."""
+    """Send a request and read to the end, or disconnect at the first text; returns seconds to wait if rejected."""
     start = time.perf_counter()
     if leaves and path == "/":
         hasty = asyncio.create_task(client.post(path, json=body))
@@ -108,7 +108,7 @@ async def read(client: httpx.AsyncClient, path: str, body: dict[str, Any], tally
 
 
 async def watch_health(client: httpx.AsyncClient, tally: Tally) -> None:
-    """Ask for /health all the time."""
+    """Request /health all the time."""
     while True:
         start = time.perf_counter()
         await client.get("/health")
@@ -117,13 +117,13 @@ async def watch_health(client: httpx.AsyncClient, tally: Tally) -> None:
 
 
 async def figures(client: httpx.AsyncClient) -> dict[str, float]:
-    """What the server counts, by name."""
+    """The server's metrics, by name."""
     lines = (await client.get("/metrics")).text.splitlines()
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
 
 
 async def settled(client: httpx.AsyncClient) -> dict[str, float]:
-    """The figures once nothing runs or waits."""
+    """The metrics once nothing runs or waits."""
     for _ in range(600):
         now = await figures(client)
         if now["chatglm_running"] + now["chatglm_waiting"] == 0:
@@ -133,7 +133,7 @@ async def settled(client: httpx.AsyncClient) -> dict[str, float]:
 
 
 async def run(url: str, num_requests: int, num_clients: int, api_key: str = "none") -> dict[str, Any]:
-    """Send the mix and measure. The report's `wrong` is empty if everything was answered as it should be."""
+    """Send the mix and measure; `wrong` in the report lists unexpected responses."""
     tally = Tally()
     numbers = iter(range(num_requests))
     limits = httpx.Limits(max_connections=num_clients + 2)

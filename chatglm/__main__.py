@@ -20,9 +20,9 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "chat": Command("chatglm.ui.terminal.chat", "talk to a model in this terminal"),
+    "chat": Command("chatglm.ui.terminal.terminal_app", "talk to a model in this terminal"),
     "serve": Command("chatglm.serving.commands", "answer over HTTP: upstream's API, SSE, OpenAI-compatible", "serve"),
-    "web": Command("chatglm.ui.gradio.launch", "talk to a model on a web page"),
+    "web": Command("chatglm.ui.gradio.gradio_app", "talk to a model on a web page"),
     "convert": Command("chatglm.cli.convert", "write a model folder as safetensors", "convert"),
     "quantize": Command("chatglm.cli.convert", "write a model folder with INT8 or INT4 weights", "quantize"),
     "doctor": Command("chatglm.cli.doctor", "report what is wrong with a model folder, and what this machine has"),

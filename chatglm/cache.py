@@ -1,7 +1,4 @@
-"""The folder of this program's small files on this machine.
-
-Knows: where it is, and that it belongs to its user alone. Does not know what is kept in it.
-"""
+"""The folder of this program's small files on this machine, which belongs to its user alone."""
 
 from __future__ import annotations
 

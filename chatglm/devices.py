@@ -1,7 +1,6 @@
-"""Where a network can run, in which number type, and whether it fits.
+"""Devices, number types, and the free memory of this machine and its containers.
 
-Knows: CPU, CUDA and MPS devices, free memory of this machine incl. container limits, bytes per parameter.
-Does not know: models, files. Touches CUDA only when it is asked for, or when "auto" finds it available.
+CUDA is touched only when it is asked for, or when "auto" finds it available.
 """
 
 from __future__ import annotations
@@ -9,13 +8,12 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from chatglm.errors import DeviceError
-from chatglm.sizes import format_bytes as format_bytes  # a name of this module too: devices are described with it
+from chatglm.sizes import format_bytes
 
 DTYPES = {
     "fp32": torch.float32,
@@ -92,42 +90,12 @@ def choose_dtype(name: str | torch.dtype, device: torch.device, float32_bytes: i
 
 
 def dtype_warning(dtype: torch.dtype, device: torch.device) -> str:
-    """A sentence about an unwise pair of type and device, or nothing."""
+    """A warning about an unwise pair of type and device, or ""."""
     if device.type == "cpu" and dtype == torch.float16:
         return "fp16 is slow on a CPU; --dtype bf16 takes the same memory and is usually faster."
     if device.type == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
         return "bf16 is slow on this GPU, which does not compute in it; --dtype fp16 takes the same memory."
     return ""
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes that a network takes: its weights always, its KV cache for one conversation that fills the context."""
-
-    weights_bytes: int
-    cache_bytes: int
-
-    @property
-    def total_bytes(self) -> int:
-        return self.weights_bytes + self.cache_bytes
-
-
-def estimate_memory(
-    weights_bytes: int, dtype: torch.dtype, context: int, *, num_layers: int, hidden_size: int
-) -> MemoryEstimate:
-    """Bytes for weights and for the KV cache of one conversation, keys and values: 2 * L * C * context * item size.
-
-    Args:
-        weights_bytes: of the network.
-        dtype: of the cache.
-        context: tokens.
-        num_layers: L.
-        hidden_size: C.
-    """
-    return MemoryEstimate(
-        weights_bytes=weights_bytes,
-        cache_bytes=2 * num_layers * hidden_size * context * dtype.itemsize,
-    )
 
 
 def available_memory(device: torch.device) -> int | None:

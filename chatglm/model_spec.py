@@ -61,6 +61,7 @@ class ModelSpec:
         chat_defaults: generation parameters used where a request gives none.
         ties_embedding: whether head and embedding may be one tensor when files hold one, or two equal ones.
         ignored_tensors: patterns of stored names that mean nothing here.
+        foreign_tensors: start of stored names -> the other family whose they are, for messages.
         releases: vocabulary size -> name of the release, for messages.
     """
 
@@ -85,6 +86,7 @@ class ModelSpec:
     clean_up: Callable[[], list[TextStage]] = list
     ties_embedding: bool = False
     ignored_tensors: tuple[str, ...] = ()
+    foreign_tensors: Mapping[str, str] = field(default_factory=dict)
     releases: Mapping[int, str] = field(default_factory=dict)
 
     @property

@@ -1,7 +1,4 @@
-"""A progress bar, shown to a person only, and only when they have to wait.
-
-Knows: tqdm, counts and a stream. Does not know what is counted.
-"""
+"""Progress callbacks, and a bar that is drawn on terminals when the wait is long enough."""
 
 from __future__ import annotations
 
@@ -16,12 +13,11 @@ PATIENCE_S = 0.5
 
 
 class ProgressBar:
-    """Call it with (bytes read, bytes in all); it erases itself when all are, or at the end of a `with` block.
+    """A `Progress`; it erases itself when all is done, or at the end of a `with` block.
 
     Args:
         stream: where to draw; nothing is drawn where it is no terminal.
-        patience_s: seconds of loading after which the bar appears.
-        title: what is done.
+        patience_s: seconds after which the bar appears.
         unit: what is counted.
     """
 

@@ -1,7 +1,4 @@
-"""Numbers of bytes, as people write and read them.
-
-Knows: units. Does not know what the bytes are.
-"""
+"""Numbers of bytes, as people write and read them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train every weight: with DeepSpeed where it is installed, else with torchrun (several GPUs share the model by FSDP).
+# Train every weight: with DeepSpeed where it is installed, else with torchrun (FSDP shards the model over several GPUs).
 # Variables: NUM_GPUS, PRECISION (--fp16, --bf16 or nothing), and those of settings.sh.
 export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | paste -sd, || true)}
 source "$(dirname "$0")/settings.sh"

@@ -1,11 +1,24 @@
 # What the scripts of this folder share. Every variable can be given from outside:
 #
-#     MODEL=THUDM/chatglm-6b DATA=AdvertiseGen PRE_SEQ_LEN=128 bash train.sh
+#     MODEL=../chatglm-6b DATA=AdvertiseGen PRE_SEQ_LEN=128 bash train.sh
 #
 # Without MODEL the bundled demo model learns the bundled data: small sizes, a few minutes on two CPU cores. With MODEL
-# the numbers are those published for ChatGLM-6B.
+# the numbers are those published for ChatGLM-6B. Relative paths start where the script is called; input files that are
+# not there are looked for in this folder.
 set -euo pipefail
+CALLER=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
+
+# from_caller TEST NAME...: makes relative paths in these variables absolute where `[ TEST path ]` holds.
+from_caller() {
+    local test=$1 name
+    for name in "${@:2}"; do
+        case ${!name-} in "" | /* | demo) continue ;; esac
+        if [ "$test" "$CALLER/${!name}" ]; then printf -v "$name" %s "$CALLER/${!name}"; fi
+    done
+}
+from_caller -e MODEL DATA TRAIN_FILE DEV_FILE CHAT_TRAIN_DATA CHAT_VAL_DATA CHECKPOINT FORGETTING
+from_caller -n OUTPUT CHECKPOINT_NAME MERGE_TO
 
 PYTHON=${PYTHON:-python3}
 MODEL=${MODEL:-demo}

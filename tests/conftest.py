@@ -14,19 +14,8 @@ import torch
 from tests import forking
 
 TESTS = Path(__file__).parent
-# In this order, since the last tests of a run should be short ones. True: one worker runs them all, because their
-# servers, browsers or compiled programs are slow to start.
-SLOW_FIRST = {
-    "ui": False,
-    "serving": True,
-    "ptuning": False,
-    "training": False,
-    "journeys": True,
-    "test_docs.py": False,
-    "loading": False,
-    "conversion": False,
-    "engine": False,
-}
+# These come first, since the last tests of a run should be short ones.
+SLOW = ("ui", "serving", "ptuning", "training", "journeys", "test_docs.py", "loading", "conversion", "engine")
 
 
 @pytest.fixture(autouse=True)
@@ -36,12 +25,15 @@ def same_random_numbers() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = list(SLOW_FIRST)
+    """One worker runs all tests that share a fixture of a module or a package: a server, say, or a trained model."""
     places = {item: item.path.relative_to(TESTS).parts[0] for item in items}
-    items.sort(key=lambda item: order.index(places[item]) if places[item] in order else len(order))
+    items.sort(key=lambda item: SLOW.index(places[item]) if places[item] in SLOW else len(SLOW))
     for item in items:
-        if SLOW_FIRST.get(places[item]):
-            item.add_marker(pytest.mark.xdist_group(places[item]))
+        fixtures = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
+        scopes = {fixture.scope for overridden in fixtures for fixture in overridden}
+        if item.get_closest_marker("xdist_group") is None and scopes & {"module", "package"}:
+            shared = item.path.parent if "package" in scopes else item.path
+            item.add_marker(pytest.mark.xdist_group(str(shared.relative_to(TESTS))))
 
 
 def pytest_sessionfinish() -> None:

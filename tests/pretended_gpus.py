@@ -1,8 +1,4 @@
-"""GPUs that are only pretended: fake tensors know their device, refuse to meet those of another one, or to be read by
-the host.
-
-Knows: a tiny network of such tensors, spread over devices or on one. Does not know what is tested with it.
-"""
+"""Pretended GPUs: fake tensors know their device and cannot be combined with those of another, or read by the host."""
 
 from __future__ import annotations
 
@@ -13,6 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from chatglm.checkpoints.validate.expected_weights import expected_network
 from chatglm.loading.placement import Placement, part_sizes, place
 from chatglm.models import FAMILIES
 from chatglm.nn.kv_cache import KVCache
@@ -22,7 +19,7 @@ FAMILY = FAMILIES["chatglm"]
 
 
 def empty(num_layers: int = 9, **keys: Any) -> Any:
-    return FAMILY.empty_network(FAMILY.config_class.from_dict(tiny_config(num_layers=num_layers, **keys)))
+    return expected_network(FAMILY, FAMILY.config(tiny_config(num_layers=num_layers, **keys)))
 
 
 def view(tensor: torch.Tensor, key: Any) -> torch.Tensor:
@@ -51,8 +48,8 @@ class Pretended:
     def __init__(self, num_gpus: int, bits: int, dtype: torch.dtype = torch.float32) -> None:
         self.network = empty(quantization_bit=bits) if bits else empty()
         self.devices = tuple(torch.device("cuda", number) for number in range(num_gpus))
-        device_map = place(part_sizes(self.network, torch.float16), [1.0] * num_gpus)
-        self.placement = Placement(device_map, self.devices)
+        device_map = place(part_sizes(self.network, torch.float16), [1.0] * num_gpus, self.network.spec)
+        self.placement = Placement(device_map, self.devices, self.network.spec)
         for name, parameter in list(self.network.named_parameters()):
             owner, _, leaf = name.rpartition(".")
             stored = dtype if parameter.is_floating_point() else parameter.dtype
@@ -60,13 +57,13 @@ class Pretended:
             setattr(self.network.get_submodule(owner), leaf, torch.nn.Parameter(fake, requires_grad=False))
 
     def run(self, cache: KVCache) -> torch.Tensor:
-        """A prompt and two steps; the last scores."""
+        """A prompt and two steps; the last logits."""
         ids = torch.empty((1, 5), dtype=torch.long, device=self.devices[0])
         positions = torch.empty((1, 2, 5), dtype=torch.long, device=self.devices[0])
         for _ in range(3):
-            scores = self.network.lm_head(self.network.transformer(ids, positions, None, cache))
+            logits = self.network.lm_head(self.network.transformer(ids, positions, None, cache))
             ids, positions = ids[:, -1:], positions[:, :, -1:]
-        return scores
+        return logits
 
 
 @pytest.fixture

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from chatglm import devices
+from chatglm.checkpoints.validate.expected_weights import expected_network
 from chatglm.devices import (
     available_memory,
     choose_device,
@@ -17,12 +19,11 @@ from chatglm.devices import (
     container_available,
     describe_devices,
     dtype_warning,
-    estimate_memory,
-    format_bytes,
 )
 from chatglm.errors import DeviceError
-from chatglm.loading.memory import memory_needed, memory_sentence, type_for
+from chatglm.loading.memory_estimate import cache_bytes, count_parameters, memory_message, memory_needed, type_for
 from chatglm.models import FAMILIES
+from chatglm.sizes import format_bytes
 from tests.no_cuda import forbid_cuda
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda:0"), torch.device("mps")
@@ -87,13 +88,13 @@ def test_planning_for_mps_never_touches_cuda(monkeypatch: pytest.MonkeyPatch) ->
     family = FAMILIES["chatglm"]
     device = choose_device("mps")
     for bits in (0, 4):
-        network = family.empty_network(family.config_class(num_layers=1, quantization_bit=bits))
+        network = expected_network(family, family.config({"num_layers": 1, "quantization_bit": bits}))
         parameters = list(network.parameters())
         dtype = type_for("auto", device, parameters)
         assert (device, dtype) == (MPS, torch.float16)
         assert not dtype_warning(dtype, device)
-        need = memory_needed(parameters, network.config, dtype, device)
-        assert "fp16 on mps needs" in memory_sentence(need, 2048, dtype, device, available_memory(device))
+        need = memory_needed(parameters, network.config, network.spec, dtype, device)
+        assert "fp16 on mps needs" in memory_message(need, 2048, dtype, device, available_memory(device))
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -179,11 +180,21 @@ def test_bf16_on_an_old_gpu_is_remarked(
 
 
 def test_estimate_of_chatglm_6b() -> None:
-    weights_bytes = 2 * (28 * 12 * 4096**2 + 130528 * 4096)
-    need = estimate_memory(weights_bytes, torch.float16, 2048, num_layers=28, hidden_size=4096)
-    assert need.weights_bytes == weights_bytes
-    assert need.cache_bytes == 2 * 28 * 4096 * 2048 * 2
-    assert need.total_bytes == need.weights_bytes + need.cache_bytes
+    family = FAMILIES["chatglm"]
+    spec = family.spec(family.config({}))
+    assert cache_bytes(spec, torch.float16) == 2 * 28 * 4096 * 2048 * 2
+    grouped = replace(spec, num_kv_heads=2, context_limit=8192)
+    assert cache_bytes(grouped, torch.float32) == 2 * 28 * 2 * 128 * 8192 * 4
+
+
+@pytest.mark.parametrize("bits", [0, 8, 4])
+def test_parameters_are_counted_not_bytes(bits: int) -> None:
+    """6.17 billion, however many bits each has; a tied embedding counts once."""
+    family = FAMILIES["chatglm"]
+    config = family.config({"quantization_bit": bits, "quantization_embedding_bit": bits})
+    count = count_parameters(expected_network(family, config), [])
+    per_layer = 12 * 4096**2 + (3 + 1 + 4 + 1) * 4096 + 4 * 4096
+    assert count == 28 * per_layer + 130528 * 4096 + 2 * 4096
 
 
 @pytest.mark.parametrize(

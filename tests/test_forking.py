@@ -44,14 +44,25 @@ def test_signals_and_exit_codes() -> None:
         assert process.wait(60) == -signal.SIGTERM
 
 
+CTRL_C = """
+import os, time
+print(os.get_terminal_size().columns, input("?"), flush=True)
+try:
+    while True:
+        time.sleep(0.01)
+except KeyboardInterrupt:
+    print("bye")
+"""
+
+
 def test_a_terminal() -> None:
-    code = "import os; print(os.get_terminal_size().columns)\ntry: input('?')\nexcept KeyboardInterrupt: print('bye')"
-    process, terminal = forking.open_terminal([sys.executable, "-c", code], 40, 100, preload=forking.TORCH)
+    process, terminal = forking.open_terminal([sys.executable, "-c", CTRL_C], 40, 100, preload=forking.TORCH)
+    os.write(terminal, b"typed\r")
     shown = b""
-    while not shown.endswith(b"?"):
+    while b"100 typed\r\n" not in shown:
         shown += os.read(terminal, 1000)
     os.write(terminal, b"\x03")
+    while b"bye" not in shown:
+        shown += os.read(terminal, 1000)
     assert process.wait(60) == 0
-    assert b"bye" in os.read(terminal, 1000)
     os.close(terminal)
-    assert b"100" in shown

@@ -1,6 +1,6 @@
-"""The pictures of the web page in the README: `python -m tools.screenshots` from the root of the repository.
+"""Takes the README's pictures of the Gradio page: `python -m tools.screenshots` from the root of the repository.
 
-Knows: how a visitor gets to what is shown. Needs Chromium, playwright, and fonts with Chinese characters.
+Needs Chromium, playwright, and fonts with Chinese characters.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.ui.browser import Visitor, started_browser
+from tests.ui.browser import Profile, started_browser
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
 CHAT = ("你好", "背诵静夜思", "3+5等于几")
-# The demo model writes no code: what is shown is a conversation opened from a file.
+# The demo model writes no code: this conversation is opened from a file.
 OPENED = [
     (
         "怎样用蒙特卡罗方法估计 $\\pi$？",
@@ -38,7 +38,7 @@ def estimate(n: int) -> float:
 $$\\sigma = 4\\sqrt{\\frac{p(1-p)}{n}}, \\qquad p = \\frac{\\pi}{4}$$""",
     )
 ]
-# Name, what the visitor's browser is, what is asked.
+# Name, browser profile, questions.
 PICTURES: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
     ("web-chinese", {"viewport": {"width": 1000, "height": 860}}, CHAT),
     ("web-code", {"viewport": {"width": 1000, "height": 860}}, ()),
@@ -59,22 +59,21 @@ def served() -> Iterator[str]:
             server.terminate()
 
 
-def take(browser: Any, address: str, name: str, profile: dict[str, Any], questions: tuple[str, ...]) -> None:
+def take(browser: Any, address: str, name: str, options: dict[str, Any], questions: tuple[str, ...]) -> None:
     """One picture; of a conversation from a file where nothing is asked."""
-    visitor = Visitor(browser, address, **profile)
-    page = visitor.page
-    page.locator("#chat .example").first.wait_for()
-    for number, question in enumerate(questions, start=1):
-        page.locator("#box textarea").fill(question)
-        page.locator("#box textarea").press("Enter")
-        page.locator("#chat .bot.message").nth(number - 1).wait_for()
-        page.locator("#box .submit-button").wait_for()
-    if not questions:
-        _open(page)
-    page.wait_for_timeout(1500)
-    page.mouse.move(0, 0)
-    page.screenshot(path=IMAGES / f"{name}.png")
-    visitor.context.close()
+    with Profile(browser, **options) as profile:
+        page = profile.open(address)
+        page.locator("#chat .example").first.wait_for()
+        for number, question in enumerate(questions, start=1):
+            page.locator("#box textarea").fill(question)
+            page.locator("#box textarea").press("Enter")
+            page.locator("#chat .bot.message").nth(number - 1).wait_for()
+            page.locator("#box .submit-button").wait_for()
+        if not questions:
+            _open(page)
+        page.wait_for_timeout(1500)
+        page.mouse.move(0, 0)
+        page.screenshot(path=IMAGES / f"{name}.png")
 
 
 def _open(page: Any) -> None:

@@ -1,7 +1,5 @@
 """PyTorch's own files (`pytorch_model.bin`): a zip archive since 2020, a bare pickle before.
-
-Knows: how to read both with nothing executed (`weights_only=True`, always), where tensors lie in the archive, and what
-a damaged file looks like. Does not know folders or indexes.
+Nothing of a file is executed (`weights_only=True`).
 """
 
 from __future__ import annotations
@@ -29,9 +27,9 @@ def list_tensors(path: Path) -> dict[str, StoredTensor]:
     Raises:
         DamagedFileError: truncated, not a PyTorch file, or holding something other than named tensors.
     """
-    has_places = _has_places(path)
-    tensors = _load(path, map_location="meta" if has_places else "cpu")
-    offsets = {name: _offset(tensor, path) if has_places else None for name, tensor in tensors.items()}
+    has_offsets = _has_offsets(path)
+    tensors = _load(path, map_location="meta" if has_offsets else "cpu")
+    offsets = {name: _offset(tensor, path) if has_offsets else None for name, tensor in tensors.items()}
     return {name: StoredTensor(tuple(t.shape), t.dtype, path, offsets[name]) for name, t in tensors.items()}
 
 
@@ -41,7 +39,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         DamagedFileError: as `list_tensors`.
     """
-    return _load(path, map_location="cpu", mmap=_has_places(path))
+    return _load(path, map_location="cpu", mmap=_has_offsets(path))
 
 
 def _offset(tensor: torch.Tensor, path: Path) -> int | None:
@@ -58,11 +56,11 @@ def _offset(tensor: torch.Tensor, path: Path) -> int | None:
     return int(start)
 
 
-def _has_places(path: Path) -> bool:
-    """Whether this is an archive whose numbers can be used where they lie: not packed, in this machine's byte order.
+def _has_offsets(path: Path) -> bool:
+    """Whether this is an uncompressed archive in this machine's byte order.
 
-    Numbers of the other order torch would turn round as it loads them, also on the meta device, where there are none:
-    the process would end. Archives of before 2023 do not say their order.
+    torch swaps bytes of the other order as it loads, also on the meta device, where that ends the process. Archives of
+    before 2023 do not name their order.
     """
     if not _is_zip(path):
         return False

@@ -1,7 +1,4 @@
-"""Which files of a folder hold weights, and whether each can be what its name says.
-
-Knows: file names, index files, Git-LFS pointers. Does not know what is inside a weight file.
-"""
+"""Which files of a folder hold weights, whether each can be what its name says, and which tensors they hold."""
 
 from __future__ import annotations
 
@@ -10,9 +7,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from chatglm.errors import DamagedFileError, MissingFileError, PointerFileError
+from chatglm.checkpoints import bin_format, safetensors_format
+from chatglm.checkpoints.stored import StoredTensor
+from chatglm.errors import DamagedFileError, MismatchError, MissingFileError, PointerFileError
 
 CONFIG_NAME = "config.json"
 # In order of preference: a folder may hold the same weights in both formats, and safetensors needs no unpickling.
@@ -134,3 +134,38 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_config(folder: Path) -> dict[str, Any]:
     """The content of the folder's config.json; raises as `read_json`."""
     return read_json(folder / CONFIG_NAME)
+
+
+def list_file(path: Path) -> dict[str, StoredTensor]:
+    """Name -> description of the tensors of one weight file; their data is not read.
+
+    Raises:
+        MissingFileError, PointerFileError, DamagedFileError: the file cannot be used.
+    """
+    check_usable(path)
+    reader: ModuleType = safetensors_format if path.suffix == ".safetensors" else bin_format
+    return reader.list_tensors(path)
+
+
+def list_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Name -> description of all tensors of `folder`; raises at the first file that cannot be used.
+
+    Raises:
+        MissingFileError, PointerFileError, DamagedFileError: a file cannot be used.
+        MismatchError: a shard lacks a tensor that the index promises.
+    """
+    files = find_weight_files(folder)
+    tensors = {name: tensor for path in files.paths for name, tensor in list_file(path).items()}
+    check_against_index(files, tensors)
+    return tensors
+
+
+def check_against_index(files: WeightFiles, tensors: Mapping[str, StoredTensor]) -> None:
+    """Raise MismatchError when a tensor that the index promises is in none of the files."""
+    lost = {name: file for name, file in files.weight_map.items() if name not in tensors}
+    if lost:
+        name, file = next(iter(lost.items()))
+        raise MismatchError(
+            f"{files.index} says that {file} holds {name}, but it does not ({len(lost)} such tensors).",
+            "Take the index and all shards from one download.",
+        )

@@ -1,7 +1,4 @@
-"""An open weight file: its bytes read into tensors, or mapped.
-
-Knows: places in a file. Does not know its format.
-"""
+"""An open weight file: its bytes read into tensors, or mapped."""
 
 from __future__ import annotations
 

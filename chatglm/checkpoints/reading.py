@@ -1,7 +1,6 @@
 """The values of stored tensors: whole, by blocks of rows, or as views of the mapped file.
 
-Knows: which files are open, and what only torch can read. Does not know formats, or what the names mean.
-Values are read past the mapping unless views are asked for, so that memory holds what is asked for and nothing else.
+Values are read, not mapped, unless views are asked for, so that memory holds what is asked for and nothing else.
 """
 
 from __future__ import annotations
@@ -14,11 +13,10 @@ from typing import Self
 import torch
 
 from chatglm.checkpoints import bin_format
-from chatglm.checkpoints.files import WeightFiles, check_usable, find_weight_files
-from chatglm.checkpoints.memory_pages import convert_into, new_tensor
+from chatglm.checkpoints.files import WeightFiles, check_usable, find_weight_files, list_file
+from chatglm.checkpoints.huge_pages import convert_into, new_tensor
 from chatglm.checkpoints.raw_file import RawFile
 from chatglm.checkpoints.stored import StoredTensor
-from chatglm.checkpoints.tensors import list_file
 from chatglm.errors import DamagedFileError
 
 BLOCK_BYTES = 16 * 2**20

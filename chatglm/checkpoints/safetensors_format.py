@@ -3,7 +3,7 @@
     | n: uint64 LE | header: n bytes of JSON                                              | data ... |
                      {"name": {"dtype": "F16", "shape": [2, 3], "data_offsets": [0, 12]}}
 
-Knows: this layout, and what a truncated file looks like. Does not know folders or indexes, and reads no data.
+Only the header is read.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What is known of a tensor in a file before its data is read.
-
-Knows: shape, type, place in a file. Does not know file formats.
-"""
+"""What is known of a tensor in a file before its data is read."""
 
 from __future__ import annotations
 

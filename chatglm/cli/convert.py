@@ -1,7 +1,4 @@
-"""`python -m chatglm convert SRC DST` and `python -m chatglm quantize SRC DST`.
-
-Knows: flags, and what is said at the end. Does not know how a folder is written.
-"""
+"""`python -m chatglm convert SRC DST` and `python -m chatglm quantize SRC DST`."""
 
 from __future__ import annotations
 
@@ -22,22 +19,23 @@ from chatglm.conversion.plan import DEFAULT_BITS, make_plan
 from chatglm.conversion.report import REPORT_NAME
 from chatglm.conversion.samples import BUNDLED, Sample, read_samples
 from chatglm.conversion.writing import check_absent, write_json
-from chatglm.devices import choose_device, format_bytes
+from chatglm.devices import choose_device
 from chatglm.errors import InvalidRequestError
 from chatglm.kernels.packing import BITS, GROUP_SIZES
 from chatglm.progress import ProgressBar
 from chatglm.quantization.gptq import check_damping
+from chatglm.sizes import format_bytes
 
 CALIBRATION_TOKENS = 32768
 EVALUATION_TOKENS = 16384
-AS_MANY = -1  # `--embeddings` without a number
+SAME_BITS = -1  # `--embeddings` without a number
 QUANTIZE_TEXT = """\
 Write a model folder with INT8 or INT4 weights. Nothing is written to SRC; DST appears when it is complete.
-A folder that is quantized already can get its table packed: quantize SRC DST --embeddings 8."""
+The tied embedding of a quantized folder can be packed afterwards: quantize SRC DST --embeddings 8."""
 TEXT_NOTE = """\
 FILE is UTF-8 text, or a .jsonl file whose lines are {"prompt": ..., "response": ..., "history": [[question, answer]]}
-(history may be absent). Calibrate with text like that which the model will see, and evaluate with other text of that
-kind. The bundled conversations are small talk of the demo model: better than none."""
+(history is optional). Calibrate with text of the kind that the model will see, and evaluate with other text of that
+kind. The bundled conversations are small talk of the demo model."""
 NO_TEXT = "No --calibration FILE is given: the bundled small talk is used. Text of your own domain does better."
 
 
@@ -50,14 +48,14 @@ def convert(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     with ProgressBar(sys.stderr, title="转换 Converting") as bar:
         convert_folder(arguments.source, arguments.target, progress=bar)
-    _say_sizes(arguments.source, arguments.target)
+    _print_sizes(arguments.source, arguments.target)
     return 0
 
 
 def quantize(argv: Sequence[str] | None = None) -> int:
     """Write a folder with packed weights; returns the exit code."""
     arguments = _quantize_parser().parse_args(argv)
-    # All that can be wrong with what is asked for is said before hours are spent.
+    # Every bad argument is reported before hours are spent.
     check_absent(arguments.target)
     device = choose_device(arguments.device)
     source = examined(arguments.source)
@@ -77,7 +75,7 @@ def quantize(argv: Sequence[str] | None = None) -> int:
         report.settings["evaluation_text"] = arguments.evaluate.name
         write_json(arguments.target / REPORT_NAME, report.as_json())
     print(report.render())
-    _say_sizes(arguments.source, arguments.target)
+    _print_sizes(arguments.source, arguments.target)
     return 0
 
 
@@ -90,27 +88,27 @@ def _quantize_parser() -> argparse.ArgumentParser:
     parser.add_argument("--bits", type=int, choices=BITS, help="per weight of the linear layers (default: 4)")
     parser.add_argument(
         "--group-size", type=int, choices=GROUP_SIZES, default=0,
-        help="so many columns share a scale: less error, a little more memory (default: a row has one, as published)",
+        help="columns per scale: less error, a little more memory (default: one scale per row, as published)",
     )  # fmt: skip
     parser.add_argument(
-        "--embeddings", type=int, choices=BITS, nargs="?", const=AS_MANY, metavar="4|8",
-        help="pack the table that is embedding and output head too; without a number to as many bits as the layers",
+        "--embeddings", type=int, choices=BITS, nargs="?", const=SAME_BITS, metavar="4|8",
+        help="also pack the tied embedding (and output head); without a number to the bits of the layers",
     )  # fmt: skip
     parser.add_argument(
         "--method", choices=("rtn", "gptq"), default="rtn",
-        help="rtn rounds each weight to the nearest, as published folders are made; gptq rounds by what goes through "
-        "the layers: less error, but hours for a model of billions of weights (default: rtn)",
+        help="rtn rounds each weight to the nearest, as in published folders; gptq rounds to keep the outputs of the "
+        "layers for the calibration text: less error, but hours for billions of weights (default: rtn)",
     )  # fmt: skip
     parser.add_argument("--calibration", type=Path, metavar="FILE", help="text for gptq (default: bundled)")
     parser.add_argument(
         "--calibration-tokens", type=int, default=CALIBRATION_TOKENS, metavar="N",
-        help=f"of the text are used, chosen by the seed (default: {CALIBRATION_TOKENS})",
+        help=f"tokens of the text to use, sampled with the seed (default: {CALIBRATION_TOKENS})",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="chooses among the text (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the text sample (default: 0)")
     parser.add_argument(
         "--damping", type=float, metavar="X",
-        help="of gptq, part of the mean diagonal of its Hessian; raised where that is singular (default: 0.01 to 0.3, "
-        "the less text the more)",
+        help="of gptq, as a fraction of the mean diagonal of its Hessian; raised if that is singular (default: 0.01 to "
+        "0.3, more for less text)",
     )  # fmt: skip
     parser.add_argument(
         "--evaluate", type=Path, metavar="FILE", help="text to measure perplexity and agreement with the source on"
@@ -129,16 +127,16 @@ def _folder(text: str) -> Path:
 
 
 def _embedding_bits(source: ValidationReport, arguments: argparse.Namespace) -> int:
-    if arguments.embeddings == AS_MANY:
+    if arguments.embeddings == SAME_BITS:
         return arguments.bits or source.config.quantization_bit or DEFAULT_BITS
     return arguments.embeddings or 0
 
 
 def _calibration(source: ValidationReport, arguments: argparse.Namespace, device: torch.device) -> Calibration | None:
-    """The text for GPTQ, if that is asked for."""
+    """The text for GPTQ, if that is the method."""
     if arguments.method != "gptq":
         if arguments.calibration is not None:
-            raise InvalidRequestError("A calibration text is of use to GPTQ only.", "Add --method gptq.")
+            raise InvalidRequestError("A calibration text is used by GPTQ only.", "Add --method gptq.")
         return None
     if arguments.damping is not None:
         check_damping(arguments.damping)
@@ -154,7 +152,7 @@ def _samples(path: Path | None, source: ValidationReport, num_tokens: int, min_t
     return read_samples(path.expanduser(), source, num_tokens, min_tokens, seed) if path is not None else []
 
 
-def _say_sizes(source: Path, target: Path) -> None:
+def _print_sizes(source: Path, target: Path) -> None:
     print(f"{target}: {format_bytes(_size(target))} (was {format_bytes(_size(source))})")
 
 

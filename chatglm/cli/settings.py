@@ -14,41 +14,24 @@ MAX_BODY_BYTES = 10 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Settings:
-    """One server.
+    """One server."""
 
-    Attributes:
-        host: address to listen on; 127.0.0.1 is reachable from this machine only.
-        port: 0 takes any free one.
-        api_key: what clients must send as `Authorization: Bearer KEY`; None = no authentication.
-        cors: origins of web pages that may call; ("*",) is all, () is none.
-        max_running: requests answered at once.
-        max_waiting: requests that may wait; one more is rejected.
-        cache_memory: bytes for the KV caches of all running requests; None = a share of what is free.
-        request_timeout: seconds from a request's arrival until its answer is ended; None = no limit.
-        shutdown_timeout: seconds that running answers get to finish after SIGTERM, before they are cancelled.
-        heartbeat: seconds of silence after which a stream carries a comment line.
-        logs_requests: whether prompts and answers are printed, as upstream does.
-        defaults: generation parameters used where a request gives none.
-        system: system message of chats that have none of their own; raw completions never get it.
-        record_ttl: polling API: seconds a finished record is kept.
-        max_records: polling API: records kept at most; the oldest finished ones go first.
-    """
-
-    host: str = DEFAULT_HOST
-    port: int = DEFAULT_PORT
-    api_key: str | None = None
-    cors: tuple[str, ...] = ()
-    max_running: int = 10
-    max_waiting: int = 20
-    cache_memory: int | None = None
-    request_timeout: float | None = None
+    host: str = DEFAULT_HOST  # address to listen on; 127.0.0.1 is reachable from this machine only
+    port: int = DEFAULT_PORT  # 0 takes any free one
+    api_key: str | None = None  # what clients must send as `Authorization: Bearer KEY`; None = no authentication
+    cors: tuple[str, ...] = ()  # origins of web pages that may call; ("*",) is all, () is none
+    max_running: int = 10  # requests answered at once
+    max_waiting: int = 20  # requests that may wait; one more is rejected
+    cache_memory: int | None = None  # bytes for the KV caches of all running requests; None = a share of what is free
+    request_timeout: float | None = None  # seconds from a request's arrival until its answer is ended; None = no limit
+    # seconds that running answers get to finish after SIGTERM, before they are cancelled
     shutdown_timeout: float = 10.0
-    heartbeat: float = 15.0
-    logs_requests: bool = True
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    system: str | None = None
-    record_ttl: float = 3600.0
-    max_records: int = 1000
+    heartbeat: float = 15.0  # seconds of silence after which a stream carries a comment line
+    logs_requests: bool = True  # whether prompts and answers are printed, as upstream does
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # generation parameters used where a request gives none
+    system: str | None = None  # system message of chats that have none of their own; raw completions never get it
+    record_ttl: float = 3600.0  # polling API: seconds a finished record is kept
+    max_records: int = 1000  # polling API: records kept at most; the oldest finished ones go first
 
     @classmethod
     def from_flags(cls, arguments: argparse.Namespace, answers: Mapping[str, Any]) -> Settings:

@@ -1,32 +1,27 @@
 """Running a network of which one block at a time is in memory, over samples whose activations are kept instead.
 
-Knows: the parts of the network in their order, how a sample goes through them, where their weights are stored.
-Does not know what is done with blocks or activations.
 Shapes: T tokens of a sample, C model width, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from chatglm.checkpoints import WeightReader
 from chatglm.checkpoints.validate import ValidationReport
-from chatglm.checkpoints.validate.expected_weights import EMBEDDING_NAME, HEAD_NAME
+from chatglm.checkpoints.validate.expected_weights import expected_network
 from chatglm.conversion.samples import Sample
 from chatglm.kernels.packing import dequantize
-from chatglm.nn.rotary import head_tables
 from chatglm.quantization.layers import QuantizedLinear
 
-BLOCKS = "transformer.layers"
 ROWS_AT_ONCE = 4096  # of the output head
 
 
@@ -35,14 +30,28 @@ class Activations:
     """A sample on its way through the network.
 
     Attributes:
-        x: [1, T, C], what goes into the next part.
-        tables: cos and sin of its positions.
-        visible: bool [1, 1, T, S].
+        x: [1, T, C], what goes into the next block.
+        others: what the network gives each block besides: positions, visibility, prefix.
     """
 
     x: Tensor
-    tables: tuple[Tensor, Tensor]
-    visible: Tensor
+    others: list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+class _Recorder(nn.Module):
+    """Takes the place of a block: notes what it is called with and gives back its input."""
+
+    def __init__(self, calls: list[tuple[Tensor, tuple[Any, ...], dict[str, Any]]]) -> None:
+        super().__init__()
+        self._calls = calls
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self._calls.append((x, args, kwargs))
+        return x
+
+
+class _AfterBlocks(Exception):
+    """Ends a forward pass in front of the final norm."""
 
 
 class BlockwiseNetwork:
@@ -55,51 +64,50 @@ class BlockwiseNetwork:
 
     def __init__(self, report: ValidationReport, device: torch.device) -> None:
         assert report.family is not None  # a healthy report has one
-        self._network = report.family.empty_network(report.config).eval().requires_grad_(False)
+        self._network = expected_network(report.family, report.config).eval().requires_grad_(False)
+        self.spec = self._network.spec
+        self._blocks = self._network.get_submodule(self.spec.layers)
         self._stored, self._reader, self.device = report.tensors, WeightReader(report.tensors), device
-        self._config = report.config
-        self._prefixes: list[Any] = []
 
     @property
     def num_blocks(self) -> int:
-        return len(self._network.transformer.layers)
+        return self.spec.num_layers
 
     def begin(self, samples: Sequence[Sample]) -> list[Activations]:
         """The samples as they go into the first block."""
-        transformer = self._network.transformer
-        self._prefixes = [None] * self.num_blocks
-        if transformer.prefix_encoder is not None:
-            with self._loaded(transformer.prefix_encoder, "transformer.prefix_encoder"):
-                self._prefixes = transformer.prefix_encoder(1, torch.float32)
-        with self._loaded(transformer.word_embeddings, "transformer.word_embeddings", as_stored=True):
+        with ExitStack() as stack:
+            modules = dict(self._network.named_modules())
+            embedding = modules[self.spec.embedding]
+            stack.enter_context(self._loaded(embedding, self.spec.embedding, as_stored=True))
+            stack.enter_context(embedding.register_forward_hook(lambda module, inputs, output: output.float()))
+            if prefix_encoder := modules.get(self.spec.prefix_encoder):
+                stack.enter_context(self._loaded(prefix_encoder, self.spec.prefix_encoder))
+            stack.enter_context(modules[self.spec.final_norm].register_forward_pre_hook(_stop))
             return [self._embedded(sample) for sample in samples]
 
     def _embedded(self, sample: Sample) -> Activations:
-        transformer = self._network.transformer
-        ids = torch.tensor([sample.input_ids], device=self.device)
-        layout = self._network.prompt_layout(ids)
-        visible = layout.visible(0, ids.shape[1])
-        if transformer.prefix_encoder is not None:
-            visible = F.pad(visible, (self._config.pre_seq_len, 0), value=True)
-        tables = head_tables(layout.positions(0, ids.shape[1]), transformer.head_width, torch.float32)
-        return Activations(transformer.word_embeddings(ids).float(), tables, visible)
+        calls: list[tuple[Tensor, tuple[Any, ...], dict[str, Any]]] = []
+        self._network.set_submodule(self.spec.layers, nn.ModuleList(_Recorder(calls) for _ in range(self.num_blocks)))
+        with suppress(_AfterBlocks):
+            self._network(torch.tensor([sample.input_ids], device=self.device))
+        return Activations(calls[0][0], [(args, kwargs) for _, args, kwargs in calls])
 
     @contextmanager
     def block(self, number: int) -> Iterator[nn.Module]:
         """A block, in memory while the `with` block runs; its linear layers are plain ones, whatever is stored."""
         # A copy takes no memory, and keeps the network as it is.
-        with self._loaded(deepcopy(self._network.transformer.layers[number]), f"{BLOCKS}.{number}") as block:
+        with self._loaded(deepcopy(self._blocks[number]), f"{self.spec.layers}.{number}") as block:
             _unpack(block)
             yield block
 
     def packed_layers(self, number: int) -> list[str]:
         """The layers of a block that are stored packed, as they are called in it."""
-        layers = self._network.transformer.layers[number].named_modules()
-        return [name for name, layer in layers if isinstance(layer, QuantizedLinear)]
+        return [name for name, layer in self._blocks[number].named_modules() if isinstance(layer, QuantizedLinear)]
 
     def run(self, number: int, block: nn.Module, sample: Activations) -> Tensor:
         """What the block makes of a sample: [1, T, C]."""
-        return block(sample.x, sample.tables, sample.visible, None, self._prefixes[number], None)
+        args, kwargs = sample.others[number]
+        return block(sample.x, *args, **kwargs)
 
     def advance(self, number: int, block: nn.Module, samples: Sequence[Activations]) -> None:
         """Send all samples through the block."""
@@ -108,14 +116,15 @@ class BlockwiseNetwork:
 
     def finish(self, x_NC: Tensor) -> Tensor:
         """The final norm."""
-        with self._loaded(self._network.transformer.final_layernorm, "transformer.final_layernorm") as norm:
+        name = self.spec.final_norm
+        with self._loaded(self._network.get_submodule(name), name) as norm:
             return norm(x_NC)
 
     def head_rows(self) -> Iterator[Tensor]:
         """The output head, some rows at a time: each float32 [rows, C]."""
-        head = self._network.lm_head
-        weight = self._read("lm_head.weight")
-        scale = self._read("lm_head.weight_scale") if isinstance(head, QuantizedLinear) else None
+        head, name = self._network.get_submodule(self.spec.head), self.spec.head_weight
+        weight = self._read(name)
+        scale = self._read(f"{name}_scale") if isinstance(head, QuantizedLinear) else None
         for start in range(0, len(weight), ROWS_AT_ONCE):
             rows = weight[start : start + ROWS_AT_ONCE].to(self.device)
             if scale is None:
@@ -142,8 +151,8 @@ class BlockwiseNetwork:
             part.to("meta")
 
     def _read(self, name: str) -> Tensor:
-        if name not in self._stored and name.startswith("lm_head."):  # one table is stored for both
-            name = name.replace(HEAD_NAME, EMBEDDING_NAME)
+        if name not in self._stored:  # a tied embedding is stored once
+            name = name.replace(self.spec.head, self.spec.embedding)
         return self._reader.read(name)
 
     def __enter__(self) -> Self:
@@ -153,6 +162,10 @@ class BlockwiseNetwork:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._reader.close()
+
+
+def _stop(module: nn.Module, inputs: tuple[Any, ...]) -> NoReturn:
+    raise _AfterBlocks
 
 
 def _unpack(block: nn.Module) -> None:

@@ -1,8 +1,5 @@
 """GPTQ over a whole network, block by block: each is rounded by the inputs that the rounded blocks before it give.
 
-Knows: the order of blocks and of layers in them, what is kept in memory. Does not know how one weight is rounded
-(chatglm.quantization.gptq) or written.
-
     activations of all samples ->  block 0: inputs of its layers -> H -> round -> run it again, rounded
                                ->  block 1: ...
 
@@ -21,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from chatglm.checkpoints.validate import ValidationReport
-from chatglm.conversion.blockwise import BLOCKS, Activations, BlockwiseNetwork
-from chatglm.conversion.plan import Packing, Plan
+from chatglm.conversion.blockwise import Activations, BlockwiseNetwork
+from chatglm.conversion.plan import Packing, PackingPlan
 from chatglm.conversion.report import LayerErrors
-from chatglm.conversion.rounding import Progress, relative
+from chatglm.conversion.rounding import relative
 from chatglm.conversion.samples import Sample, count_tokens
 from chatglm.kernels.packing import dequantize, quantize_rows
+from chatglm.progress import Progress
 from chatglm.quantization.gptq import InputMoments, Rounded, quantize_by_inputs
 
 MIN_TOKENS = 256
@@ -55,7 +53,7 @@ class Calibration:
 
 def calibrated_tensors(
     report: ValidationReport,
-    plan: Plan,
+    plan: PackingPlan,
     calibration: Calibration,
     errors: list[LayerErrors],
     progress: Progress | None = None,
@@ -76,15 +74,20 @@ def calibrated_tensors(
         samples = network.begin(calibration.samples)
         num_done = 0
         for number in range(network.num_blocks):
-            start = f"{BLOCKS}.{number}."
-            packings = {name: packing for name, packing in plan.packings.items() if name.startswith(start)}
+            start = f"{plan.spec.layers}.{number}."
+            packings = {
+                name.removeprefix(start).removesuffix(".weight"): packing
+                for name, packing in plan.packings.items()
+                if name.startswith(start)
+            }
             with network.block(number) as block:
-                moments = _observe(network, number, block, [_inside(name) for name in packings], samples)
-                for name, packing in packings.items():
-                    weight, inputs = network.stored_weight(name), moments.pop(_inside(name))
+                moments = _observe(network, number, block, list(packings), samples)
+                for layer_name, packing in packings.items():
+                    name = f"{start}{layer_name}.weight"
+                    weight, inputs = network.stored_weight(name), moments.pop(layer_name)
                     rounded = quantize_by_inputs(weight, inputs, packing.bits, packing.group_size, calibration.damping)
                     errors.append(_errors(name, weight, inputs.sum_II, packing, rounded))
-                    layer = cast(nn.Linear, block.get_submodule(_inside(name)))
+                    layer = cast(nn.Linear, block.get_submodule(layer_name))
                     layer.weight.copy_(dequantize(rounded.packed, rounded.scale, packing.bits, torch.float32))
                     yield name, rounded.packed.cpu()
                     yield f"{name}_scale", rounded.scale.cpu()
@@ -92,12 +95,6 @@ def calibrated_tensors(
                     if progress is not None:
                         progress(num_done, len(plan.linears))
                 network.advance(number, block, samples)
-
-
-def _inside(name: str) -> str:
-    """The layer of a weight, as it is called in its block: "transformer.layers.3.mlp.dense_h_to_4h.weight" without the
-    first three and the last part."""
-    return name.removeprefix(f"{BLOCKS}.").partition(".")[2].removesuffix(".weight")
 
 
 def _observe(

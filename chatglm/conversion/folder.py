@@ -1,21 +1,21 @@
-"""Writes a folder as safetensors, as it is or with packed weights, holding one shard of it in memory at a time.
-
-Knows: the order of things: validate_folder, plan, write. Does not know how weights are rounded, read or written.
-"""
+"""Writes a folder as safetensors, as it is or with packed weights, holding one shard of it in memory at a time."""
 
 from __future__ import annotations
 
+import re
 from itertools import chain
 from pathlib import Path
 
 from chatglm.checkpoints import StoredTensor, WeightReader, total_bytes
-from chatglm.checkpoints.validate import ValidationReport, validate_folder
+from chatglm.checkpoints.validate import ValidationReport
 from chatglm.conversion.calibration import Calibration, calibrated_tensors
-from chatglm.conversion.plan import Plan
+from chatglm.conversion.plan import PackingPlan
 from chatglm.conversion.report import REPORT_NAME, QuantizationReport
-from chatglm.conversion.rounding import Progress, rounded_tensors
+from chatglm.conversion.rounding import rounded_tensors
 from chatglm.conversion.writing import SHARD_BYTES, new_folder, write_json, write_other_files, write_weights
 from chatglm.errors import InvalidRequestError
+from chatglm.loading import examine
+from chatglm.progress import Progress
 
 
 def convert_folder(
@@ -43,7 +43,7 @@ def convert_folder(
 def quantize_folder(
     report: ValidationReport,
     target: Path,
-    plan: Plan,
+    plan: PackingPlan,
     *,
     calibration: Calibration | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -91,11 +91,13 @@ def examined(source: Path) -> ValidationReport:
     Raises:
         CheckpointError: it cannot be used.
     """
-    report = validate_folder(source)
+    report = examine(source)
     report.raise_first()
     return report
 
 
 def _stored(report: ValidationReport) -> dict[str, StoredTensor]:
-    """The tensors of a folder that mean something: published ones also store a table that is computed."""
-    return {name: tensor for name, tensor in report.tensors.items() if not name.endswith(".inv_freq")}
+    """The tensors of a folder that mean something: published ones also store buffers that are computed."""
+    assert report.family is not None  # a healthy report has one
+    ignored = report.family.spec(report.config).ignored_tensors
+    return {n: tensor for n, tensor in report.tensors.items() if not any(re.search(one, n) for one in ignored)}

@@ -1,8 +1,4 @@
-"""Which weights of a folder are packed, and how: from what was asked for and what the folder holds.
-
-Knows: the keys of a quantized config.json, and that the network made for them says which weights have scales.
-Does not know how weights are rounded or written.
-"""
+"""Which weights of a folder are packed, and how: from what was asked for and what the folder holds."""
 
 from __future__ import annotations
 
@@ -12,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from chatglm.checkpoints.validate import ValidationReport
-from chatglm.checkpoints.validate.expected_weights import EMBEDDING_NAME, HEAD_NAME, expected_shapes
+from chatglm.checkpoints.validate.expected_weights import expected_shapes
 from chatglm.errors import InvalidRequestError
 from chatglm.kernels.packing import check_bits, check_group_size
+from chatglm.model_spec import ModelSpec
 
 DEFAULT_BITS = 4
 SCALE_BYTES = 4  # at most
@@ -29,60 +26,59 @@ class Packing:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PackingPlan:
     """What becomes of a folder's weights.
 
     Attributes:
         packings: name of each weight to be packed -> how.
-        copies_head: the folder stores one table for embedding and head; packed, it is written under both names, as
-            published folders have it.
-        keys: what its config.json says of it.
-        config: the new folder's configuration.
+        copies_head: the folder stores the tied embedding once; packed, it is written under both names, as published
+            folders have it.
+        keys: what the new config.json says of it.
+        spec: of the network.
         target_bytes: of the new folder's weights.
     """
 
     packings: Mapping[str, Packing]
     copies_head: bool
     keys: Mapping[str, Any]
-    config: Any
+    spec: ModelSpec
     target_bytes: int
 
     @property
-    def tables(self) -> set[str]:
-        """Those of the weights to be packed that are embedding or head."""
-        return self.packings.keys() & {EMBEDDING_NAME, HEAD_NAME}
-
-    @property
     def linears(self) -> list[str]:
-        """The others, in the order of the network."""
-        return [name for name in self.packings if name not in self.tables]
+        """The weights to be packed but embedding and head, in the order of the network."""
+        return [name for name in self.packings if self.spec.layer_of(name) is not None]
 
 
-def make_plan(report: ValidationReport, bits: int | None = None, group_size: int = 0, embedding_bits: int = 0) -> Plan:
+def make_plan(
+    report: ValidationReport, bits: int | None = None, group_size: int = 0, embedding_bits: int = 0
+) -> PackingPlan:
     """The plan for a healthy folder.
 
     Args:
         report: of the folder.
         bits: 4 or 8 for the linear layers of the blocks; None: 4, or what the folder has.
         group_size: 0, 32, 64 or 128 of their columns share a scale.
-        embedding_bits: 4 or 8 for the table that is embedding and head; 0 leaves it as it is.
+        embedding_bits: 4 or 8 for embedding and head; 0 leaves it as it is.
 
     Raises:
         InvalidRequestError: there is no such packing, or it is done already.
     """
     config = deepcopy(report.config)
     if config.quantization_bit:
-        _check_only_table(report, bits, group_size, embedding_bits)
+        _check_only_embedding(report, bits, group_size, embedding_bits)
     else:
         config.quantization_bit, config.quantization_group_size = DEFAULT_BITS if bits is None else bits, group_size
     config.quantization_embedding_bit = embedding_bits or config.quantization_embedding_bit
     config.quantization_embeddings = config.quantization_embedding_bit == config.quantization_bit
-    _check_rows(config)
-    return _plan_for(report, config)
+    assert report.family is not None  # a healthy report has one
+    spec = report.family.spec(config)
+    _check_rows(config, spec)
+    return _plan_for(report, config, spec)
 
 
-def _check_only_table(report: ValidationReport, bits: int | None, group_size: int, embedding_bits: int) -> None:
-    """Raise InvalidRequestError if more is asked of a quantized folder than to pack its table too."""
+def _check_only_embedding(report: ValidationReport, bits: int | None, group_size: int, embedding_bits: int) -> None:
+    """Raise InvalidRequestError if more is asked of a quantized folder than to pack its embedding too."""
     has = report.config
     is_done = not embedding_bits or has.quantization_embedding_bit
     if is_done or bits not in (None, has.quantization_bit) or group_size not in (0, has.quantization_group_size):
@@ -92,39 +88,41 @@ def _check_only_table(report: ValidationReport, bits: int | None, group_size: in
         )
 
 
-def _check_rows(config: Any) -> None:
+def _check_rows(config: Any, spec: ModelSpec) -> None:
     """Raise InvalidRequestError if the rows of a weight cannot be packed so."""
-    for num_columns in (config.hidden_size, config.inner_hidden_size):
+    for num_columns in {linear.columns for linear in spec.linears}:
         check_bits(config.quantization_bit, num_columns)
         check_group_size(config.quantization_group_size, num_columns)
     if config.quantization_embedding_bit:
-        check_bits(config.quantization_embedding_bit, config.hidden_size)
+        check_bits(config.quantization_embedding_bit, spec.hidden_size)
 
 
-def _plan_for(report: ValidationReport, config: Any) -> Plan:
+def _plan_for(report: ValidationReport, config: Any, spec: ModelSpec) -> PackingPlan:
     assert report.family is not None  # a healthy report has one
     expected = expected_shapes(report.family, config)
     linear = Packing(config.quantization_bit, config.quantization_group_size)
-    table = Packing(config.quantization_embedding_bit)
+    embedding = Packing(config.quantization_embedding_bit)
     packings = {
-        name: table if name in (EMBEDDING_NAME, HEAD_NAME) else linear
+        name: embedding if spec.layer_of(name) is None else linear
         for name in expected
         if f"{name}_scale" in expected and name in report.tensors and f"{name}_scale" not in report.tensors
     }
-    copies_head = EMBEDDING_NAME in packings and HEAD_NAME not in report.tensors
+    copies_head = spec.embedding_weight in packings and spec.head_weight not in report.tensors
     keys = {
         "quantization_bit": config.quantization_bit,
         "quantization_embeddings": config.quantization_embeddings,
         "quantization_embedding_bit": config.quantization_embedding_bit,
         "quantization_group_size": config.quantization_group_size,
     }
-    return Plan(packings, copies_head, keys, config, _target_bytes(report, packings, copies_head))
+    return PackingPlan(
+        packings, copies_head, keys, spec, _target_bytes(report, packings, spec if copies_head else None)
+    )
 
 
-def _target_bytes(report: ValidationReport, packings: Mapping[str, Packing], copies_head: bool) -> int:
+def _target_bytes(report: ValidationReport, packings: Mapping[str, Packing], copied: ModelSpec | None) -> int:
     sizes = {name: tensor.size_bytes for name, tensor in report.tensors.items()}
     for name, packing in packings.items():
         rows, columns = report.tensors[name].shape
         num_scales = rows * (columns // packing.group_size if packing.group_size else 1)
         sizes[name] = rows * columns * packing.bits // 8 + num_scales * SCALE_BYTES
-    return sum(sizes.values()) + (sizes[EMBEDDING_NAME] if copies_head else 0)
+    return sum(sizes.values()) + (sizes[copied.embedding_weight] if copied is not None else 0)

@@ -1,7 +1,4 @@
-"""What quantizing did to a model: numbers, a table of them, a JSON file.
-
-Knows: errors per layer, perplexity, agreement. Does not know how they are measured.
-"""
+"""What quantizing did to a model: numbers, a table of them, a JSON file."""
 
 from __future__ import annotations
 
@@ -47,7 +44,7 @@ class Evaluation:
         perplexity_before: of the model as it was.
         perplexity_after: of the quantized one.
         agreement: share of positions where the two find the same token the most probable.
-        logit_error: |difference of the scores| / |scores before|.
+        logit_error: |difference of the logits| / |logits before|.
         layers: name of each quantized weight -> relative error of its layer's outputs, for the same inputs.
     """
 
@@ -112,7 +109,7 @@ class QuantizationReport:
         found = self.evaluation
         return [
             f"perplexity {found.perplexity_before:.4g} -> {found.perplexity_after:.4g}, same most probable token at "
-            f"{found.agreement:.2%} of {found.num_tokens} positions, scores moved by {found.logit_error:.2%}"
+            f"{found.agreement:.2%} of {found.num_tokens} positions, logits moved by {found.logit_error:.2%}"
         ]
 
 

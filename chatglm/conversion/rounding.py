@@ -1,29 +1,24 @@
-"""Packing stored weights by plain rounding, some rows at a time, with the error that it makes.
-
-Knows: readers and plans. Does not know where the result goes.
-"""
+"""Packing stored weights by rounding to nearest, some rows at a time, with the error that it makes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor
 
 from chatglm.checkpoints import StoredTensor, WeightReader
-from chatglm.checkpoints.validate.expected_weights import EMBEDDING_NAME, HEAD_NAME
-from chatglm.conversion.plan import Packing, Plan
+from chatglm.conversion.plan import Packing, PackingPlan
 from chatglm.conversion.report import LayerErrors
 from chatglm.kernels.packing import dequantize, quantize_rows
-
-Progress = Callable[[int, int], None]
+from chatglm.progress import Progress
 
 
 def rounded_tensors(
     reader: WeightReader,
     stored: dict[str, StoredTensor],
-    plan: Plan | None,
+    plan: PackingPlan | None,
     errors: list[LayerErrors],
     left_out: Collection[str] = (),
     progress: Progress | None = None,
@@ -49,9 +44,9 @@ def rounded_tensors(
             errors.append(LayerErrors(name, weight=error))
             yield name, packed
             yield f"{name}_scale", scale
-            if name == EMBEDDING_NAME and plan.copies_head:
-                yield HEAD_NAME, packed.clone()
-                yield f"{HEAD_NAME}_scale", scale.clone()
+            if name == plan.spec.embedding_weight and plan.copies_head:
+                yield plan.spec.head_weight, packed.clone()
+                yield f"{plan.spec.head_weight}_scale", scale.clone()
         reader.forget(name)
         num_read += tensor.size_bytes
         if progress is not None:

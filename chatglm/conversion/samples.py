@@ -1,7 +1,5 @@
 """Texts for calibration and evaluation: a file of them becomes token ids as the model sees them when it chats.
 
-Knows: plain text and JSON lines of conversations. Does not know networks.
-
     plain text      pieces of equal length; the first half of each is the prompt, the second is what is to be said
     JSON lines      {"prompt": ..., "response": ..., "history": [[question, answer], ...]}, `history` may be absent;
                     {"content": ..., "summary": ...} is read as prompt and response
@@ -16,12 +14,12 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from chatglm.checkpoints.validate import ValidationReport
-from chatglm.devices import format_bytes
 from chatglm.errors import ChatGLMError, InvalidRequestError
 from chatglm.messages import History, check_history, to_messages
+from chatglm.sizes import format_bytes
 
 LONGEST = 512  # tokens of a sample
 MAX_FILE_BYTES = 64 * 2**20
@@ -95,9 +93,10 @@ class _Codec:
     def __init__(self, report: ValidationReport) -> None:
         assert report.family is not None  # a healthy report has one
         self.tokenizer = report.tokenizer
-        self.encode_chat: Callable[..., Any] = report.family.model_class.encode_chat
-        self.eos_token_id: int = report.config.eos_token_id
-        self.longest = min(LONGEST, report.config.max_sequence_length)
+        self.encode_chat: Callable[..., Any] = cast(Any, report.family).model_class.encode_chat
+        spec = report.family.spec(report.config)
+        self.eos_token_id = spec.eos_ids[0]
+        self.longest = min(LONGEST, spec.context_limit)
 
     def sample(self, prompt: list[int], answer: list[int]) -> Sample:
         """Prompt ids, special ones included, and answer ids; what is too long loses its beginning or its end."""

@@ -1,7 +1,4 @@
-"""A new model folder: shards, their index, config.json and the files beside them; there whole or not at all.
-
-Knows: names of files, and that a disk may be full. Does not know what the tensors are.
-"""
+"""A new model folder: shards, their index, config.json and the files beside them; it appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,9 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from chatglm.atomic import atomic_path, write_text
 from chatglm.checkpoints import read_config
-from chatglm.devices import format_bytes
 from chatglm.errors import ChatGLMError
+from chatglm.sizes import format_bytes
 
 SHARD_BYTES = 2 * 10**9
 # Weights are written anew; code that came with a checkpoint is neither needed nor wanted.
@@ -43,20 +41,14 @@ def new_folder(target: Path, needed_bytes: int) -> Iterator[Path]:
         ChatGLMError: `target` exists or cannot be written, or the disk has not that much room.
     """
     check_absent(target)
-    work = target.with_name(f".{target.name}.unfinished")
     try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        _check_room(target, work, needed_bytes)
-        yield work
-        if target.exists():
-            target.rmdir()
-        work.rename(target)
+        with atomic_path(target) as work:
+            work.mkdir(parents=True)
+            _check_room(target, work, needed_bytes)
+            yield work
     except (OSError, SafetensorError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise ChatGLMError(f"{target} cannot be written: {reason}.", "Is the disk full?") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _check_room(target: Path, work: Path, needed_bytes: int) -> None:
@@ -113,7 +105,5 @@ def write_other_files(source: Path, folder: Path, keys: Mapping[str, Any]) -> No
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, which appears whole."""
-    work = path.with_name(f".{path.name}.unfinished")
-    work.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    work.replace(path)
+    """Write a JSON file; see `atomic_path`."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -122,7 +122,7 @@ def _without_end(scores_BV: Tensor, rows: RowParameters) -> Tensor:
 def _draw(kept_BK: Tensor, rows: RowParameters) -> Tensor:
     """Which of the candidates [B, K], best first, is drawn; int64 [B]. See `sampling.candidates` for the rules."""
     if kept_BK.shape[1] <= NUM_CANDIDATES and is_available(kept_BK.device):
-        from chatglm.kernels.triton.draw import operator
+        from chatglm.kernels.triton.triton_sampling import operator
 
         return operator(kept_BK, rows.seeds, rows.counts, rows.temperatures, rows.top_ks, rows.top_ps)
     return _drawn(kept_BK, rows)

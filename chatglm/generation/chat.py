@@ -22,6 +22,7 @@ def chat_defaults(model: Any) -> dict[str, Any]:
     """Upstream's chat defaults, overridden by what the checkpoint's generation_config.json says of them."""
     stored = getattr(model, "generation_config", None)
     own = {name: getattr(stored, name, None) for name in CHAT_DEFAULTS if name != "max_length"}
+    own |= {name: value for name, value in getattr(model, "stored_defaults", {}).items() if name != "max_length"}
     return {**CHAT_DEFAULTS, **{name: value for name, value in own.items() if value is not None}}
 
 

@@ -6,6 +6,7 @@ Knows: names, defaults and ranges. Does not know models or texts.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -97,6 +98,17 @@ class GenerationConfig:
             raise InvalidRequestError(f"Unknown generation parameter {unknown[0]!r}.", f"Known are: {known}.")
         given = {name: value for name, value in parameters.items() if value is not None}
         return replace(cls(), **{**defaults, **given})
+
+
+def stored_settings(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The generation parameters that a generation_config.json sets; keys that are not ours are ignored.
+
+    Raises:
+        InvalidRequestError: a value out of range.
+    """
+    named = {name: content[name] for name in CHAT_DEFAULTS if content.get(name) is not None}
+    GenerationConfig(**named)
+    return named
 
 
 def _require_integer(name: str, value: Any, low: int, optional: bool = False) -> None:

@@ -1,7 +1,7 @@
-"""Products with packed weights, and what lies between them: one call each, and behind it this machine's kernels.
+"""Products with packed weights and the operations between them: one call each, dispatched by device.
 
-Knows: the one dispatch, by device. On a CPU `choose` says which kernels; an NVIDIA card with Triton has those of `gpu`;
-every other device, and every type of activations they do not take, uses the reference.
+On a CPU `dispatch` selects the kernels; an NVIDIA card with Triton uses those of `triton`; other devices and types use
+the reference.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import ctypes
 from torch import Tensor
 from torch.nn import functional as F
 
-from chatglm.kernels import choose, reference
+from chatglm.kernels import dispatch, reference
 from chatglm.kernels import triton as gpu
-from chatglm.kernels.choose import use
-from chatglm.kernels.cpu import attention, elementwise
+from chatglm.kernels.cpu import cpu_attention, cpu_rotary
 from chatglm.kernels.cpu.build import NoLibraryError
+from chatglm.kernels.dispatch import use
 from chatglm.kernels.step import decode_attention, residual_norm, rotate_and_store
 
 __all__ = [
@@ -35,25 +35,18 @@ __all__ = [
 def linear(
     x: Tensor, weight: Tensor, scale: Tensor, bits: int, bias: Tensor | None = None, gelu: bool = False
 ) -> Tensor:
-    """x W^T + bias with W packed, and GELU of it if asked for; no gradients.
+    """x W^T + bias with W packed, and GELU (tanh form) of it if asked for, [..., O] in x's type; no gradients.
 
     Args:
         x: activations [..., I] of any float type, on any device.
-        weight: int8 [O, I * bits / 8] as `quantization.packing` makes it, on the same device.
+        weight: int8 [O, I * bits / 8] as `kernels.packing` makes it, on the same device.
         scale: half or float32, [O], or [O, I / group size].
-        bits: 4 or 8.
         bias: [O], or None.
-        gelu: the result goes through GELU in its tanh form.
 
-    Returns:
-        [..., O] in x's type.
-
-    Raises:
-        InvalidRequestError: $CHATGLM_KERNEL names no kernel (at the first use).
-        OutOfMemoryError: no memory for the activations.
+    Raises InvalidRequestError if $CHATGLM_KERNEL names no kernel (at the first use), OutOfMemoryError.
     """
     if x.is_cpu and weight.is_cpu:
-        product = choose.current().linear(x, weight, scale, bits, bias)
+        product = dispatch.current().linear(x, weight, scale, bits, bias)
     elif gpu.takes(x):
         return gpu.linear(x, weight, scale, bits, bias, gelu)
     else:
@@ -62,35 +55,29 @@ def linear(
 
 
 def attend_one(
-    qkv: Tensor, tables: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, length: int, parts: int
+    qkv: Tensor, tables: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, length: int, rotary_dims: int
 ) -> Tensor:
-    """Rotary, append to a half-precision cache and attention of one position; see `attention.attend_one`.
-
-    Only the native library has this and the next three: for callers that have seen `backend_name() == "native"`.
-
-    Raises:
-        NoLibraryError: there is no native library.
-    """
-    return attention.attend_one(_library(), qkv, tables, keys, values, length, parts)
+    """See `cpu_attention.attend_one`; this and the next three raise NoLibraryError without the native library."""
+    return cpu_attention.attend_one(_library(), qkv, tables, keys, values, length, rotary_dims)
 
 
 def attend_prompt(qkv: Tensor, keys: Tensor, values: Tensor, length: int) -> Tensor:
-    """Attention of a whole prompt to a half-precision cache; see `attention.attend_prompt` and `attend_one`."""
-    return attention.attend_prompt(_library(), qkv, keys, values, length)
+    """See `cpu_attention.attend_prompt`."""
+    return cpu_attention.attend_prompt(_library(), qkv, keys, values, length)
 
 
-def rotate_(qkv: Tensor, tables: tuple[Tensor, Tensor], parts: int) -> Tensor:
-    """Rotary of a whole prompt in place; see `elementwise.rotate_` and `attend_one`."""
-    return elementwise.rotate_(_library(), qkv, tables, parts)
+def rotate_(qkv: Tensor, tables: tuple[Tensor, Tensor], rotary_dims: int) -> Tensor:
+    """See `cpu_rotary.rotate_`."""
+    return cpu_rotary.rotate_(_library(), qkv, tables, rotary_dims)
 
 
 def gelu_(x: Tensor) -> Tensor:
-    """GELU in place; see `elementwise.gelu_` and `attend_one`."""
-    return elementwise.gelu_(_library(), x)
+    """See `cpu_rotary.gelu_`."""
+    return cpu_rotary.gelu_(_library(), x)
 
 
 def _library() -> ctypes.CDLL:
-    native = choose.native_kernels()
+    native = dispatch.native_kernels()
     if native is None:
         raise NoLibraryError("This needs the native kernels.")
     return native.library
@@ -102,4 +89,4 @@ def backend_name() -> str:
     Raises:
         InvalidRequestError: $CHATGLM_KERNEL names no kernel.
     """
-    return choose.current().name
+    return dispatch.current().name

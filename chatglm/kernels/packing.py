@@ -1,8 +1,5 @@
 """Rounding a weight to integers and packing them, exactly as published int8 and int4 checkpoints are made.
 
-Knows: symmetric rounding, one scale per row or (our own extension) per group of columns, the order of nibbles.
-Does not know layers, or how scales could be chosen better than by the largest weight (chatglm.conversion.gptq).
-
     int4, one row of a weight [O, I]:   q0  q1  q2  q3  ...            int4 values -7..7, I of them (I even)
     packed, [O, I/2] bytes of int8:     q0|q1   q2|q3                  even column in the HIGH nibble, odd in the low
 
@@ -101,15 +98,10 @@ def unpack_int4(packed: Tensor) -> Tensor:
 
 
 def dequantize(packed: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
-    """Integers times the scale of their row or group, [..., I] in `dtype`.
+    """Integers [..., I] or [..., I/2] times the scale of their row or group, [..., I] in `dtype`.
 
-    The product of at most 8 by 11 bits is exact in float32, so it is rounded once, to `dtype`.
-
-    Args:
-        packed: [..., I] or [..., I/2].
-        scale: [...] for one per row, [..., G] for groups; as many dimensions as `packed` has mean groups.
-        bits: 4 or 8.
-        dtype: of the result.
+    The product of at most 8 by 11 bits is exact in float32, so it is rounded once, to `dtype`. `scale` has as many
+    dimensions as `packed` where it is per group.
     """
     integers = unpack_int4(packed) if bits == 4 else packed
     if scale.dim() == packed.dim():

@@ -1,14 +1,12 @@
 """What lies between the products of a decode step, one call each: a Triton kernel where there is one, or plain torch.
 
-Knows: the one dispatch, by device, type and size. Does not know how a kernel works.
-
 Nothing here is read by the host, and shapes follow from shapes: a step of such calls can be captured and replayed.
 
     store of a layer    keys and values, each [N, H, P, D]: float16, bfloat16 or float32, contiguous
     table               int32 [B, M]: the pages of each row in order, and behind its last one any page's number
     lengths             int32 [B]: positions of each row, that of this step included; at least 1. One that has grown
                         past its table counts as a full one, so that a row which has ended can do no harm
-    nobody's row        fills up a batch: a table of zeros and length 1; page 0 is such rows' own
+    padding row         fills up a batch: a table of zeros and length 1; page 0 belongs to such rows
 
 Shapes: B rows, H heads, D head width, C = H * D, N pages, P positions of a page, M pages of a table.
 """
@@ -18,8 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from chatglm.kernels import step_reference
-from chatglm.kernels.triton.available import is_available
+from chatglm.kernels import reference
+from chatglm.kernels.triton.availability import is_available
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -32,67 +30,46 @@ def rotate_and_store(
     values: Tensor,
     table_BM: Tensor,
     lengths_B: Tensor,
-    parts: int,
+    rotary_dims: int,
 ) -> Tensor:
-    """Turn queries and keys of one new position of each row; put keys and values into the pages, in the pages' type.
+    """Rotate queries and keys of one new position of each row; store keys and values in the pages, in the pages' type.
 
     Args:
         qkv_BE: [B, 3C], per head query | key | value.
-        cos_BD: of `nn.rotary.head_tables`, in the type of `qkv_BE`.
-        sin_BD: the same.
-        keys: the store, changed at the last position of each row.
-        values: the same.
-        table_BM: pages of each row.
-        lengths_B: positions of each row.
-        parts: a head is turned in so many parts; 2 * parts divides D.
+        cos_BD, sin_BD: of `nn.rotary.head_tables`, in the type of `qkv_BE`.
+        keys, values: the store, changed at the last position of each row.
+        rotary_dims: a head is rotated in so many parts; 2 * rotary_dims divides D.
 
-    Returns:
-        Turned queries [B, H, D], rounded as by `nn.rotary.rotate`.
-
-    Raises:
-        ValueError: a tensor is not of its form.
+    Returns: rotated queries [B, H, D], rounded as by `nn.rotary.rotate`. Raises ValueError for tensors of other forms.
     """
     _check(keys, values, table_BM, lengths_B)
     num_rows, (num_heads, width) = len(lengths_B), keys.shape[1::2]
     if qkv_BE.shape != (num_rows, 3 * num_heads * width) or not cos_BD.shape == sin_BD.shape == (num_rows, width):
         raise ValueError("rotate_and_store takes query, key and value of every head, and cos and sin, of every row")
-    if width % (2 * parts):
-        raise ValueError(f"a head of {width} has no {parts} parts of two halves")
+    if width % (2 * rotary_dims):
+        raise ValueError(f"a head of {width} does not divide into {rotary_dims} parts of two halves")
     if _is_taken(qkv_BE, keys):
-        from chatglm.kernels.triton.rotary_store import operator
+        from chatglm.kernels.triton.triton_rotary import operator
 
-        return operator(qkv_BE, cos_BD, sin_BD, keys, values, table_BM, lengths_B, parts)
-    return step_reference.rotate_and_store(qkv_BE, cos_BD, sin_BD, keys, values, table_BM, lengths_B, parts)
+        return operator(qkv_BE, cos_BD, sin_BD, keys, values, table_BM, lengths_B, rotary_dims)
+    return reference.rotate_and_store(qkv_BE, cos_BD, sin_BD, keys, values, table_BM, lengths_B, rotary_dims)
 
 
 def decode_attention(query_BHD: Tensor, keys: Tensor, values: Tensor, table_BM: Tensor, lengths_B: Tensor) -> Tensor:
-    """softmax(q k / sqrt(D)) v over the stored positions of each row, in float32.
+    """softmax(q k / sqrt(D)) v over the stored positions of each row, in float32; [B, H, D] in the queries' type.
 
-    By the kernel a row's result is the same to the bit in every batch, at every place in it and with any table that
-    has room for it.
-
-    Args:
-        query_BHD: turned queries.
-        keys: the store, which holds every row's positions, the newest included.
-        values: the same.
-        table_BM: pages of each row.
-        lengths_B: positions of each row.
-
-    Returns:
-        [B, H, D] in the queries' type.
-
-    Raises:
-        ValueError: a tensor is not of its form.
+    Queries are rotated; the store holds the newest position too. By the kernel a row's result is the same to the bit in
+    every batch, at every place in it and with any table that has room for it. Raises ValueError for other forms.
     """
     _check(keys, values, table_BM, lengths_B)
     if query_BHD.shape != (len(lengths_B), *keys.shape[1::2]):
         raise ValueError("decode_attention takes one query of every row and head")
     if _is_taken(query_BHD, keys):
-        from chatglm.kernels.triton.decode_attention import MAX_WIDTH, operator
+        from chatglm.kernels.triton.triton_attention import MAX_WIDTH, operator
 
         if keys.shape[3] <= MAX_WIDTH:
             return operator(query_BHD, keys, values, table_BM, lengths_B)
-    return step_reference.decode_attention(query_BHD, keys, values, table_BM, lengths_B)
+    return reference.decode_attention(query_BHD, keys, values, table_BM, lengths_B)
 
 
 def residual_norm(
@@ -104,34 +81,20 @@ def residual_norm(
     eps: float,
     branch_bias_C: Tensor | None = None,
 ) -> Tensor:
-    """LayerNorm(branch + branch_bias + alpha * residual).
+    """LayerNorm(branch + branch_bias + alpha * residual), [B, C] in the residual's type.
 
-    By the kernel everything in between is float32; plain torch rounds the product and the sum to the residual's type,
-    as the plain network does.
-
-    Args:
-        branch: [B, C], or the partial products [S, B, C] in float32 of a product that was cut up: their sum is meant.
-        residual_BC: what is added, in the activations' type, which is also the result's.
-        alpha: times so much.
-        weight_C: of the norm.
-        bias_C: of the norm.
-        eps: of the norm.
-        branch_bias_C: of the product; None if `branch` has it.
-
-    Returns:
-        [B, C] in the residual's type.
-
-    Raises:
-        ValueError: a tensor is not of its form.
+    `branch` is [B, C], or partial products [S, B, C] in float32 that are summed here. By the kernel everything in
+    between is float32; plain torch rounds the product and the sum to the residual's type, as the plain network does.
+    Raises ValueError for tensors of other forms.
     """
     if branch.dim() not in (2, 3) or branch.shape[-2:] != residual_BC.shape:
         raise ValueError("residual_norm takes a branch of the residual's shape, or several")
     if _is_taken(residual_BC, branch):
-        from chatglm.kernels.triton.residual_norm import MAX_WIDTH, operator
+        from chatglm.kernels.triton.triton_norm import MAX_WIDTH, operator
 
         if residual_BC.shape[1] <= MAX_WIDTH:
             return operator(branch, residual_BC, alpha, weight_C, bias_C, eps, branch_bias_C)
-    return step_reference.residual_norm(branch, residual_BC, alpha, weight_C, bias_C, eps, branch_bias_C)
+    return reference.residual_norm(branch, residual_BC, alpha, weight_C, bias_C, eps, branch_bias_C)
 
 
 def _check(keys: Tensor, values: Tensor, table_BM: Tensor, lengths_B: Tensor) -> None:

@@ -1,10 +1,8 @@
 """Filling a network with weights in bounded memory.
 
-The network is built without memory (on the meta device); then each stored tensor is read straight into its final
-type and place, in the order of the files. The peak is the finished network and a few megabytes; a file that only
-torch can read (a pickle of before 2020) adds its own size while it is read.
-
-Knows: tensors, types, devices. Does not know: where the folder comes from, or whether it is sound.
+The network is built on the meta device; then each stored tensor is read straight into its final type and place, in the
+order of the files. The peak is the finished network and a few megabytes; a file that only torch can read (a pickle of
+before 2020) adds its own size while it is read.
 """
 
 from __future__ import annotations
@@ -18,27 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from chatglm.checkpoints import StoredTensor, WeightReader, convert_into, new_tensor, total_bytes
-from chatglm.devices import format_bytes
 from chatglm.kernels.packing import quantize_rows
 from chatglm.loading.placement import Placement
-from chatglm.loading.tensor_parallel import Part, Parts
-from chatglm.loading.tied_embedding import head_copies, share_table
+from chatglm.loading.tensor_parallel import Shard, Shards
+from chatglm.loading.tied_embedding import head_copies, tie_embedding
+from chatglm.progress import Progress
 from chatglm.quantization.layers import QuantizedEmbedding, QuantizedLinear
+from chatglm.sizes import format_bytes
 
-Progress = Callable[[int, int], None]
 SCALE = "weight_scale"
-NOT_SPLIT: Parts = {}
-WHOLE = Part("rows", 0, 1)
+NOT_SHARDED: Shards = {}
+WHOLE = Shard("first", 0, 1)
 
 
 @dataclass(frozen=True)
 class Filled:
-    """What filling a network took.
-
-    Attributes:
-        num_read: bytes of the files that were used.
-        num_mapped: bytes of them that are views of the mapped files.
-    """
+    """Bytes of the files that were used, and bytes of them that are views of the mapped files."""
 
     num_read: int
     num_mapped: int
@@ -52,7 +45,7 @@ def fill_network(
     device: torch.device,
     prefix: Mapping[str, Tensor],
     placement: Placement | None = None,
-    parts: Parts = NOT_SPLIT,
+    shards: Shards = NOT_SHARDED,
     is_mapped: bool = False,
     is_left_out: Callable[[str], bool] = lambda name: False,
     progress: Progress | None = None,
@@ -65,9 +58,9 @@ def fill_network(
         dtype: of all floating-point parameters. Where the network has quantized layers and the folder float weights,
             these are quantized in the type in which they are stored.
         device: of everything that has no place of its own.
-        placement: places of parts on several devices.
-        parts: what this process has of tensors that it shares with others, by name; it has the rest whole.
-        prefix: values of a P-Tuning prefix, which go before those of the folder.
+        placement: of parts on several devices.
+        shards: what a tensor-parallel process has of tensors, by name; it has the rest whole.
+        prefix: values of a P-Tuning prefix, which replace those of the folder.
         is_mapped: tensors that need no conversion are views of the mapped files (CPU only).
         is_left_out: whether a tensor of the network stays without memory, for someone else to fill.
         progress: called with (bytes read, bytes to read).
@@ -79,7 +72,7 @@ def fill_network(
     wanted = {name: tensor for name, tensor in stored.items() if name in in_network and not is_left_out(name)}
     num_read, num_all = 0, total_bytes(wanted.values())
     with WeightReader(wanted, is_mapped=is_mapped) as reader:
-        places = _Places(network, dtype, placement.device_of if placement is not None else lambda name: device, parts)
+        places = _Places(network, dtype, placement.device_of if placement is not None else lambda name: device, shards)
         copies = head_copies(network, wanted, reader)
         for name, tensor in wanted.items():
             if name not in copies:
@@ -94,8 +87,8 @@ def fill_network(
     return Filled(num_all, places.num_mapped)
 
 
-def mapping_remark(folder: Path, filled: Filled) -> str:
-    """A sentence for a user who asked for mapped files and gained little; nothing if most of them is used as it is."""
+def mapping_message(folder: Path, filled: Filled) -> str:
+    """A message for a user who asked for mapped files and gained little; "" if most of them is used as it is."""
     if 2 * filled.num_mapped >= filled.num_read:
         return ""
     return (
@@ -124,9 +117,9 @@ class _Places:
         network: Any,
         dtype: torch.dtype,
         device_of: Callable[[str], torch.device],
-        parts: Parts = NOT_SPLIT,
+        shards: Shards = NOT_SHARDED,
     ) -> None:
-        self.network, self.dtype, self.device_of, self.parts = network, dtype, device_of, parts
+        self.network, self.dtype, self.device_of, self.shards = network, dtype, device_of, shards
         self.num_mapped = 0
 
     def put(self, name: str, stored: StoredTensor, reader: WeightReader) -> None:
@@ -138,8 +131,8 @@ class _Places:
             return
         dtype = type_in_network(name, stored, self.dtype)
         device = self.device_of(name)
-        if name in self.parts:
-            self._put_part(name, stored, reader, _new(self.parts[name].shape(stored.shape), dtype, device))
+        if name in self.shards:
+            self._put_shard(name, stored, reader, _new(self.shards[name].shape(stored.shape), dtype, device))
             return
         value = reader.view(name) if dtype == stored.dtype and device.type == "cpu" else None
         if value is not None:
@@ -154,8 +147,12 @@ class _Places:
         self._set(name, value.to(self.device_of(name), type_in_network(name, value, self.dtype)))
 
     def finish(self, is_left_out: Callable[[str], bool]) -> None:
-        """What the files do not hold: the head of a folder that stores one table for both, and computed buffers."""
-        share_table(self.network)
+        """Add what the files do not hold: the tied head and computed buffers.
+
+        A module computes its buffers in `reset_buffers()`.
+        """
+        if self.network.spec.ties_embedding:
+            tie_embedding(self.network)
         self.network.config.dtype = self.dtype
         for name, module in self.network.named_modules():
             if hasattr(module, "reset_buffers"):
@@ -163,27 +160,29 @@ class _Places:
                     module.reset_buffers()
         tensors = [*self.network.named_parameters(), *self.network.named_buffers()]
         empty = [name for name, tensor in tensors if tensor.is_meta and not is_left_out(name)]
-        assert not empty, f"left without values: {empty}"  # the doctor has compared the names
+        assert not empty, f"left without values: {empty}"  # validation has compared the names
         self.network.to(self.dtype)  # moves nothing; tells quantized layers what to compute in
 
-    def _put_part(self, name: str, stored: StoredTensor, reader: WeightReader, value: Tensor) -> None:
-        part, row = self.parts[name], 0
-        for block in reader.blocks(name, rows=part.rows(stored.shape[0])):
-            convert_into(value[row : row + len(block)], part.of_rows(block).contiguous())
-            row += len(block)
+    def _put_shard(self, name: str, stored: StoredTensor, reader: WeightReader, value: Tensor) -> None:
+        shard, row = self.shards[name], 0
+        for rows in shard.row_ranges(stored.shape[0]):
+            for block in reader.blocks(name, rows=rows):
+                convert_into(value[row : row + len(block)], shard.of_rows(block).contiguous())
+                row += len(block)
         self._set(name, value)
 
     def _put_quantized(
         self, name: str, stored: StoredTensor, owner: QuantizedLinear | QuantizedEmbedding, reader: WeightReader
     ) -> None:
         """Quantize a stored float weight by blocks of whole rows: they are rounded independently of each other."""
-        device, part = self.device_of(name), self.parts.get(name, WHOLE)
+        device, shard = self.device_of(name), self.shards.get(name, WHOLE)
         packed, scales, row = _new(tuple(owner.weight.shape), torch.int8, device), [], 0
-        for block in reader.blocks(name, rows=part.rows(stored.shape[0])):
-            integers, scale = quantize_rows(block.to(device), owner.bits, owner.group_size)
-            packed[row : row + len(block)] = part.of_rows(integers)
-            scales.append(part.of_rows(scale))
-            row += len(block)
+        for rows in shard.row_ranges(stored.shape[0]):
+            for block in reader.blocks(name, rows=rows):
+                integers, scale = quantize_rows(block.to(device), owner.bits, owner.group_size)
+                packed[row : row + len(block)] = shard.of_rows(integers)
+                scales.append(shard.of_rows(scale))
+                row += len(block)
         self._set(name, packed)
         self._set(f"{name}_scale", torch.cat(scales))
 

@@ -1,49 +1,57 @@
-"""`load`: find, validate_folder, choose device and type, check memory, fill the network, make the tokenizer.
-
-Knows: the order of these steps. Does not know how each is done.
-"""
+"""`load`: find and validate a folder, choose device and type, check memory, fill the network, make the tokenizer."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import GenerationConfig
 
 from chatglm.checkpoints import read_json
-from chatglm.checkpoints.validate import ValidationReport, validate_folder
-from chatglm.checkpoints.validate.expected_weights import kept_parameters
+from chatglm.checkpoints.validate import ValidationReport
+from chatglm.checkpoints.validate.expected_weights import expected_network
 from chatglm.demo import CHECKPOINT
-from chatglm.devices import MemoryEstimate, choose_device
+from chatglm.devices import choose_device
 from chatglm.errors import DamagedFileError, InvalidRequestError
+from chatglm.generation.config import stored_settings
 from chatglm.kernels.packing import check_bits
-from chatglm.loading.fill import NOT_SPLIT, Progress, fill_network, mapping_remark
-from chatglm.loading.fingerprint import base_fingerprint
-from chatglm.loading.licence import notice_once
-from chatglm.loading.lora_checkpoint import attach_lora, check_lora_fits, find_lora
-from chatglm.loading.memory import check_memory, check_memory_options, memory_errors, memory_needed, type_for
-from chatglm.loading.memory_plan import NO_LIMIT, Plan, plan_blocks, quantizing_in_every_pass
+from chatglm.loading.fill import NOT_SHARDED, fill_network, mapping_message
+from chatglm.loading.lora_checkpoint import StoredLora, attach_lora, check_lora_fits, find_lora
+from chatglm.loading.memory_estimate import (
+    MemoryEstimate,
+    check_memory,
+    check_memory_options,
+    kept_tensors,
+    memory_errors,
+    memory_needed,
+    type_for,
+)
+from chatglm.loading.memory_plan import NO_LIMIT, MemoryPlan, plan_blocks, quantizing_in_every_pass
 from chatglm.loading.offload import stream_blocks
-from chatglm.loading.placement import apply_placement, plan_placement
+from chatglm.loading.placement import DeviceMap, Placement, apply_placement, check_num_gpus, plan_placement
 from chatglm.loading.prefix_checkpoint import (
     StoredPrefix,
-    base_remark,
+    base_fingerprint,
+    base_warning,
     check_prefix_fits,
-    configure_prefix,
     find_prefix,
 )
-from chatglm.loading.sources import find_folder
-from chatglm.loading.tensor_parallel import meet, split
-from chatglm.loading.tied_embedding import TABLE_BITS, TABLE_REMARK, wants_packed_table
+from chatglm.loading.sources import examine, find_folder, licence_notice
+from chatglm.loading.tensor_parallel import init_process_group, shard_network
+from chatglm.loading.tied_embedding import EMBEDDING_BITS, EMBEDDING_MESSAGE, wants_packed_embedding
 from chatglm.models import Family
+from chatglm.progress import Progress
+from chatglm.quantization.packed_network import check_packed
 from chatglm.sizes import parse_bytes
 
+Report = Callable[[str], object]
 
-def _nothing() -> None:
-    """What there is to end for a model that is all in memory."""
+
+def _nothing(*_: object) -> None:
+    """Discards a message; ends nothing."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,14 @@ class LoadedModel:
     close: Callable[[], object] = _nothing
 
 
+@dataclass(frozen=True)
+class _Adapters:
+    """What was trained on the model and is given separately."""
+
+    prefix: StoredPrefix | None
+    lora: StoredLora | None
+
+
 def load(
     model: str | Path | None = None,
     *,
@@ -81,7 +97,7 @@ def load(
     device_map: Mapping[str, int] | None = None,
     tensor_parallel: bool = False,
     progress: Progress | None = None,
-    report: Callable[[str], None] | None = None,
+    report: Report | None = None,
 ) -> LoadedModel:
     """Load a model with its tokenizer.
 
@@ -94,143 +110,128 @@ def load(
         quantize: 4 or 8 packs the weights of an unquantized folder while they are read; a quantized folder needs
             nothing here.
         ptuning_checkpoint: folder (or file) of a P-Tuning v2 prefix trained on this model.
-        lora_checkpoint: folder of a LoRA update trained on this model, as peft writes it. It lies beside the weights.
+        lora_checkpoint: folder of a LoRA adapter trained on this model, as peft writes it. It stays apart from the
+            weights.
         mmap: weights that need no conversion are used where they lie in the mapped files: hardly a wait at the start,
             and one copy for all processes. The files must not be changed meanwhile. CPU only.
         max_memory: bytes, or text like "2G", that the weights may take. Layers that do not fit are read from the files
             again for every token. The KV cache of conversations comes on top. CPU only.
         num_gpus: with more than one, the layers are spread over so many GPUs, `device` being the first.
         device_map: part -> number of its GPU, in place of a computed one.
-        tensor_parallel: share the model with the other processes that torchrun started: all of them make this call,
-            and then the same requests in the same order. Only the first reports.
+        tensor_parallel: shard the model over the processes that torchrun started: all of them make this call, and then
+            the same requests in the same order. Only the first reports.
         progress: called with (bytes read, bytes to read) after each tensor.
-        report: called with sentences for the user: memory estimate, remarks, licence of the weights.
+        report: called with messages for the user: memory estimate, warnings, licence of the weights.
 
     Raises:
         CheckpointError: something is wrong with the folder; names the file and the remedy.
-        DeviceError: no such device or type, or one where mmap or max_memory cannot be.
+        DeviceError: no such device or type, or one that mmap or max_memory does not work on.
         InvalidRequestError: quantize is not 4 or 8, the folder is quantized to another width already, max_memory is no
             size, or options exclude each other.
         OutOfMemoryError: the model cannot fit; carries the numbers.
     """
-    say = report if report is not None else _discard
+    report = report or _nothing
+    is_spread = num_gpus > 1 or device_map is not None
     ranks = None
     if tensor_parallel:
-        several = num_gpus > 1 or device_map is not None
-        ranks = meet(device, num_gpus=several, mmap=mmap, max_memory=max_memory, lora_checkpoint=lora_checkpoint)
+        ranks = init_process_group(
+            device, num_gpus=is_spread, mmap=mmap, max_memory=max_memory, lora_checkpoint=lora_checkpoint
+        )
         if ranks.rank:
-            say, progress = _discard, None
-    chosen_device = ranks.device if ranks is not None else choose_device(device)  # first: a wrong flag needs no wait
+            report, progress = _nothing, None
+    # All that can be wrong with the options is found before a folder is read.
+    chosen_device = ranks.device if ranks is not None else choose_device(device)
     limit = parse_bytes(max_memory) if max_memory is not None else None
     check_memory_options(chosen_device, mmap, limit)
     folder = find_folder(model)
-    prefix = find_prefix(ptuning_checkpoint) if ptuning_checkpoint is not None else None
-    lora = find_lora(lora_checkpoint) if lora_checkpoint is not None else None
-    examined = validate_folder(folder, prefix_elsewhere=prefix is not None)
+    adapters = _Adapters(
+        find_prefix(ptuning_checkpoint) if ptuning_checkpoint is not None else None,
+        find_lora(lora_checkpoint) if lora_checkpoint is not None else None,
+    )
+    examined = examine(folder, prefix_elsewhere=adapters.prefix is not None)
     examined.raise_first()
     settings = _generation_settings(folder)
     if quantize is not None:
         _ask_for_quantized(folder, examined.config, quantize, is_limited=limit is not None)
-    network = _empty_network(examined, prefix, chosen_device, say)
-    if lora is not None:
-        check_lora_fits(network, lora)
-    parts = split(network, ranks) if ranks is not None else NOT_SPLIT
-    parameters = kept_parameters(network, examined.tensors)
-    chosen_dtype = type_for(dtype, chosen_device, parameters)
-    need, plan = memory_needed(parameters, network.config, chosen_dtype, chosen_device), NO_LIMIT
+    network = _empty_network(examined, adapters, chosen_device, report)
+    shards = shard_network(network, ranks) if ranks is not None else NOT_SHARDED
+    kept = kept_tensors(network, examined.tensors).values()
+    chosen_dtype = type_for(dtype, chosen_device, kept)
+    need, plan, placement = (
+        memory_needed(kept, network.config, network.spec, chosen_dtype, chosen_device),
+        NO_LIMIT,
+        None,
+    )
     if limit is not None:
-        num_beside = lora.size_bytes(chosen_dtype) if lora is not None else 0
-        plan = plan_blocks(network, folder, examined.tensors, chosen_dtype, limit, num_beside=num_beside)
+        lora_bytes = adapters.lora.size_bytes(chosen_dtype) if adapters.lora is not None else 0
+        plan = plan_blocks(network, folder, examined.tensors, chosen_dtype, limit, adapter_bytes=lora_bytes)
         need = MemoryEstimate(plan.weights_bytes, need.cache_bytes)
-    placement = None
-    if num_gpus > 1 or device_map is not None:
+    if is_spread:
         placement = plan_placement(network, chosen_dtype, num_gpus, device_map)
     else:
-        check_memory(folder, need, network.config.max_sequence_length, chosen_dtype, chosen_device, say)
+        check_memory(folder, need, network.spec.context_limit, chosen_dtype, chosen_device, report)
     is_demo = folder.resolve() == CHECKPOINT.resolve()
-    for remark in (plan.remark, "" if is_demo else notice_once()):
-        if remark:
-            say(remark)
+    _report_all(report, plan.message, "" if is_demo else licence_notice())
     with memory_errors(folder, chosen_device):
         filled = fill_network(
             network,
             {name: tensor for name, tensor in examined.tensors.items() if not plan.has(name)},
             dtype=chosen_dtype,
             device=chosen_device,
-            prefix=prefix.read() if prefix is not None else {},
+            prefix=adapters.prefix.read(network.spec) if adapters.prefix is not None else {},
             placement=placement,
-            parts=parts,
+            shards=shards,
             is_mapped=mmap,
             is_left_out=plan.has,
             progress=progress,
         )
-        close = _stream(network, plan, examined, chosen_dtype)
-        if lora is not None:
-            attach_lora(network, lora, chosen_dtype)
-        if placement is not None:
-            apply_placement(network, placement)
-    if prefix is not None and (remark := base_remark(prefix, base_fingerprint(network))):
-        say(remark)
-    if mmap and (remark := mapping_remark(folder, filled)):
-        say(remark)
-    network.eval()
-    if settings is not None:
-        network.generation_config = settings
-    assert examined.family is not None  # a healthy report has one
-    return LoadedModel(network, examined.tokenizer, examined.family, folder, is_demo, close)
+        close = _finish(network, adapters, plan, placement, examined, chosen_dtype)
+    _report_all(
+        report,
+        base_warning(adapters.prefix, base_fingerprint(network)) if adapters.prefix is not None else "",
+        mapping_message(folder, filled) if mmap else "",
+    )
+    network.stored_defaults = settings
+    if hasattr(network, "generation_config"):
+        network.generation_config.update(**settings)
+    return LoadedModel(network.eval(), examined.tokenizer, cast(Family, examined.family), folder, is_demo, close)
 
 
-def _discard(sentence: str) -> None:
-    """What is said when nobody listens."""
+def load_model_on_gpus(
+    checkpoint_path: str | os.PathLike[str], num_gpus: int = 2, device_map: DeviceMap | None = None, **kwargs: Any
+) -> Any:
+    """A model whose layers lie on several GPUs, in eval mode and fp16; `.chat(tokenizer, ...)` and all else work.
 
+    It makes room for a model that one GPU cannot hold, and is no faster. Every weight is read straight to its GPU.
+    Do not call `.half()`, `.cuda()` or `.to()` on the result.
 
-def checked_folder(path: str | Path) -> Path:
-    """`path`, after making sure that the weights of this local folder can be loaded; its tokenizer is not asked for.
+    Args:
+        checkpoint_path: folder, hub id or "demo".
+        num_gpus: how many to use, cuda:0 first; with 1 nothing is spread.
+        device_map: part -> number of its GPU, in place of a computed one; `auto_configure_device_map` shows the form.
+        **kwargs: others of `load`: dtype, quantize, ptuning_checkpoint, progress, report.
 
     Raises:
-        CheckpointError: names the file and the remedy.
+        DeviceError: there are not so many GPUs here.
+        InvalidRequestError: the map does not fit the model.
+        CheckpointError, OutOfMemoryError: with the file, or the numbers, and the remedy.
     """
-    validate_folder(path, needs_tokenizer=False).raise_first()
-    return Path(path)
+    check_num_gpus(num_gpus)
+    options = {"dtype": "fp16", "device": "cuda:0", "num_gpus": num_gpus, "device_map": device_map}
+    return load(str(checkpoint_path), **{**options, **kwargs}).model
 
 
-def _generation_settings(folder: Path) -> GenerationConfig | None:
-    """What the folder says of sampling, if it does.
+def _generation_settings(folder: Path) -> dict[str, Any]:
+    """What the folder's generation_config.json says, if it has one.
 
     Raises:
-        PointerFileError, DamagedFileError: generation_config.json cannot be used.
+        PointerFileError, DamagedFileError: it cannot be used.
     """
     path = folder / "generation_config.json"
-    if not path.exists():
-        return None
     try:
-        return GenerationConfig.from_dict(read_json(path))
-    except (TypeError, ValueError) as error:
+        return stored_settings(read_json(path)) if path.exists() else {}
+    except InvalidRequestError as error:
         raise DamagedFileError(f"{path} holds a value that cannot be used: {error}.", "Delete this file.") from None
-
-
-def _empty_network(
-    examined: ValidationReport, prefix: StoredPrefix | None, device: torch.device, say: Callable[[str], None]
-) -> Any:
-    """The network of an examined folder without memory: with room for `prefix`, and with the table as it is kept."""
-    family, config = examined.family, examined.config
-    assert family is not None  # a healthy report has one
-    if prefix is not None:
-        configure_prefix(config, prefix)
-    if wants_packed_table(config, examined.tensors, device):
-        config.quantization_embedding_bit = TABLE_BITS
-        say(TABLE_REMARK)
-    network = family.empty_network(config)
-    if prefix is not None:
-        check_prefix_fits(prefix, {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()})
-    return network
-
-
-def _stream(network: Any, plan: Plan, examined: ValidationReport, dtype: torch.dtype) -> Callable[[], object]:
-    """Let the blocks of `plan` be read as they are needed; what ends that."""
-    if not plan.streamed:
-        return _nothing
-    return stream_blocks(network, plan.streamed, examined.tensors, dtype=dtype, num_slots=plan.num_slots)
 
 
 def _ask_for_quantized(folder: Path, config: Any, bits: int, *, is_limited: bool) -> None:
@@ -244,3 +245,44 @@ def _ask_for_quantized(folder: Path, config: Any, bits: int, *, is_limited: bool
     if is_limited and not config.quantization_bit:
         raise quantizing_in_every_pass(folder, bits)
     config.quantization_bit = bits
+
+
+def _empty_network(examined: ValidationReport, adapters: _Adapters, device: torch.device, report: Report) -> Any:
+    """The network of a validated folder on the meta device, with room for a prefix; its adapters fit."""
+    config, family = examined.config, cast(Family, examined.family)
+    spec = family.spec(config)
+    if adapters.prefix is not None:
+        config.pre_seq_len, config.prefix_projection = adapters.prefix.pre_seq_len, adapters.prefix.has_projection
+        check_prefix_fits(adapters.prefix, spec, config)
+    if spec.ties_embedding and wants_packed_embedding(config, spec, examined.tensors, device):
+        config.quantization_embedding_bit = EMBEDDING_BITS
+        report(EMBEDDING_MESSAGE)
+    network = expected_network(family, config)
+    if adapters.lora is not None:
+        check_lora_fits(network, adapters.lora)
+    return network
+
+
+def _finish(
+    network: Any,
+    adapters: _Adapters,
+    plan: MemoryPlan,
+    placement: Placement | None,
+    examined: ValidationReport,
+    dtype: torch.dtype,
+) -> Callable[[], object]:
+    """Make a filled network compute as asked: layers streamed, adapter attached, parts placed. Returns what ends it."""
+    check_packed(network)
+    close: Callable[[], object] = _nothing
+    if plan.streamed:
+        close = stream_blocks(network, plan.streamed, examined.tensors, dtype=dtype, num_slots=plan.num_slots)
+    if adapters.lora is not None:
+        attach_lora(network, adapters.lora, dtype)
+    if placement is not None:
+        apply_placement(network, placement)
+    return close
+
+
+def _report_all(report: Report, *messages: str) -> None:
+    for message in filter(None, messages):
+        report(message)

@@ -1,9 +1,7 @@
-"""The low-rank update of a LoRA run, as the library peft saves it: two small tensors per layer, and a JSON file.
+"""A LoRA adapter as the library peft saves it: two small tensors per layer, and a JSON file. Needs nothing of peft.
 
-Knows: names, shapes, what the JSON file says of scales. Does not know how it was trained. Needs nothing of peft.
-
-    base_model.model.transformer.layers.0.attention.query_key_value.lora_A.weight     [r, I]
-    base_model.model.transformer.layers.0.attention.query_key_value.lora_B.weight     [O, r]
+base_model.model.transformer.layers.0.attention.query_key_value.lora_A.weight     [r, I]
+base_model.model.transformer.layers.0.attention.query_key_value.lora_B.weight     [O, r]
 """
 
 from __future__ import annotations
@@ -31,13 +29,13 @@ UNSUPPORTED = ("use_dora", "modules_to_save", "fan_in_fan_out", "layer_replicati
 
 @dataclass(frozen=True)
 class StoredLora:
-    """An update on disk.
+    """An adapter on disk.
 
     Attributes:
         path: its weight file.
         tensors: (layer, "A" or "B") -> the tensor's name in the file.
         listed: what the file holds.
-        scales: what the product for each layer is multiplied by.
+        scales: layer -> factor of its B A.
     """
 
     path: Path
@@ -46,7 +44,7 @@ class StoredLora:
     scales: Mapping[str, float]
 
     def size_bytes(self, dtype: torch.dtype) -> int:
-        """What it takes beside the weights of a network of this type."""
+        """What it takes when attached to a network of this type."""
         return dtype.itemsize * sum(math.prod(self.listed[name].shape) for name in self.tensors.values())
 
     def read(self) -> dict[tuple[str, str], Tensor]:
@@ -56,13 +54,13 @@ class StoredLora:
 
 
 def find_lora(path: str | Path) -> StoredLora:
-    """The update in the folder `path`.
+    """The adapter in the folder `path`.
 
     Raises:
         ModelNotFoundError: there is no such folder.
         MissingFileError, PointerFileError, DamagedFileError: its files cannot be used.
-        MismatchError: it holds no such update, or half of one.
-        UnsupportedModelError: an update of another kind.
+        MismatchError: it holds no adapter, or half of one.
+        UnsupportedModelError: an adapter of another kind.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -105,21 +103,20 @@ def check_lora_fits(network: Any, lora: StoredLora) -> None:
 
 
 def attach_lora(network: Any, lora: StoredLora, dtype: torch.dtype) -> None:
-    """Let a filled network that the update fits compute it beside its weights, in `dtype`."""
+    """Attach an adapter that fits to a filled network; it is computed in `dtype`."""
     modules = dict(network.named_modules())
+    embedding = modules[network.spec.embedding]
     for layer, down, up in _scaled(lora):
         linear = modules[layer]
         weight = next(linear.parameters())
-        device = network.device if weight.is_meta else weight.device  # that of a streamed layer comes and goes
+        device = embedding.weight.device if weight.is_meta else weight.device  # weights of streamed layers are empty
         owner, _, leaf = layer.rpartition(".")
         setattr(modules[owner], leaf, LowRankLinear(linear, down.to(device, dtype), up.to(device, dtype)))
-    _settle_head(network)
+    _update_tie(network)
 
 
 def merge_lora(network: Any, lora: StoredLora) -> None:
-    """Add the update to the weights of a network that has none packed.
-
-    An output head that shares the embedding's table gets one of its own.
+    """Merge an adapter into the weights of a network that has none packed. A tied output head is untied by it.
 
     Raises:
         MismatchError: the base model has no such layer, or one of another size.
@@ -128,12 +125,12 @@ def merge_lora(network: Any, lora: StoredLora) -> None:
     for layer, down, up in _scaled(lora):
         linear = network.get_submodule(layer)
         linear.weight = nn.Parameter(updated(linear.weight, down, up), requires_grad=linear.weight.requires_grad)
-    _settle_head(network)
+    _update_tie(network)
 
 
-def _settle_head(network: Any) -> None:
-    """Let the configuration say whether output head and embedding are still one table."""
-    head, embedding = network.get_output_embeddings(), network.get_input_embeddings()
+def _update_tie(network: Any) -> None:
+    """Let the configuration say whether output head and embedding are still tied."""
+    head, embedding = (network.get_submodule(name) for name in (network.spec.head, network.spec.embedding))
     network.config.tie_word_embeddings = getattr(head, "weight", None) is embedding.weight
 
 

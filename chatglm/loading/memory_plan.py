@@ -7,8 +7,6 @@ to compute while the next block is read.
 
     limit >= everything outside the blocks + blocks that stay + buffers (for 2 blocks, or 1 if 2 do not fit)
              + a reserve, for what reading and answering take besides weights and the KV cache
-
-Knows: sizes. Does not know how blocks are read (chatglm.loading.offload).
 """
 
 from __future__ import annotations
@@ -22,10 +20,10 @@ import torch
 
 from chatglm import kernels
 from chatglm.checkpoints import StoredTensor, WeightReader
-from chatglm.checkpoints.validate.expected_weights import bytes_in_memory
-from chatglm.devices import format_bytes
 from chatglm.errors import InvalidRequestError, OutOfMemoryError
-from chatglm.loading.tied_embedding import head_copies, head_name
+from chatglm.loading.memory_estimate import bytes_in_memory
+from chatglm.loading.tied_embedding import head_copies
+from chatglm.sizes import format_bytes
 
 MEGABYTE = 10**6
 # A buffer of 4 MB, and what the heap was measured to grow by until the first answers were given.
@@ -34,13 +32,7 @@ RESERVED_BYTES = 16 * MEGABYTE
 
 @dataclass(frozen=True)
 class BlockSizes:
-    """Bytes of one block.
-
-    Attributes:
-        weights: in memory.
-        stored: as the files hold them, which is what is read.
-        working: what the kernels make for themselves, and keep as long as the weights are there.
-    """
+    """Bytes of one block: in memory, in the files, and what the kernels make of the weights and keep beside them."""
 
     weights: int
     stored: int
@@ -48,7 +40,7 @@ class BlockSizes:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """What is read anew in every pass, and what all that takes.
 
     Attributes:
@@ -70,8 +62,8 @@ class Plan:
         return _is_inside(name, self.streamed)
 
     @property
-    def remark(self) -> str:
-        """A sentence for the user, if anything is streamed."""
+    def message(self) -> str:
+        """A message for the user, if anything is streamed."""
         if not self.streamed:
             return ""
         num_kept = self.num_blocks - len(self.streamed)
@@ -81,7 +73,7 @@ class Plan:
         )
 
 
-NO_LIMIT = Plan()
+NO_LIMIT = MemoryPlan()
 
 
 def plan_blocks(
@@ -91,26 +83,26 @@ def plan_blocks(
     dtype: torch.dtype,
     limit: int,
     *,
-    num_beside: int = 0,
-) -> Plan:
+    adapter_bytes: int = 0,
+) -> MemoryPlan:
     """The plan with the fewest blocks to read that keeps the weights of an empty network to `limit` bytes.
 
     Args:
         network: with parameters on the meta device.
-        folder: named in the sentences.
+        folder: named in messages.
         stored: its tensors.
         dtype: of the network.
         limit: bytes.
-        num_beside: bytes of what comes to lie beside the weights.
+        adapter_bytes: of a LoRA adapter attached to the weights.
 
     Raises:
-        CheckpointError: the tables of embedding and head cannot be read to compare them.
+        CheckpointError: embedding and head cannot be read to compare them.
         InvalidRequestError: layers would have to be read in a form that only works as a whole.
         OutOfMemoryError: the limit is too small; says what is needed.
     """
-    blocks = find_blocks(network)
+    blocks = [f"{network.spec.layers}.{number}" for number in range(network.spec.num_layers)]
     sizes = [_block_sizes(network, block, stored, dtype) for block in blocks]
-    outside = _bytes_outside(network, blocks, stored, dtype) + num_beside + RESERVED_BYTES
+    outside = _bytes_outside(network, blocks, stored, dtype) + adapter_bytes + RESERVED_BYTES
     plan = make_plan(limit, outside, dict(zip(blocks, sizes, strict=True)))
     if plan is None:
         raise _too_little(folder, limit, outside, sizes)
@@ -123,7 +115,7 @@ def plan_blocks(
     return plan
 
 
-def make_plan(limit: int, outside: int, blocks: Mapping[str, BlockSizes]) -> Plan | None:
+def make_plan(limit: int, outside: int, blocks: Mapping[str, BlockSizes]) -> MemoryPlan | None:
     """The plan with the fewest blocks to read that keeps to `limit` bytes; None if there is none.
 
     Args:
@@ -152,20 +144,14 @@ def quantizing_in_every_pass(folder: Path, bits: int) -> InvalidRequestError:
     )
 
 
-def find_blocks(network: Any) -> list[str]:
-    """Names of the blocks, in the order in which they are used: the modules that the class says not to split."""
-    kinds = set(network._no_split_modules or ())
-    return [name for name, module in network.named_modules() if type(module).__name__ in kinds]
-
-
-def _plan(outside: int, blocks: Mapping[str, BlockSizes], streamed: Sequence[int], num_slots: int) -> Plan:
+def _plan(outside: int, blocks: Mapping[str, BlockSizes], streamed: Sequence[int], num_slots: int) -> MemoryPlan:
     names = [list(blocks)[i] for i in streamed]
     moving = [blocks[name] for name in names]
     kept = sum(block.weights + block.working for name, block in blocks.items() if name not in names)
     buffers = num_slots * max((block.weights for block in moving), default=0)
     buffers += max((block.working for block in moving), default=0)
     to_read = sum(block.stored for block in moving)
-    return Plan(tuple(names), len(blocks), num_slots, outside + kept + buffers, to_read)
+    return MemoryPlan(tuple(names), len(blocks), num_slots, outside + kept + buffers, to_read)
 
 
 def _block_sizes(network: Any, block: str, stored: Mapping[str, StoredTensor], dtype: torch.dtype) -> BlockSizes:
@@ -178,7 +164,7 @@ def _block_sizes(network: Any, block: str, stored: Mapping[str, StoredTensor], d
 
 
 def _bytes_made_by_kernels(config: Any, tensors: Mapping[str, torch.Tensor]) -> int:
-    """Bytes of the packing of its own that torch's int4 operator reads, beside the weights as stored."""
+    """Bytes of the repacked weights that torch's int4 operator reads, which are kept beside the stored ones."""
     if config.quantization_bit != 4 or kernels.backend_name() != "torch":
         return 0
     return sum(tensor.nbytes for tensor in tensors.values() if tensor.dtype == torch.int8)
@@ -187,12 +173,11 @@ def _bytes_made_by_kernels(config: Any, tensors: Mapping[str, torch.Tensor]) -> 
 def _bytes_outside(
     network: Any, blocks: Collection[str], stored: Mapping[str, StoredTensor], dtype: torch.dtype
 ) -> int:
-    """Bytes of everything but the blocks, with one table where embedding and head share it."""
+    """Bytes of everything but the blocks; a tied embedding counts once."""
     outside = {name: tensor for name, tensor in network.state_dict().items() if not _is_inside(name, blocks)}
-    head = f"{head_name(network)}."
     with WeightReader(stored) as reader:
-        is_shared = f"{head}weight" not in stored or bool(head_copies(network, stored, reader))
-    kept = [tensor for name, tensor in outside.items() if not (is_shared and name.startswith(head))]
+        is_tied = network.spec.head_weight not in stored or bool(head_copies(network, stored, reader))
+    kept = [tensor for name, tensor in outside.items() if not (is_tied and name.startswith(f"{network.spec.head}."))]
     return bytes_in_memory(kept, dtype)
 
 

@@ -1,9 +1,6 @@
-"""Blocks of a network that live in the checkpoint and visit memory while they compute.
+"""Offloading: layers whose weights stay in the checkpoint, and are in memory only while they compute.
 
-Knows: buffers, and how a block is given its weights for one call. Does not know which blocks these are
-(chatglm.loading.memory_plan) or when they are read (chatglm.loading.prefetch).
-
-    file --read, converted--> slot: the weights of a block --> its parameters --> forward --> taken away
+file --read, converted--> slot: the weights of a block --> its parameters --> forward --> taken away
 """
 
 from __future__ import annotations
@@ -29,15 +26,8 @@ Form = tuple[tuple[int, ...], torch.dtype]
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One parameter of a block.
-
-    Attributes:
-        owner: the layer that has it.
-        leaf: its name there.
-        empty: what it has there between calls.
-        places: where it is in each slot.
-    """
+class _Weight:
+    """One parameter of a block: `owner.leaf`, which is `empty` between calls; `places` has its values in each slot."""
 
     owner: nn.Module
     leaf: str
@@ -48,7 +38,7 @@ class _Part:
         """Give the layer its value. The parameter is a new object: whoever keeps something for it drops that later."""
         setattr(self.owner, self.leaf, nn.Parameter(self.places[slot], requires_grad=False))
 
-    def take_away(self) -> None:
+    def remove(self) -> None:
         setattr(self.owner, self.leaf, self.empty)
 
 
@@ -60,20 +50,18 @@ def stream_blocks(
     dtype: torch.dtype,
     num_slots: int,
 ) -> weakref.finalize[[], Any]:
-    """Let `blocks` read their weights whenever they compute; the network can do nothing but answer from then on.
+    """Let `blocks` read their weights whenever they compute; the network can do nothing but inference from then on.
 
     Threads take turns at the blocks. A change of the files while they are in use ends a request with DamagedFileError.
 
     Args:
         network: filled, but for these blocks.
         blocks: their names, in the order of use.
-        stored: tensors of the folder; those of the blocks have a place in a file.
-        dtype: of the network.
+        stored: tensors of the folder; those of the blocks have an offset.
         num_slots: buffers, 1 or 2; with 2 the next block is read while one computes.
 
     Returns:
-        What to call to end the reading, after which the network cannot compute. It happens by itself when the
-        network is let go.
+        Ends the reading when called, or when the network is collected; the network cannot compute after it.
     """
     modules = [network.get_submodule(name) for name in blocks]
     names = [
@@ -92,7 +80,7 @@ def stream_blocks(
     ahead = ReadAhead(read, len(blocks), num_slots)
     for index, module in enumerate(modules):
         _wrap(module, ahead, index, _parts(module, views[index]))
-    _only_answer(network, blocks)
+    _allow_inference_only(network, blocks)
 
     def close() -> None:
         ahead.close()
@@ -125,31 +113,29 @@ def _padded(form: Form) -> int:
     return -(-_size(form) // ALIGNMENT) * ALIGNMENT
 
 
-def _parts(block: nn.Module, views: Sequence[Sequence[Tensor]]) -> list[_Part]:
-    """The parameters of a block; `views` has a list of all for each slot."""
+def _parts(block: nn.Module, views: Sequence[Sequence[Tensor]]) -> list[_Weight]:
     parts = []
     for (name, empty), *places in zip(block.named_parameters(), *views, strict=True):
         owner_name, _, leaf = name.rpartition(".")
-        parts.append(_Part(block.get_submodule(owner_name), leaf, empty, places))
+        parts.append(_Weight(block.get_submodule(owner_name), leaf, empty, places))
     return parts
 
 
-def _wrap(block: nn.Module, ahead: ReadAhead, index: int, parts: Sequence[_Part]) -> None:
-    """Let a call of `block` begin with reading its weights and end without them, however it ends."""
+def _wrap(block: nn.Module, ahead: ReadAhead, index: int, parts: Sequence[_Weight]) -> None:
     inner = block.forward
 
     @functools.wraps(inner)
     def forward(*args: Any, **options: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
             _refuse()
-        with _visit(ahead, index, parts):
+        with _loaded(ahead, index, parts):
             return inner(*args, **options)
 
     block.forward = forward
 
 
 @contextmanager
-def _visit(ahead: ReadAhead, index: int, parts: Sequence[_Part]) -> Iterator[None]:
+def _loaded(ahead: ReadAhead, index: int, parts: Sequence[_Weight]) -> Iterator[None]:
     with ahead.taken(index) as slot:
         try:
             for part in parts:
@@ -157,11 +143,11 @@ def _visit(ahead: ReadAhead, index: int, parts: Sequence[_Part]) -> Iterator[Non
             yield
         finally:
             for part in parts:
-                part.take_away()
+                part.remove()
 
 
-def _only_answer(network: Any, blocks: Sequence[str]) -> None:
-    """Refuse what needs all weights at once: they are not there, and nothing may come of the empty ones instead."""
+def _allow_inference_only(network: Any, blocks: Sequence[str]) -> None:
+    """Make methods that need all weights at once raise, instead of working on the empty ones."""
     network.requires_grad_(False)
     network.save_pretrained = network.quantize = _refuse
     for name, module in network.named_modules():

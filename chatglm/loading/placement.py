@@ -1,8 +1,7 @@
-"""Which part of a network lies on which GPU, when one is not enough.
+"""Pipeline placement: which part of a network lies on which GPU, when one is not enough.
 
-Knows: parts (embedding, prefix encoder, layers, final norm, head), their sizes, shares. Layers stay in order; what
-meets the ids and the scores lies on the first device, where requests come from. Does not know files, or how weights
-are read. It makes room, not speed: devices work one after the other.
+Layers stay in order; embedding, final norm, head and everything else lie on the first device, where requests come
+from. It makes room, not speed: devices work one after the other.
 """
 
 from __future__ import annotations
@@ -15,10 +14,13 @@ from typing import Any
 
 import torch
 
-from chatglm.devices import available_memory, choose_device, format_bytes
+from chatglm.devices import available_memory, choose_device
 from chatglm.errors import InvalidRequestError, OutOfMemoryError
+from chatglm.loading.tied_embedding import may_tie
+from chatglm.model_spec import ModelSpec
+from chatglm.models import family_of
+from chatglm.sizes import format_bytes
 
-LAYERS = "transformer.layers"
 DeviceMap = dict[str, int]
 # Of what is free: the rest is for caches, activations and the libraries' own needs.
 USABLE = 0.9
@@ -26,29 +28,49 @@ USABLE = 0.9
 
 @dataclass(frozen=True)
 class Placement:
-    """Where every part of a network lies.
-
-    Attributes:
-        device_map: part -> number of its device, all parts of the network.
-        devices: the devices by number.
-    """
+    """Where every part of a network lies: part -> number of its device, and the devices by number."""
 
     device_map: DeviceMap
     devices: tuple[torch.device, ...]
+    spec: ModelSpec
 
     def device_of(self, name: str) -> torch.device:
         """The device of the parameter or buffer `name`."""
-        return self.devices[self.device_map[_part_of(name)]]
+        return self.devices[self.device_map.get(part_of(name, self.spec), 0)]
 
 
-def place(sizes: Mapping[str, int], shares: Sequence[float]) -> DeviceMap:
+def part_of(name: str, spec: ModelSpec) -> str:
+    """The part that a parameter belongs to: `transformer.layers.3.mlp.dense.weight` -> `transformer.layers.3`."""
+    if (number := spec.layer_of(name)) is not None:
+        return f"{spec.layers}.{number}"
+    known = (spec.embedding, spec.final_norm, spec.head, spec.prefix_encoder)
+    return next((part for part in known if name.startswith(f"{part}.")), name.rpartition(".")[0])
+
+
+def part_sizes(network: Any, dtype: torch.dtype) -> dict[str, int]:
+    """Bytes of each part of an empty network once its floating-point numbers are `dtype`, layers in their order.
+
+    An output head that will be tied to the embedding takes none.
+    """
+    sizes: dict[str, int] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        width = dtype.itemsize if parameter.is_floating_point() else parameter.element_size()
+        part = part_of(name, network.spec)
+        is_tied = part == network.spec.head and may_tie(network)
+        sizes[part] = sizes.get(part, 0) + (0 if is_tied else parameter.numel() * width)
+    return sizes
+
+
+def place(sizes: Mapping[str, int], shares: Sequence[float], spec: ModelSpec) -> DeviceMap:
     """Spread parts over devices in proportion to `shares`; every device gets something if there are layers enough.
 
     Args:
-        sizes: bytes of each part, layers in their order.
+        sizes: bytes of each part.
         shares: of each device, positive; only their ratios count.
     """
-    layers = [part for part in sizes if part.startswith(LAYERS)]
+    layers = sorted(
+        (part for part in sizes if _layer(part, spec) is not None), key=lambda part: _layer(part, spec) or 0
+    )
     layer_bytes = sum(sizes[part] for part in layers)
     total = sum(sizes.values())
     rooms = [total * share / sum(shares) for share in shares]
@@ -62,29 +84,35 @@ def place(sizes: Mapping[str, int], shares: Sequence[float]) -> DeviceMap:
     return device_map
 
 
-def part_sizes(network: Any, dtype: torch.dtype) -> dict[str, int]:
-    """Bytes of each part of a network without memory, once its floating-point numbers are `dtype`; a table that serves
-    as embedding and head counts once."""
-    sizes: dict[str, int] = {}
-    seen: set[int] = set()
-    for name, parameter in network.named_parameters(remove_duplicate=False):
-        width = dtype.itemsize if parameter.is_floating_point() else parameter.element_size()
-        part = _part_of(name)
-        sizes[part] = sizes.get(part, 0) + (0 if id(parameter) in seen else parameter.numel() * width)
-        seen.add(id(parameter))
-    return sizes
+def auto_configure_device_map(num_gpus: int) -> DeviceMap:
+    """Even shares of ChatGLM-6B in fp16 for so many GPUs: part -> number of its GPU.
+
+    The first, which has embedding, final norm and head, has fewer layers.
+
+    Raises:
+        InvalidRequestError: num_gpus is not at least 1.
+    """
+    check_num_gpus(num_gpus)
+    family = family_of({"model_type": "chatglm"})
+    network = family.empty_network(family.config({}))
+    return place(part_sizes(network, torch.float16), [1.0] * num_gpus, network.spec)
+
+
+def check_num_gpus(num_gpus: int) -> None:
+    """Raise InvalidRequestError unless it is a number of GPUs."""
+    if type(num_gpus) is not int or num_gpus < 1:
+        raise InvalidRequestError(f"num_gpus is the number of GPUs to use, not {num_gpus!r}.")
 
 
 def plan_placement(
     network: Any, dtype: torch.dtype, num_devices: int, device_map: Mapping[str, Any] | None
 ) -> Placement:
-    """Where the parts of `network` go.
+    """Where the parts of an empty network go.
 
     Args:
-        network: without memory.
         dtype: of its floating-point numbers.
-        num_devices: cuda:0, cuda:1, ... to be used if there is no map.
-        device_map: part -> number, one's own choice.
+        num_devices: cuda:0, cuda:1, ... are used if there is no map.
+        device_map: part -> number of its GPU, in place of a computed one.
 
     Raises:
         DeviceError: there are not so many GPUs here.
@@ -99,23 +127,21 @@ def plan_placement(
     free = [available_memory(device) for device in devices]
     known = [size for size in free if size is not None]
     shares = [float(size) for size in known] if len(known) == len(free) else [1.0] * num_devices
-    chosen = dict(device_map) if device_map is not None else place(sizes, shares)
+    chosen = dict(device_map) if device_map is not None else place(sizes, shares, network.spec)
     _check_room(chosen, sizes, free)
-    return Placement(chosen, devices)
+    return Placement(chosen, devices, network.spec)
 
 
 def apply_placement(network: Any, placement: Placement) -> None:
-    """Let the network, whose parts lie where they belong, hand its activations from device to device."""
+    """Let a network whose parts lie where they belong hand its activations from device to device."""
     from accelerate import dispatch_model
 
     named = {part: placement.devices[number] for part, number in placement.device_map.items()}
     dispatch_model(network, named, main_device=placement.devices[0], force_hooks=True)
 
 
-def _part_of(name: str) -> str:
-    """The part that a parameter belongs to: `transformer.layers.3.mlp.dense.weight` -> `transformer.layers.3`."""
-    pieces = name.split(".")
-    return ".".join(pieces[: 3 if name.startswith(f"{LAYERS}.") else 2 if pieces[0] == "transformer" else 1])
+def _layer(part: str, spec: ModelSpec) -> int | None:
+    return spec.layer_of(f"{part}.")
 
 
 def _check_map(device_map: Mapping[str, Any], sizes: Mapping[str, int]) -> None:

@@ -1,9 +1,7 @@
-"""A thread that reads things in a circle, ahead of whoever takes them.
+"""A thread that reads items in a cycle, ahead of their use.
 
-Knows: an order, a few slots, turns and endings. Does not know what is read.
-
-    slots   in use    0 -> compute                 1 -> compute
-            ahead          read 1 ...... ready          read 2 ...... ready
+slots   in use    0 -> compute                 1 -> compute
+        ahead          read 1 ...... ready          read 2 ...... ready
 """
 
 from __future__ import annotations

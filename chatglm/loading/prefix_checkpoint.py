@@ -1,32 +1,37 @@
 """The trained prefix of a P-Tuning v2 run, as upstream saves it: a few tensors, with their sizes told by their shapes.
 
-Knows: names and shapes of prefix tensors. Does not know how the prefix is used.
-
-    embedding.weight      trans.0.weight   trans.2.weight       (P prefix length, L layers, C model width)
-    [P, 2LC]              -                -                     without projection
-    [P, C]                [C, C]           [2LC, C]              with projection
+embedding.weight      trans.0.weight   trans.2.weight       (P prefix length, L layers, W = G * D width of keys)
+[P, 2LW]              -                -                     without projection
+[P, W]                [W, W]           [2LW, W]              with projection
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from chatglm.checkpoints import StoredTensor, WeightFiles, find_weight_files, iter_tensors, list_file
 from chatglm.errors import MismatchError, ModelNotFoundError
+from chatglm.model_spec import ModelSpec
 
-PREFIX_START = "transformer.prefix_encoder."
 PREFIX_MARK = "prefix_encoder."
 
 
 @dataclass(frozen=True)
 class StoredPrefix:
-    """A prefix on disk: where it is, what its shapes say, what training noted beside it (nothing in older files)."""
+    """A prefix on disk.
+
+    Attributes:
+        tensors: name inside the prefix encoder -> what is stored.
+        notes: what training wrote into the file, nothing in older ones.
+    """
 
     files: WeightFiles
     tensors: Mapping[str, StoredTensor]
@@ -34,16 +39,16 @@ class StoredPrefix:
     has_projection: bool
     notes: Mapping[str, str] = field(default_factory=dict)
 
-    def read(self) -> dict[str, Tensor]:
-        """Name in the network -> value, as stored."""
+    def read(self, spec: ModelSpec) -> dict[str, Tensor]:
+        """Name in a network of `spec` -> value, as stored."""
         read = iter_tensors(self.files, lambda name: PREFIX_MARK in name)
-        return {_network_name(name): tensor for name, tensor in read}
+        return {f"{spec.prefix_encoder}.{_leaf(name)}": tensor for name, tensor in read}
 
 
 def find_prefix(path: str | Path) -> StoredPrefix:
     """The prefix in `path`: a folder that training wrote, or a weight file in it.
 
-    Whatever else it holds (a folder of full weights) is left alone.
+    Other tensors in it (of a folder of full weights) are ignored.
 
     Raises:
         ModelNotFoundError: there is no such path.
@@ -58,37 +63,39 @@ def find_prefix(path: str | Path) -> StoredPrefix:
         raise MismatchError(f"{path} holds no weights itself, but {inner[-1].name} in it may.", f"Give {inner[-1]}.")
     files = find_weight_files(path) if path.is_dir() else WeightFiles((path,))
     listed = {name: tensor for file in files.paths for name, tensor in list_file(file).items()}
-    tensors = {_network_name(name): tensor for name, tensor in listed.items() if PREFIX_MARK in name}
-    embedding = tensors.get(f"{PREFIX_START}embedding.weight")
+    tensors = {_leaf(name): tensor for name, tensor in listed.items() if PREFIX_MARK in name}
+    embedding = tensors.get("embedding.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise MismatchError(
-            f"{path} holds no P-Tuning prefix ({PREFIX_START}embedding.weight).",
+            f"{path} holds no P-Tuning prefix ({PREFIX_MARK}embedding.weight).",
             "Give a folder that P-Tuning training wrote; a whole model goes to --model.",
         )
-    has_projection = f"{PREFIX_START}trans.0.weight" in tensors
+    has_projection = "trans.0.weight" in tensors
     return StoredPrefix(files, tensors, embedding.shape[0], has_projection, _notes(files.paths[0]))
 
 
-def check_prefix_fits(prefix: StoredPrefix, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise MismatchError unless the prefix has exactly the shapes that the base model's network wants.
-
-    Args:
-        prefix: from `find_prefix`.
-        expected: name -> shape of all tensors of a network made with the prefix's sizes.
-    """
-    wanted = {name: shape for name, shape in expected.items() if name.startswith(PREFIX_START)}
+def check_prefix_fits(prefix: StoredPrefix, spec: ModelSpec, config: Any) -> None:
+    """Raise MismatchError unless the prefix has exactly the shapes that a network of `spec` and `config` needs."""
+    width = spec.num_kv_heads * spec.head_width
+    all_layers = 2 * spec.num_layers * width
+    wanted: dict[str, tuple[int, ...]] = {
+        "embedding.weight": (config.pre_seq_len, width if config.prefix_projection else all_layers)
+    }
+    if config.prefix_projection:
+        wanted |= {"trans.0.weight": (width, width), "trans.0.bias": (width,)}
+        wanted |= {"trans.2.weight": (all_layers, width), "trans.2.bias": (all_layers,)}
     for name in sorted(wanted.keys() | prefix.tensors.keys()):
-        stored = prefix.tensors[name].shape if name in prefix.tensors else None
-        if stored != wanted.get(name):
+        stored, needed = prefix.tensors[name].shape if name in prefix.tensors else None, wanted.get(name)
+        if stored != needed:
             raise MismatchError(
-                f"The P-Tuning prefix in {prefix.files.paths[0]} does not fit this base model: {name} is "
-                f"{_shape(stored)} there, but the base model needs {_shape(wanted.get(name))}.",
+                f"The P-Tuning prefix in {prefix.files.paths[0]} does not fit this base model: "
+                f"{spec.prefix_encoder}.{name} is {_shape(stored)} there, but the base model needs {_shape(needed)}.",
                 "Give the base model that it was trained on.",
             )
 
 
-def base_remark(prefix: StoredPrefix, fingerprint: str) -> str:
-    """A sentence if the prefix was trained on another model than the one with this fingerprint, or nothing."""
+def base_warning(prefix: StoredPrefix, fingerprint: str) -> str:
+    """A warning if the prefix was trained on another model than the one with this fingerprint, else ""."""
     noted = prefix.notes.get("base_fingerprint", fingerprint)
     if noted == fingerprint:
         return ""
@@ -110,9 +117,22 @@ def _notes(path: Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
-def _network_name(name: str) -> str:
-    return PREFIX_START + name.partition(PREFIX_MARK)[2]
+def _leaf(name: str) -> str:
+    return name.partition(PREFIX_MARK)[2]
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else str(list(shape))
+
+
+def base_fingerprint(network: Any) -> str:
+    """16 hex digits that an int4, an int8 and a half copy of one model share.
+
+    They are made of sizes and the final norm, which is never quantized; rounded to bfloat16, the coarsest type that
+    a copy may be stored in.
+    """
+    spec = network.spec
+    digest = hashlib.sha256(repr((spec.vocab_size, spec.hidden_size, spec.num_layers, spec.num_heads)).encode())
+    for tensor in network.get_submodule(spec.final_norm).parameters():
+        digest.update(tensor.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,25 +1,28 @@
-"""From what the user typed to a folder on this disk: "demo", a path, or a hub id.
-
-Knows: the local cache of huggingface_hub and what fails without a network. Does not look into the folder's files.
-"""
+"""From what the user typed ("demo", a path, a hub id) to a validated folder on this disk; the licence of weights."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+from chatglm.cache import cache_folder, make_private_folder
 from chatglm.checkpoints import find_weight_files
+from chatglm.checkpoints.validate import ValidationReport, validate_folder
 from chatglm.demo import CHECKPOINT, DEMO_NAME
 from chatglm.errors import CheckpointError, ModelNotFoundError
+from chatglm.models import family_of
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 # No *.py: code that comes with a checkpoint is neither needed nor wanted here.
 HUB_FILES = ("*.json", "*.model", "*.safetensors", "*.bin")
 
-
-def is_demo_name(model: str | Path | None) -> bool:
-    """Whether this asks for the embedded demo model."""
-    return model is None or str(model) in (DEMO_NAME, "")
+LICENCE_NOTICE = (
+    "The weights of ChatGLM-6B are under a licence of their own (MODEL_LICENSE), not that of this program: free for "
+    "academic research, and free for commercial use after registration. See the page of the weights you downloaded. "
+    "(ChatGLM-6B 权重遵循其 MODEL_LICENSE：对学术研究完全开放，登记后允许免费商业使用。)"
+)
+LICENCE_FLAG = "weights-licence-shown"
 
 
 def find_folder(model: str | Path | None) -> Path:
@@ -28,7 +31,7 @@ def find_folder(model: str | Path | None) -> Path:
     Raises:
         ModelNotFoundError: nothing of that name here, and none that can be fetched.
     """
-    if is_demo_name(model):
+    if model is None or str(model) in (DEMO_NAME, ""):
         if not CHECKPOINT.is_dir():
             raise ModelNotFoundError(
                 f"The embedded demo model is absent from this installation ({CHECKPOINT}).",
@@ -78,3 +81,31 @@ def _has_all_files(folder: Path) -> bool:
         return (folder / "config.json").exists() and all(path.exists() for path in find_weight_files(folder).paths)
     except CheckpointError:
         return False
+
+
+def examine(folder: str | Path, **options: Any) -> ValidationReport:
+    """`validate_folder` with the registry of families."""
+    return validate_folder(folder, family_of, default_family=family_of({"model_type": "chatglm"}), **options)
+
+
+def checked_folder(path: str | Path) -> Path:
+    """`path`, after making sure that the weights of this local folder can be loaded; its tokenizer is not checked.
+
+    Raises:
+        CheckpointError: names the file and the remedy.
+    """
+    examine(path, needs_tokenizer=False).raise_first()
+    return Path(path)
+
+
+def licence_notice() -> str:
+    """The notice at the first call of this user, later ""; again where the cache folder cannot be written."""
+    try:
+        flag = cache_folder() / LICENCE_FLAG
+        if flag.exists():
+            return ""
+        make_private_folder(flag.parent)
+        flag.touch()
+    except (OSError, RuntimeError):  # RuntimeError: no home folder is known
+        pass
+    return LICENCE_NOTICE

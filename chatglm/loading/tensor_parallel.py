@@ -1,23 +1,19 @@
-"""One network over several processes: each holds a part of every layer, and all compute every token together.
+"""Tensor parallelism: each process holds a shard of every layer, and all compute every token together.
 
-Knows: how the processes that torchrun started meet, which part of a stored tensor each of them has, and where their
-results are joined. Does not know which layers a family splits (its `tp_plan` says so), or how files are read.
+    tensor                     a rank has                       and its result is
+    linear, sharded "rows"     rows of weight, scale and bias   some of the outputs: whole heads, or MLP columns
+    linear, sharded "columns"  columns of weight                a part of every sum: all_reduce
+    embedding                  rows of the vocabulary           the rows of its ids, zeros elsewhere: all_reduce
+    head                       rows of the vocabulary           some of the logits: all_gather
 
-    in the plan            a process has                     and its result is
-    colwise                rows of weight, scale and bias    some of the outputs: whole heads, or MLP columns
-    rowwise                columns of weight                 a part of every sum: added up over the processes
-    embedding_rowwise      rows of the table                 the rows of its ids, zeros elsewhere: added up
-    colwise_gather_output  rows of weight and scale          some of the scores: put together
-
-Every process gets the same scores, bit for bit, so that all choose the same next id. All of them must therefore run
+Every process gets the same logits, bit for bit, so that all sample the same next token. All of them must therefore run
 the same requests in the same order.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -28,34 +24,35 @@ from torch import Tensor, nn
 
 from chatglm.devices import choose_device
 from chatglm.errors import DeviceError, InvalidRequestError
+from chatglm.model_spec import LinearSpec
 from chatglm.nn.prefix_encoder import PrefixEncoder
+from chatglm.nn.sharding import check_ranks, shard_range, shard_rows
 
-# What torchrun tells a process.
-PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# Methods that would take this process's part for the whole.
+# What torchrun sets for a process.
+VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# Methods that would take a shard for the whole.
 NEED_ALL = ("save_pretrained", "push_to_hub", "quantize", "resize_token_embeddings")
 
 
 @dataclass(frozen=True)
-class Part:
+class Shard:
     """What one process has of a tensor.
 
     Attributes:
-        kind: an equal share of its rows, or of its columns, which a tensor of one dimension has not: it is whole then;
-            or all of it in the first process and zeros in the others, for something that is added up.
-        rank: number of the process.
-        num_ranks: how many there are.
+        kind: some of the rows; an equal part of the columns (a tensor of one dimension has none: it stays whole); or
+            all of it in the first process and zeros in the others, for a bias that all_reduce sums.
+        rank, num_ranks: whose shard it is.
+        rows: of kind "rows", in their order.
     """
 
     kind: Literal["rows", "columns", "first"]
     rank: int
     num_ranks: int
+    rows: tuple[range, ...] = ()
 
-    def rows(self, num_rows: int) -> range:
+    def row_ranges(self, num_rows: int) -> Sequence[range]:
         """Which of so many rows to read."""
-        if self.kind != "rows":
-            return range(num_rows)
-        return range(self.rank * num_rows // self.num_ranks, (self.rank + 1) * num_rows // self.num_ranks)
+        return self.rows if self.kind == "rows" else (range(num_rows),)
 
     def of_rows(self, rows: Tensor) -> Tensor:
         """What to keep of `rows` that were read."""
@@ -64,65 +61,64 @@ class Part:
         return torch.zeros_like(rows) if self.kind == "first" and self.rank else rows
 
     def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the part of a tensor of shape `whole`."""
-        num_rows, *columns = len(self.rows(whole[0])), *whole[1:]
+        """The shape of the shard of a tensor of shape `whole`."""
+        num_rows, *columns = sum(map(len, self.row_ranges(whole[0]))), *whole[1:]
         if self.kind == "columns" and columns:
             columns = [columns[0] // self.num_ranks]
         return (num_rows, *columns)
 
 
-Parts = Mapping[str, Part]
+Shards = Mapping[str, Shard]
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that share a network, as one of them sees it.
-
-    Attributes:
-        rank: its own number; 0 is the one that speaks to the user.
-        num_ranks: how many there are.
-        device: where it computes.
-    """
+    """The processes that share a network, as one of them sees it; it computes on `device`."""
 
     rank: int
     num_ranks: int
     device: torch.device
 
-    def add_up(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """The sum of every process's tensor, in place."""
         dist.all_reduce(tensor)
         return tensor
 
-    def put_together(self, part: Tensor) -> Tensor:
-        """Every process's [..., n], behind one another in the last dimension."""
-        parts = [torch.empty_like(part) for _ in range(self.num_ranks)]
-        dist.all_gather(parts, part)
-        return torch.cat(parts, dim=-1)
+    def all_gather(self, shard: Tensor) -> Tensor:
+        """Every process's [..., n], concatenated in the last dimension."""
+        shards = [torch.empty_like(shard) for _ in range(self.num_ranks)]
+        dist.all_gather(shards, shard)
+        return torch.cat(shards, dim=-1)
 
 
-def meet(name: str | torch.device, **others: object) -> Ranks:
-    """Wait for the other processes, and give them the random source of the first, for requests that have no seed.
+def init_process_group(name: str | torch.device, **others: object) -> Ranks:
+    """Wait for the other processes, and seed torch as the first is seeded, for requests that have no seed.
 
-    The processes of an earlier call, or that the program itself has brought together, are used again. They part when
-    the program ends.
+    A process group that exists already is used again.
 
     Args:
-        name: the device; with "auto" and "cuda" each process has a GPU of its own, by its number in this machine.
-        **others: options of loading that do not go with this one; a true one is refused.
+        name: the device; with "auto" and "cuda" each process has the GPU of its LOCAL_RANK.
+        **others: options of loading that do not go with this one; a true one is an error.
 
     Raises:
-        DeviceError: no such device, or one that processes cannot share a network on.
-        InvalidRequestError: torchrun did not start this process, or an option is refused.
+        DeviceError: no such device, or one without process groups.
+        InvalidRequestError: torchrun did not start this process, or an option is given that does not go with it.
     """
     used = [option for option, value in others.items() if value]
     if used:
         raise InvalidRequestError(f"tensor_parallel and {used[0]} exclude each other.", "Leave one of them out.")
-    if any(variable not in os.environ for variable in PLACE):
+    if any(variable not in os.environ for variable in VARIABLES):
         raise InvalidRequestError(
             "tensor_parallel is for several processes, but this one was started alone.",
             "Start the program with `torchrun --nproc_per_node 2 PROGRAM`.",
         )
-    device = _device(name)
+    device = choose_device(name)
+    if device.type == "cuda":
+        if str(name).strip().lower() in ("auto", "cuda"):
+            device = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
+        torch.cuda.set_device(device)
+    elif device.type != "cpu":
+        raise DeviceError(f"A model cannot be sharded over processes on {device}.", "Use --device cuda or cpu.")
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     seed = torch.tensor([torch.initial_seed() % 2**63], device=device)
@@ -131,111 +127,81 @@ def meet(name: str | torch.device, **others: object) -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
-def _device(name: str | torch.device) -> torch.device:
-    device = choose_device(name)
-    if device.type == "cuda":
-        if str(name).strip().lower() in ("auto", "cuda"):
-            device = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
-        torch.cuda.set_device(device)
-    elif device.type != "cpu":
-        raise DeviceError(f"Processes cannot share a model on {device}.", "Use --device cuda or cpu.")
-    return device
-
-
-def split(network: Any, ranks: Ranks) -> dict[str, Part]:
-    """Reduce a network without memory to what this process has of it; the parts of its tensors by name.
+def shard_network(network: Any, ranks: Ranks) -> dict[str, Shard]:
+    """Reduce an empty network to what this process has of it; the shards of its tensors by name.
 
     Raises:
-        InvalidRequestError: it cannot be split into so many equal parts.
+        InvalidRequestError: it cannot be divided into so many equal shards.
     """
-    network.check_ranks(ranks.num_ranks)
+    spec = network.spec
+    check_ranks(spec, network.config, ranks.num_ranks)
     network.num_ranks = ranks.num_ranks
-    network.requires_grad_(False)  # gradients would be those of a part only
-    parts: dict[str, Part] = {}
-    for name, module in list(network.named_modules()):
-        style = network.tp_plan.get(re.sub(r"\.\d+\.", ".*.", name))
-        if style is not None:
-            shrunk = _SPLITS[style](module, ranks)
-            parts |= {f"{name}.{leaf}": part for leaf, part in shrunk.items()}
-        elif isinstance(module, PrefixEncoder):
-            _change(module, _own_heads, ranks)
+    network.requires_grad_(False)  # gradients would be those of a shard only
+    shards: dict[str, Shard] = {}
+    vocabulary = (shard_range(spec.vocab_size, ranks.rank, ranks.num_ranks),)
+    for number in range(spec.num_layers):
+        for linear in spec.linears:
+            name = f"{spec.layers}.{number}.{linear.name}"
+            shards |= _shard_linear(network.get_submodule(name), name, linear, ranks)
+    embedding, head = network.get_submodule(spec.embedding), network.get_submodule(spec.head)
+    shards |= _shrink(embedding, spec.embedding, ranks, vocabulary, weight="rows", weight_scale="rows")
+    _wrap_forward(embedding, _look_up, ranks, vocabulary[0])
+    shards |= _shrink(head, spec.head, ranks, vocabulary, weight="rows", weight_scale="rows", bias="rows")
+    head.out_features //= ranks.num_ranks
+    _wrap_forward(head, lambda forward, x: ranks.all_gather(forward(x)))
+    for module in network.modules():
+        if isinstance(module, PrefixEncoder):
+            _wrap_forward(module, _own_heads, ranks)
     for method in NEED_ALL:
         setattr(network, method, _refuse)
-    return parts
+    return shards
 
 
-def _split_outputs(module: Any, ranks: Ranks) -> Parts:
-    module.out_features //= ranks.num_ranks
-    return _shrink(module, ranks, weight="rows", weight_scale="rows", bias="rows")
-
-
-def _split_scores(module: Any, ranks: Ranks) -> Parts:
-    parts = _split_outputs(module, ranks)
-    _change(module, _put_together, ranks)
-    return parts
-
-
-def _split_inputs(module: Any, ranks: Ranks) -> Parts:
+def _shard_linear(module: Any, name: str, linear: LinearSpec, ranks: Ranks) -> dict[str, Shard]:
+    if linear.sharded == "rows":
+        module.out_features //= ranks.num_ranks
+        rows = tuple(shard_rows(linear, ranks.rank, ranks.num_ranks))
+        return _shrink(module, name, ranks, rows, weight="rows", weight_scale="rows", bias="rows")
     module.in_features //= ranks.num_ranks
-    _change(module, _added_up, ranks)
-    return _shrink(module, ranks, weight="columns", weight_scale="columns", bias="first")
+    _wrap_forward(module, lambda forward, x: ranks.all_reduce(forward(x)))
+    return _shrink(module, name, ranks, (), weight="columns", weight_scale="columns", bias="first")
 
 
-def _split_table(module: Any, ranks: Ranks) -> Parts:
-    _change(module, _looked_up, ranks, module.weight.shape[0] // ranks.num_ranks)
-    return _shrink(module, ranks, weight="rows", weight_scale="rows")
-
-
-_SPLITS: dict[str, Callable[[Any, Ranks], Parts]] = {
-    "colwise": _split_outputs,
-    "colwise_gather_output": _split_scores,
-    "rowwise": _split_inputs,
-    "embedding_rowwise": _split_table,
-}
-
-
-def _shrink(module: nn.Module, ranks: Ranks, **kinds: Literal["rows", "columns", "first"]) -> Parts:
-    parts = {}
+def _shrink(
+    module: nn.Module, name: str, ranks: Ranks, rows: tuple[range, ...], **kinds: Literal["rows", "columns", "first"]
+) -> dict[str, Shard]:
+    shards = {}
     for leaf, kind in kinds.items():
         old = getattr(module, leaf, None)
         if old is not None:
-            parts[leaf] = part = Part(kind, ranks.rank, ranks.num_ranks)
-            new = old.new_empty(part.shape(tuple(old.shape)))
-            setattr(module, leaf, nn.Parameter(new, requires_grad=False))
-    return parts
+            shard = Shard(kind, ranks.rank, ranks.num_ranks, rows)
+            shards[f"{name}.{leaf}"] = shard
+            setattr(module, leaf, nn.Parameter(old.new_empty(shard.shape(tuple(old.shape))), requires_grad=False))
+    return shards
 
 
-def _change(module: nn.Module, changed: Callable[..., Any], *others: Any) -> None:
-    """Let `changed(forward, *others, *inputs)` take the place of the module's forward.
+def _wrap_forward(module: nn.Module, wrapped: Callable[..., Any], *others: Any) -> None:
+    """Make the module's forward `wrapped(forward, *others, *inputs)`.
 
-    The module becomes one of a class of its own: who computes a layer of a certain class past its forward, as quick
-    paths do, must not do so with this one.
+    The module gets a class of its own: fast paths that compute a layer of a certain class without its forward must not
+    do so with this one.
     """
     kind: Any = type(module)
 
     def forward(self: nn.Module, *inputs: Any) -> Any:
-        return changed(partial(kind.forward, self), *others, *inputs)
+        return wrapped(partial(kind.forward, self), *others, *inputs)
 
-    module.__class__ = type(f"Shared{kind.__name__}", (kind,), {"forward": forward})
-
-
-def _added_up(forward: Callable[[Tensor], Tensor], ranks: Ranks, x: Tensor) -> Tensor:
-    return ranks.add_up(forward(x))
+    module.__class__ = type(f"Sharded{kind.__name__}", (kind,), {"forward": forward})
 
 
-def _put_together(forward: Callable[[Tensor], Tensor], ranks: Ranks, x: Tensor) -> Tensor:
-    return ranks.put_together(forward(x))
-
-
-def _looked_up(forward: Callable[[Tensor], Tensor], ranks: Ranks, num_rows: int, ids: Tensor) -> Tensor:
-    own = ids - ranks.rank * num_rows
-    is_own = (own >= 0) & (own < num_rows)
-    rows = forward(own.where(is_own, 0))
-    return ranks.add_up(rows.where(is_own[..., None], 0))
+def _look_up(forward: Callable[[Tensor], Tensor], ranks: Ranks, rows: range, ids: Tensor) -> Tensor:
+    own = ids - rows.start
+    is_own = (own >= 0) & (own < len(rows))
+    return ranks.all_reduce(forward(own.where(is_own, 0)).where(is_own[..., None], 0))
 
 
 def _own_heads(forward: Callable[..., list[tuple[Tensor, Tensor]]], ranks: Ranks, *args: Any) -> Any:
-    """The prefix [B, H, P, D] of each layer, as it belongs to the heads of this process."""
+    """The prefix [B, G, P, D] of each layer, for the heads of this process."""
     return [
         (key.chunk(ranks.num_ranks, dim=1)[ranks.rank], value.chunk(ranks.num_ranks, dim=1)[ranks.rank])
         for key, value in forward(*args)

@@ -38,6 +38,18 @@ class Family:
     def tokenizer_class(self) -> Any:
         return self._part("tokenizer", "Tokenizer")
 
+    def config(self, keys: dict[str, Any]) -> Any:
+        """The configuration that the keys of a config.json describe."""
+        return self.config_class.from_dict(keys)
+
+    def read_tokenizer(self, folder: Any) -> Any:
+        """The tokenizer of a folder."""
+        from chatglm.checkpoints import check_usable
+
+        for name in self.tokenizer_class.vocab_files_names.values():
+            check_usable(folder / name)
+        return self.tokenizer_class.from_pretrained(str(folder))
+
     def spec(self, config: Any) -> ModelSpec:
         """Names, sizes and conventions of a network of this configuration."""
         return import_module(f"{self.package}.weights").model_spec(config)

@@ -1,10 +1,9 @@
 """GPTQ: rounding a weight so that the layer's outputs change little, not the weight itself.
 
-Knows: one weight and the second moments of its inputs. Does not know networks, or where inputs come from.
 Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (2022),
 https://arxiv.org/abs/2210.17323.
 
-The error of a row's outputs over all inputs x is d H d^T with H = sum of x x^T and d = rounded - original. Columns are
+The error of a row's outputs over all inputs x is d H d^T with H = sum of x x^T and d = rounded - given. Columns are
 rounded one after the other; what each loses is made up for, as well as possible, by the columns that are still open:
 
     column      0   1   2   3   4   5              U upper triangular with H^-1 = U^T U
@@ -57,13 +56,7 @@ class InputMoments:
 
 @dataclass(frozen=True)
 class Rounded:
-    """A weight rounded by its inputs.
-
-    Attributes:
-        packed: int8, [O, I] or [O, I/2].
-        scale: [O] or [O, G].
-        damping: what was used; more than asked for where H was singular.
-    """
+    """A weight rounded by its inputs: int8 [O, I or I/2], scale [O] or [O, G], and the damping that was needed."""
 
     packed: Tensor
     scale: Tensor
@@ -80,15 +73,9 @@ def quantize_by_inputs(
 ) -> Rounded:
     """The weight in the packed format, rounded so that outputs for such inputs change as little as GPTQ can make them.
 
-    Columns that were zero in all inputs are rounded to the nearest.
-
-    Args:
-        weight_OI: of half, bfloat16 or float32. Scales get the types that `quantize_rows` gives them.
-        moments: H of the layer's inputs, on the same device.
-        bits: 4 or 8.
-        group_size: 0, 32, 64 or 128.
-        damping: this part of H's mean diagonal is added to its diagonal; ten times as much, and again, while H cannot
-            be factored. None: `usual_damping`.
+    `moments` is H of the inputs, on the same device; `damping` times H's mean diagonal is added to its diagonal,
+    ten times as much, and again, while H cannot be factored (None: `usual_damping`). Scales get the types that
+    `quantize_rows` gives them; columns that were zero in all inputs are rounded to the nearest.
 
     Raises:
         InvalidRequestError: no such width, groups or damping, or H holds NaN or infinity.
@@ -103,8 +90,8 @@ def quantize_by_inputs(
     dtype = torch.float64 if weight_OI.shape[1] <= MOST_COLUMNS_IN_FLOAT64 else torch.float32
     scale = _search_scale(weight_OI, moments_II.diagonal(), bits, group_size)
     order = moments_II.diagonal().argsort(descending=True, stable=True)
-    turned = order.flip(0)
-    inverse_II, used = _factor_of_inverse(moments_II[turned][:, turned].to(dtype), damping)
+    reversed_order = order.flip(0)
+    inverse_II, used = _factor_of_inverse(moments_II[reversed_order][:, reversed_order].to(dtype), damping)
     per_column = scale.repeat_interleave(group_size or weight_OI.shape[1], dim=1)[:, order]
     rounded_OI = _round_columns(weight_OI.to(dtype)[:, order], per_column.to(dtype), inverse_II, bits)
     integers_OI = torch.empty_like(rounded_OI)
@@ -142,21 +129,21 @@ def _search_rows(weight_OI: Tensor, importance_Gg: Tensor, bits: int, is_half: b
     return best_OG.half() if is_half else best_OG
 
 
-def _factor_of_inverse(turned_II: Tensor, damping: float) -> tuple[Tensor, float]:
+def _factor_of_inverse(reversed_II: Tensor, damping: float) -> tuple[Tensor, float]:
     """U, upper triangular, with U^T U = (H + damping * mean diagonal * 1)^-1; and the damping that was needed.
 
-    `turned_II` is H with rows and columns in reverse order, and is changed. In that order H = L L^T is H = R R^T with R
-    upper triangular, so U = R^-1: one factorization, and no inverse of the whole.
+    `reversed_II` is H with rows and columns in reverse order, and is changed. In that order H = L L^T is H = R R^T with
+    R upper triangular, so U = R^-1: one factorization, and no inverse of the whole.
     """
-    mean = float(turned_II.diagonal().mean()) or 1.0  # all inputs were zero: any H rounds to the nearest
+    mean = float(reversed_II.diagonal().mean()) or 1.0  # all inputs were zero: any H rounds to the nearest
     added = 0.0
     while True:
-        turned_II.diagonal().add_((damping - added) * mean)
-        lower_II, fault = torch.linalg.cholesky_ex(turned_II)
+        reversed_II.diagonal().add_((damping - added) * mean)
+        lower_II, fault = torch.linalg.cholesky_ex(reversed_II)
         if not int(fault) and bool(torch.isfinite(lower_II.diagonal()).all()):
             break
         added, damping = damping, 10 * damping
-    identity = torch.eye(len(turned_II), dtype=turned_II.dtype, device=turned_II.device)
+    identity = torch.eye(len(reversed_II), dtype=reversed_II.dtype, device=reversed_II.device)
     return torch.linalg.solve_triangular(lower_II.flip(0, 1), identity, upper=True), damping
 
 

@@ -1,8 +1,4 @@
-"""Layers whose weight is stored as packed integers; state dict keys as published: weight, weight_scale, bias.
-
-Knows: holding packed weights through casts and moves, and gradients, for which they are dequantized.
-Does not know which layers of a network are replaced, or how products without gradients are computed quickly.
-"""
+"""Layers whose weight is stored as packed integers; state dict keys as published: weight, weight_scale, bias."""
 
 from __future__ import annotations
 
@@ -17,14 +13,9 @@ from chatglm.kernels.packing import check_bits, check_group_size, dequantize, qu
 
 
 class _PackedWeight(nn.Module):
-    """Packed integers [O, I or I/2] with one scale per row, or one per `group_size` columns of it.
+    """Packed integers `weight`, int8 [O, I or I/2], with `weight_scale` per row [O] or per group [O, G] (half).
 
-    Attributes:
-        bits: 4 or 8.
-        group_size: 0, or 32, 64 or 128.
-        weight: int8, never trained.
-        weight_scale: per row [O], half or float32; per group [O, I / group_size], half.
-        dtype: what the layer computes and answers in; follows `.half()`, `.to(...)` and the like.
+    `dtype` is what the layer computes and answers in; it follows `.half()`, `.to(...)` and the like.
     """
 
     def __init__(self, num_rows: int, num_columns: int, bits: int, group_size: int = 0) -> None:

@@ -39,38 +39,23 @@ OPEN_TO_ALL = (
 
 @dataclass(frozen=True)
 class ServerCommand:
-    """One of the servers.
+    """One of the servers."""
 
-    Attributes:
-        script: the file users start.
-        otherwise: the command that starts the same server.
-        description: for `--help`.
-        module: has `run(start) -> exit code`.
-        packages: {module: package} it needs.
-        own_flags: those the other server does not have.
-    """
-
-    script: str
-    otherwise: str
-    description: str
-    module: str
-    packages: dict[str, str]
-    own_flags: tuple[Flag, ...] = ()
+    script: str  # the file users start
+    otherwise: str  # the command that starts the same server
+    description: str  # for `--help`
+    module: str  # has `run(start) -> exit code`
+    packages: dict[str, str]  # {module: package} it needs
+    own_flags: tuple[Flag, ...] = ()  # those the other server does not have
 
 
 @dataclass(frozen=True)
 class StartedServer:
-    """What a server needs to run.
+    """What a server needs to run."""
 
-    Attributes:
-        settings: from the flags.
-        bound: a socket that has its port and does not listen yet.
-        pipeline: the model, its engine limited as the settings say.
-    """
-
-    settings: Settings
-    bound: socket.socket
-    pipeline: Pipeline
+    settings: Settings  # from the flags
+    bound: socket.socket  # a socket that has its port and does not listen yet
+    pipeline: Pipeline  # the model, its engine limited as the settings say
 
     def announce(self, details: str = "") -> None:
         """Print the address. For a program that reads stdout, this line means: ready."""

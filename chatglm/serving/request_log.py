@@ -1,7 +1,4 @@
-"""Upstream's line about every answer, on stdout, without ever making a request wait for a slow terminal.
-
-Knows: the form of the line, and that whoever reads stdout may stop reading. Does not know HTTP.
-"""
+"""Upstream's line about every answer, on stdout, without making a request wait for a slow reader."""
 
 from __future__ import annotations
 
@@ -18,21 +15,15 @@ CLOSING_SECONDS = 1.0
 
 
 def answer_line(time: str, prompt: str, response: str) -> str:
-    """The line, in upstream's form.
-
-    Control characters of the prompt are escaped, so that no prompt can forge a line or move the cursor.
-    """
+    """The line in upstream's form. Control characters are escaped, so that no prompt can forge a line."""
     shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in prompt)
     return f'[{time}] ", prompt:"{shown}", response:"{response!r}"'
 
 
-class Printer:
-    """Prints lines from a thread of its own; where a thousand wait already, a line is dropped.
+class LinePrinter:
+    """Prints lines to a file descriptor (None = stdout) from its own thread; drops them if a thousand are pending.
 
-    Past Python's buffers, whose lock a blocked write would hold until the process is killed.
-
-    Args:
-        descriptor: where to write; None = stdout.
+    It bypasses Python's buffers, whose lock a blocked write would hold until the process is killed.
     """
 
     def __init__(self, descriptor: int | None = None) -> None:
@@ -43,7 +34,6 @@ class Printer:
         self._thread.start()
 
     def print(self, line: str) -> None:
-        """Print a line some time soon; never waits."""
         with suppress(queue.Full):
             self._lines.put_nowait(line)
 
@@ -53,7 +43,7 @@ class Printer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait a moment for what is pending, not for a reader that has stopped."""
+        """Wait a moment for pending lines, but not for a reader that has stopped."""
         try:
             self._lines.put(None, timeout=CLOSING_SECONDS)
         except queue.Full:
@@ -66,5 +56,5 @@ class Printer:
             while rest:
                 try:
                     rest = rest[os.write(self._descriptor, rest) :]
-                except OSError:  # whoever read has gone; there is nobody to tell
+                except OSError:  # the reader has gone
                     break

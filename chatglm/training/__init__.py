@@ -1,8 +1,6 @@
-"""Training a ChatGLM on rows of prompts and answers, and measuring what came of it.
+"""Training on rows of prompts and answers: P-Tuning v2, LoRA, full fine-tuning; with upstream's arguments.
 
-    records -> encoding -> trainer -> saving            rows, ids, steps, checkpoints
-    records -> encoding -> answers -> metrics           rows, ids, answers, scores
-    arguments, recipes, run                             what was asked, what is trained, in which order
-
-Knows: P-Tuning v2, LoRA and full fine-tuning, with upstream's arguments. Does not know faces.
+records -> encoding -> trainer -> recipes           rows, ids, steps, checkpoints
+records -> encoding -> answers -> metrics           rows, ids, answers, scores
+arguments, run                                      what was asked, in which order it is done
 """

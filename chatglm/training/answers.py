@@ -1,22 +1,20 @@
-"""Answers to many prompts, some at a time: padded on the left, greedy unless sampling is asked for.
-
-Knows: batches, lengths, cleaning up. Does not know where prompts come from or how answers are scored.
-"""
+"""Answers to many prompts in batches: padded on the left, greedy unless sampling is asked for."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from chatglm.atomic import write_text
 from chatglm.generation.text import clean_up
+from chatglm.progress import ProgressBar
 from chatglm.training.encoding import left_padded
-from chatglm.training.recipes import write_whole
 
 PREDICTIONS_NAME = "generated_predictions.txt"
 
@@ -39,35 +37,26 @@ class Answering:
 
 
 @torch.inference_mode()
-def answer(
-    network: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], how: Answering, words: str = "answers"
-) -> list[str]:
-    """The answer to each prompt, in order; a bar shows the progress.
-
-    Args:
-        network: in eval mode.
-        tokenizer: its tokenizer.
-        prompts: ids up to and with `[gMASK] <sop>`.
-        how: lengths and sampling.
-        words: what the bar is called.
+def answer(network: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], how: Answering) -> list[str]:
+    """The answer to each prompt (token ids that end with `[gMASK] <sop>`), in order; the network is in eval mode.
 
     Raises:
         InvalidLogitsError: the network produced NaN or infinity.
     """
     answers: list[str] = [""] * len(prompts)
-    # Long prompts first: rows of a batch are of like lengths, and too little memory shows at once.
+    # Long prompts first: rows of a batch have similar lengths, and a lack of memory shows at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    with tqdm(total=len(prompts), desc=words, disable=None) as bar:
+    with ProgressBar(sys.stderr, title="Answering", unit="answers") as bar:
         for start in range(0, len(order), how.batch_size):
-            chosen = order[start : start + how.batch_size]
-            texts = _answer_together(network, tokenizer, [prompts[i] for i in chosen], how)
-            for i, text in zip(chosen, texts, strict=True):
+            batch = order[start : start + how.batch_size]
+            texts = _answer_batch(network, tokenizer, [prompts[i] for i in batch], how)
+            for i, text in zip(batch, texts, strict=True):
                 answers[i] = text
-            bar.update(len(chosen))
+            bar(start + len(batch), len(prompts))
     return answers
 
 
-def _answer_together(network: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], how: Answering) -> list[str]:
+def _answer_batch(network: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], how: Answering) -> list[str]:
     ids, mask = left_padded(prompts, tokenizer.pad_token_id)
     sampling = {"top_p": 0.7, "temperature": 0.95, "top_k": 0} if how.do_sample else {}
     output = network.generate(
@@ -94,5 +83,5 @@ def write_predictions(folder: Path, predictions: Sequence[str], labels: Sequence
     rows = ({"labels": label, "predict": text} for label, text in zip(labels, predictions, strict=True))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PREDICTIONS_NAME
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path

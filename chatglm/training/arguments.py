@@ -1,9 +1,7 @@
-"""What training is asked to do: upstream's arguments, some of our own, and transformers' Seq2SeqTrainingArguments.
+"""Arguments of training: upstream's, our additions, and transformers' Seq2SeqTrainingArguments.
 
 They come as flags, or as one JSON file of the same names. Flags that transformers has dropped since are still taken:
 renamed, honoured here, or answered with one line.
-
-Knows: names, defaults, which contradict each other. Does not know data, models or how a step is made.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from chatglm.errors import InvalidRequestError, MissingFileError
 
 
 def _unused(default: Any = None) -> Any:
-    return field(default=default, metadata={"help": "Taken and left unused, as always."})
+    return field(default=default, metadata={"help": "Accepted and ignored."})
 
 
 def _explained(default: Any, words: str) -> Any:
@@ -74,7 +72,7 @@ class DataTrainingArguments:
     max_predict_samples: int | None = _explained(None, "Only the first so many rows.")
     num_beams: int | None = _explained(None, "Beams when answering.")
     do_sample: bool = _explained(False, "Sample answers with top_p 0.7 and temperature 0.95 instead of greedily.")
-    ignore_pad_token_for_loss: bool = _explained(True, "False: padding is learnt too.")
+    ignore_pad_token_for_loss: bool = _explained(True, "False: padding is learned too.")
     pad_to_max_length: bool = _explained(False, "Pad every row to the full length instead of the longest in its batch.")
     source_prefix: str = _explained("", "Put in front of every question.")
     forgetting_file: str | None = _explained(
@@ -90,25 +88,23 @@ class DataTrainingArguments:
 
 @dataclass(frozen=True)
 class Arguments:
-    """All that was asked.
+    """All arguments of a run.
 
     Attributes:
-        model: which model, what of it is trained.
-        data: which data.
-        training: steps, rates, folders; an object of transformers.
+        training: steps, rates, folders; transformers' Seq2SeqTrainingArguments.
         overwrite_output_dir: an output folder with checkpoints of another run may be used.
-        remarks: a line for each flag that has no effect any more.
+        warnings: a line for each flag that has no effect any more.
     """
 
     model: ModelArguments
     data: DataTrainingArguments
     training: Any
     overwrite_output_dir: bool
-    remarks: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     @property
     def method(self) -> str:
-        """What is trained or put on the base: "ptuning", "lora", "full", or "base" (nothing) when only answering."""
+        """What is trained or attached: "ptuning", "lora", "full", or "base" (nothing) when only answering."""
         if self.model.pre_seq_len or self.model.ptuning_checkpoint:
             return "ptuning"
         if self.model.lora_rank or self.model.lora_checkpoint:
@@ -141,15 +137,15 @@ DROPPED = {
     "half_precision_backend": "PyTorch's own is used",
     "fp16_backend": "PyTorch's own is used",
     "fp16_opt_level": "PyTorch's own mixed precision has no levels",
-    "group_by_length": "rows are only padded to the longest of their batch",
+    "group_by_length": "rows are padded only to the longest of their batch",
     "sharded_ddp": "use --fsdp or --deepspeed",
     "dispatch_batches": "use --accelerator_config",
     "split_batches": "use --accelerator_config",
-    "past_index": "it is not for this model",
-    "jit_mode_eval": "it is gone",
-    "use_ipex": "it is gone",
-    "tpu_num_cores": "it is gone",
-    "xpu_backend": "it is called ddp_backend",
+    "past_index": "this model has no use for it",
+    "jit_mode_eval": "transformers has removed it",
+    "use_ipex": "transformers has removed it",
+    "tpu_num_cores": "transformers has removed it",
+    "xpu_backend": "use --ddp_backend",
 }
 
 
@@ -158,24 +154,24 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
 
     Raises:
         MissingFileError: there is no such JSON file.
-        InvalidRequestError: a value cannot be, or two contradict each other.
-        SystemExit: as argparse, for flags that nobody knows and for --help.
+        InvalidRequestError: a value is invalid, or two contradict each other.
+        SystemExit: as argparse, for unknown flags and for --help.
     """
     if len(argv) == 1 and argv[0].endswith(".json"):
         argv = _flags_of(Path(argv[0]))
-    argv, overwrite, remarks = _translate(argv)
+    argv, overwrite, warnings = _translate(argv)
     parser = HfArgumentParser((ModelArguments, DataTrainingArguments, Seq2SeqTrainingArguments))
     try:
         model, data, training = parser.parse_args_into_dataclasses(argv)
-    except (ValueError, ImportError) as error:  # values that transformers refuses
+    except (ValueError, ImportError) as error:  # values that transformers rejects
         raise InvalidRequestError(f"The arguments cannot be used: {error}") from None
-    arguments = Arguments(model, data, training, overwrite, remarks)
+    arguments = Arguments(model, data, training, overwrite, warnings)
     _check(arguments)
     return arguments
 
 
 def _flags_of(path: Path) -> list[str]:
-    """A JSON file of arguments as the flags that say the same."""
+    """The same arguments as flags."""
     if not path.is_file():
         raise MissingFileError(f"There is no file {path}.", "Give a JSON file of arguments, or flags.")
     try:
@@ -197,9 +193,9 @@ def _flags_of(path: Path) -> list[str]:
 
 
 def _translate(argv: Sequence[str]) -> tuple[list[str], bool, tuple[str, ...]]:
-    """Flags as transformers takes them today, whether the output folder may be used again, and remarks."""
+    """Flags as transformers takes them today, whether the output folder may be overwritten, and warnings."""
     flags: list[str] = []
-    remarks: list[str] = []
+    warnings: list[str] = []
     overwrite = False
     if find_spec("tensorboard") is not None and not any(name == "report_to" for name, _ in _grouped(argv)):
         flags = ["--report_to", "tensorboard"]
@@ -207,13 +203,13 @@ def _translate(argv: Sequence[str]) -> tuple[list[str], bool, tuple[str, ...]]:
         if name == OVERWRITE:
             overwrite = not values or values[0].lower() in ("1", "true", "yes", "t", "y")
         elif name in DROPPED:
-            remarks.append(f"--{name} has no effect: {DROPPED[name]}.")
+            warnings.append(f"--{name} has no effect: {DROPPED[name]}.")
         elif name in RENAMED:
             new, change = RENAMED[name]
             flags += [f"--{new}", *map(change, values)]
         else:
             flags += [f"--{name}" if name else "", *values] if name else values
-    return flags, overwrite, tuple(remarks)
+    return flags, overwrite, tuple(warnings)
 
 
 def _grouped(argv: Sequence[str]) -> list[tuple[str, list[str]]]:

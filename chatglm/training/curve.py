@@ -1,7 +1,4 @@
-"""The loss of a run as a picture.
-
-Knows: the trainer's log, matplotlib. Does not know training.
-"""
+"""The loss of a run as a picture."""
 
 from __future__ import annotations
 

@@ -3,13 +3,11 @@
     ids      a  b  c  [gMASK]  <sop>  x  y  <eop>  <pad>        S = max_source_length, T = max_target_length
     labels   -  -  -     -     <sop>  x  y  <eop>    -          a..c: at most S - 1 ids;  x..y: at most T - 2
 
-The prompt is made by the renderer that chat uses, for training and for answering alike. What does not fit into S loses
-its oldest rounds first; a question that is too long by itself loses its end, an answer likewise. `<sop>` is learnt too,
-as upstream does it: it is what is predicted at [gMASK]. Differences from upstream, on purpose: a row without history
-is a bare question also where a history column is named (upstream writes "[Round 0]" around it in training, but not when
-it answers), and rows are padded to the longest of their batch, not to S + T.
+The chat template makes the prompt. What does not fit into S loses its oldest rounds first; a question that is too long
+by itself loses its end, and so does an answer. `<sop>` is learned too, as upstream does it: it is predicted at [gMASK].
+Two differences from upstream: a row without history is a bare question also where a history column is named (upstream
+writes "[Round 0]" around it in training, but not when it answers), and rows are padded to the longest of their batch.
 
-Knows: lengths and labels. Does not know files, networks or devices.
 Shapes: B rows, T positions.
 """
 
@@ -32,12 +30,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long a row may be, in tokens.
-
-    Attributes:
-        source: S; the prompt gets at most S + 1 ids, `[gMASK] <sop>` included.
-        target: T; the answer gets at most T - 1 ids, `<eop>` included.
-    """
+    """Most tokens: S gives a prompt of at most S + 1 ids with `[gMASK] <sop>`, T an answer of T - 1 with `<eop>`."""
 
     source: int
     target: int
@@ -45,15 +38,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Example:
-    """One row as ids.
-
-    Attributes:
-        prompt_ids: up to and with `[gMASK] <sop>`.
-        response_ids: the answer with `<eop>`.
-        dropped_rounds: oldest rounds that did not fit.
-        is_prompt_cut: whether the question lost its end.
-        is_response_cut: whether the answer lost its end.
-    """
+    """One row as ids: the prompt up to and with `[gMASK] <sop>`, the answer with `<eop>`, and what was cut."""
 
     prompt_ids: list[int]
     response_ids: list[int]
@@ -63,14 +48,7 @@ class Example:
 
 
 class Encoder:
-    """Makes examples of rows.
-
-    Args:
-        encode_chat: the family's renderer: (tokenizer, messages, limit) -> ids and dropped rounds.
-        tokenizer: the family's tokenizer.
-        lengths: how long a row may be.
-        source_prefix: put in front of every question.
-    """
+    """Makes examples of rows with the family's template: (tokenizer, messages, limit) -> ids and dropped rounds."""
 
     def __init__(
         self, encode_chat: Callable[..., Any], tokenizer: Any, lengths: Lengths, source_prefix: str = ""
@@ -114,23 +92,21 @@ class Examples(Dataset[dict[str, list[int]]]):
 
 @dataclass(frozen=True)
 class RightPadding:
-    """Puts rows of different lengths into one batch, int64 [B, T] each.
-
-    Nobody sees the pads: what follows `<sop>` is causal.
+    """Puts rows of different lengths into one batch, int64 [B, T] each. Attention never reaches the pads: it is causal
+    after `<sop>`.
 
     Attributes:
-        pad_token_id: fills the ids.
-        is_pad_learnt: pads are labels too (upstream's `--ignore_pad_token_for_loss false`).
+        is_pad_learned: pads are labels too (upstream's `--ignore_pad_token_for_loss false`).
         length: pad to so many; None = to the longest row.
     """
 
     pad_token_id: int
-    is_pad_learnt: bool = False
+    is_pad_learned: bool = False
     length: int | None = None
 
     def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
         length = self.length or max(len(row["input_ids"]) for row in rows)
-        label_filler = self.pad_token_id if self.is_pad_learnt else IGNORED
+        label_filler = self.pad_token_id if self.is_pad_learned else IGNORED
         return {
             "input_ids": _padded([row["input_ids"] for row in rows], length, self.pad_token_id),
             "labels": _padded([row["labels"] for row in rows], length, label_filler),
@@ -152,8 +128,8 @@ def _padded(rows: Sequence[Sequence[int]], length: int, filler: int) -> Tensor:
     return torch.tensor([[*row, *[filler] * (length - len(row))] for row in rows])
 
 
-def cutting_remark(examples: Sequence[Example]) -> str:
-    """What had to be left out to fit, in one sentence; nothing if everything fits."""
+def cut_warning(examples: Sequence[Example]) -> str:
+    """What was cut, in one sentence; empty if everything fits."""
     counts = {
         "lost their oldest rounds": sum(example.dropped_rounds > 0 for example in examples),
         "have a cut question": sum(example.is_prompt_cut for example in examples),

@@ -1,7 +1,4 @@
-"""What a run will take, told before it starts: one step is tried, and its time and memory are multiplied.
-
-Knows: counting parameters, trying a step without leaving a trace. Does not know how a run is made.
-"""
+"""Time and memory of a run, estimated before it starts from one step that is tried."""
 
 from __future__ import annotations
 
@@ -21,13 +18,13 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will take.
+    """Estimate for a run.
 
     Attributes:
         num_trained: parameters that are trained.
-        num_all: parameters of the network with what is trained; two packed to a byte count as two.
+        num_all: parameters of the network; packed ones count as if they were not packed.
         state_bytes: gradients and the optimizer's two moments.
-        peak_bytes: largest memory so far, with the tried step in it: of the device, or of this process.
+        peak_bytes: largest memory so far, the tried step included: of the device, or of this process.
         seconds: of all steps.
     """
 
@@ -46,7 +43,7 @@ class Forecast:
 
 
 def forecast(network: Any, batch: Mapping[str, Tensor], num_batches: int) -> Forecast:
-    """Try a step on `batch` and say what `num_batches` of them take. Gradients and random numbers are as before."""
+    """Try a step on `batch` and multiply by `num_batches`. Gradients and the random state are as before."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     num_trained = sum(parameter.numel() for parameter in trained)
     device = trained[0].device

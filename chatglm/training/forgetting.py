@@ -1,14 +1,11 @@
-"""What training made a model forget: general questions, answered before and after, in one table.
-
-Knows: the table and its sums. Does not know how answers are made, or what was trained.
-"""
+"""General questions, answered before and after training, in one table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from chatglm.training.recipes import write_whole
+from chatglm.atomic import write_text
 
 REPORT_NAME = "forgetting.md"
 
@@ -26,22 +23,21 @@ def write_report(folder: Path, prompts: Sequence[str], before: Sequence[str], af
         "",
     ]
     path = folder / REPORT_NAME
-    write_whole(path, "\n".join(lines).encode())
+    write_text(path, "\n".join(lines))
     return path
 
 
 def summary(before: Sequence[str], after: Sequence[str]) -> str:
-    """How many answers stayed, and how alike the others are, in one sentence."""
+    """How many answers are the same, and how similar the others are, in one sentence."""
     same = sum(old == new for old, new in zip(before, after, strict=True))
-    alike = sum(_likeness(old, new) for old, new in zip(before, after, strict=True)) / max(1, len(before))
+    similarity = sum(_similarity(old, new) for old, new in zip(before, after, strict=True)) / max(1, len(before))
     return (
         f"{same} of {len(before)} answers to general questions are the same as before; "
-        f"on average {100 * alike:.0f} % of the characters are."
+        f"on average {100 * similarity:.0f} % of the characters are."
     )
 
 
-def _likeness(old: str, new: str) -> float:
-    """Share of two texts that is the same in both, 0 to 1; 1 for two empty ones."""
+def _similarity(old: str, new: str) -> float:
     from difflib import SequenceMatcher
 
     return SequenceMatcher(None, old, new, autojunk=False).ratio()

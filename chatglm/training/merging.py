@@ -1,7 +1,4 @@
-"""A LoRA update inside the weights of its base, written as a model folder of its own.
-
-Knows: which type the weights keep. Does not know how the update is added (chatglm.loading) or was trained.
-"""
+"""A LoRA update merged into its base, written as a model folder."""
 
 from __future__ import annotations
 
@@ -14,11 +11,11 @@ from chatglm.errors import InvalidRequestError
 from chatglm.loading import load
 from chatglm.loading.lora_checkpoint import find_lora, merge_lora
 
-TABLE = "transformer.word_embeddings.weight"
+EMBEDDING = "transformer.word_embeddings.weight"
 
 
 def merge(base: Path, update: str | Path, target: Path) -> None:
-    """Write the model in `base` with the update in it to a new folder, in the type in which the base is stored.
+    """Write the model in `base` with the update merged to a new folder, in the dtype in which the base is stored.
 
     Raises:
         InvalidRequestError: the base is quantized.
@@ -28,12 +25,12 @@ def merge(base: Path, update: str | Path, target: Path) -> None:
     stored = list_tensors(base)
     if not all(tensor.dtype.is_floating_point for tensor in stored.values()):
         raise InvalidRequestError(
-            f"{base} is quantized: an update cannot be added to packed weights.",
-            "Use it beside them with --lora-checkpoint, or merge into the unquantized folder and quantize that.",
+            f"{base} is quantized: an update cannot be merged into packed weights.",
+            "Attach it with --lora-checkpoint, or merge into the unquantized folder and quantize that.",
         )
     lora = find_lora(update)
     with new_folder(target, total_bytes(stored.values())) as folder:
-        loaded: Any = load(base, device="cpu", dtype=stored[TABLE].dtype)
+        loaded: Any = load(base, device="cpu", dtype=stored[EMBEDDING].dtype)
         merge_lora(loaded.model, lora)
         loaded.model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)

@@ -1,12 +1,9 @@
-"""How near answers come to the expected ones: BLEU-4 on characters, ROUGE-1, -2 and -L on words.
+"""Scores of answers against labels: the mean over all answers in percent, as in upstream's published table.
 
     bleu-4      nltk's sentence BLEU of the characters, with its third smoothing
     rouge-n     F of rouge_chinese over jieba's words
 
-Each is the mean over all answers, times 100, as upstream's published table has it.
-
-Knows: these scores. Does not know where texts come from. Two things differ from upstream, where its script would stop:
-an empty answer scores 0, and so does a pair in which one side has no words.
+Where upstream's script would stop, an empty answer scores 0, and so does a pair in which one side has no words.
 """
 
 from __future__ import annotations
@@ -42,7 +39,7 @@ def score_pair(prediction: str, label: str) -> dict[str, float]:
 
 
 def check_installed() -> None:
-    """Raise InvalidRequestError unless the libraries are there: before answers are made that nobody can score."""
+    """Raise InvalidRequestError unless the libraries are installed; called before answers are generated."""
     for name in ("jieba", "nltk.translate.bleu_score", "rouge_chinese"):
         try:
             _library(name)
@@ -53,7 +50,7 @@ def check_installed() -> None:
 
 
 def _library(name: str) -> Any:
-    """The module of that name, without what compiling it says of its own age."""
+    """The module of that name, without the warnings of its own age."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return import_module(name)

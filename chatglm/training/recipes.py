@@ -1,18 +1,14 @@
-"""What of a network is trained: a prefix (P-Tuning v2), a low-rank update (LoRA), or everything.
+"""What is trained: a prefix (P-Tuning v2), a low-rank update (LoRA), or every weight; always in float32.
 
-Knows: adding what is trained, freezing the rest, types, and how what was trained is named and written. Does not know
-data, steps, or the order of a run. What is trained is float32, whatever the base is.
-
-    method     trained                         written as
-    ptuning    transformer.prefix_encoder.*    model.safetensors with these tensors alone; notes in its header
-    lora       lora_A, lora_B per layer        adapter_model.safetensors and adapter_config.json, as peft writes them
-    full       every weight                    a whole model folder
+method     trained                         written as
+ptuning    transformer.prefix_encoder.*    model.safetensors with these tensors alone; notes in its header
+lora       lora_A, lora_B per layer        adapter_model.safetensors and adapter_config.json, as peft writes them
+full       every weight                    a whole model folder
 """
 
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -23,14 +19,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from chatglm.atomic import atomic_path, write_text
 from chatglm.errors import InvalidRequestError, MismatchError, MissingFileError, TrainingError
-from chatglm.loading.fingerprint import base_fingerprint
-from chatglm.loading.prefix_checkpoint import PREFIX_START, check_prefix_fits, find_prefix
+from chatglm.loading.prefix_checkpoint import base_fingerprint, check_prefix_fits, find_prefix
 from chatglm.nn.prefix_encoder import PrefixEncoder
 from chatglm.training.arguments import ModelArguments
 
-# With more parameters than this, activations are computed twice unless the user says otherwise.
-LARGE = 500_000_000
+# With more parameters than this, activations are recomputed unless the user says otherwise.
+LARGE_MODEL = 500_000_000
 NOTES_NAME = "trained.json"
 
 
@@ -38,9 +34,9 @@ class Recipe(ABC):
     """One way to train a network.
 
     Attributes:
-        network: the base, with what is trained in it; this is what answers.
-        trained: what the trainer is given; the network, or peft's wrapper around it.
-        notes: what a checkpoint says of itself.
+        network: the base with what is trained in it; this one answers.
+        trained: for the trainer: the network, or peft's wrapper around it.
+        notes: metadata of a checkpoint.
     """
 
     weight_name = "model.safetensors"
@@ -54,11 +50,7 @@ class Recipe(ABC):
         return {name: tensor for name, tensor in self.network.named_parameters() if tensor.requires_grad}
 
     def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
-        """Write what is trained, file by file, each of them whole or not at all.
-
-        Args:
-            folder: made if it is absent.
-            state: gathered from elsewhere, where the network holds only a part (FSDP, ZeRO).
+        """Write what is trained; `state` is given where the network is sharded (FSDP, ZeRO).
 
         Raises:
             TrainingError: the weights hold NaN or infinity.
@@ -69,19 +61,16 @@ class Recipe(ABC):
         broken = next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
         if broken is not None:
             raise TrainingError(
-                f"{broken} holds NaN or infinity and was not saved.", "Go on from an earlier checkpoint, more slowly."
+                f"{broken} holds NaN or infinity and was not saved.",
+                "Continue from an earlier checkpoint with a lower --learning_rate.",
             )
         folder.mkdir(parents=True, exist_ok=True)
         self._write(folder, tensors)
-        write_whole(folder / NOTES_NAME, json.dumps(self.notes, ensure_ascii=False, indent=2).encode())
+        write_text(folder / NOTES_NAME, json.dumps(self.notes, ensure_ascii=False, indent=2))
 
     @abstractmethod
     def load(self, folder: Path) -> None:
-        """Take the values that `save` wrote.
-
-        Raises:
-            CheckpointError: they are not there, or of another form.
-        """
+        """Read what `save` wrote; raises CheckpointError if it is missing or does not fit."""
 
     @abstractmethod
     def _write(self, folder: Path, tensors: dict[str, Tensor]) -> None: ...
@@ -94,12 +83,7 @@ class Recipe(ABC):
 
 
 class PTuning(Recipe):
-    """Trains the prefix encoder alone.
-
-    Args:
-        network: the loaded base, with a prefix to go on with or without one.
-        base: its name.
-        model: `pre_seq_len` and `prefix_projection`, for a new prefix.
+    """Trains the prefix encoder alone: the one that was loaded, or a new one by `pre_seq_len`.
 
     Raises:
         InvalidRequestError: another prefix length was asked for than the loaded one has.
@@ -131,22 +115,18 @@ class PTuning(Recipe):
         self.notes |= {"pre_seq_len": str(config.pre_seq_len), "prefix_projection": projection}
 
     def load(self, folder: Path) -> None:
-        prefix = find_prefix(folder)
-        check_prefix_fits(prefix, {name: tuple(value.shape) for name, value in self.state().items()})
-        values = {name.removeprefix(PREFIX_START): value for name, value in prefix.read().items()}
+        prefix, spec = find_prefix(folder), self.network.spec
+        check_prefix_fits(prefix, spec, self.network.config)
+        start = f"{spec.prefix_encoder}."
+        values = {name.removeprefix(start): value for name, value in prefix.read(spec).items()}
         self.network.transformer.prefix_encoder.load_state_dict(values)
 
     def _write(self, folder: Path, tensors: dict[str, Tensor]) -> None:
-        write_tensors(folder / self.weight_name, tensors, self.notes)
+        _write_tensors(folder / self.weight_name, tensors, self.notes)
 
 
 class Lora(Recipe):
-    """Trains a low-rank update beside chosen linear layers, by the library peft.
-
-    Args:
-        network: the loaded base.
-        base: its name.
-        model: rank, scale, dropout, layers.
+    """Trains a low-rank update of the target layers with peft.
 
     Raises:
         InvalidRequestError: peft is not installed, or there are no such layers.
@@ -166,7 +146,7 @@ class Lora(Recipe):
 
         config = peft.LoraConfig(
             r=model.lora_rank or 8,
-            lora_alpha=cast(Any, model.lora_alpha or 2 * (model.lora_rank or 8)),  # fractions work too
+            lora_alpha=cast(Any, model.lora_alpha or 2 * (model.lora_rank or 8)),  # fractions are allowed
             lora_dropout=model.lora_dropout,
             target_modules=[name.strip() for name in model.lora_target.split(",")],
             task_type="CAUSAL_LM",
@@ -174,7 +154,7 @@ class Lora(Recipe):
         config._register_custom_module({QuantizedLinear: peft.tuners.lora.Linear})
         try:
             with warnings.catch_warnings():
-                # Of peft about names that transformers has replaced, and about layers that it does not know.
+                # peft warns about names that transformers has replaced, and about layers that it does not know.
                 warnings.simplefilter("ignore")
                 self.trained = peft.get_peft_model(network, config)
         except ValueError as error:
@@ -194,13 +174,12 @@ class Lora(Recipe):
             )
 
     def _write(self, folder: Path, tensors: dict[str, Tensor]) -> None:
-        # The network's own names carry the name of the adapter and lack what peft's wrapper puts in front.
         named = {f"base_model.model.{name.replace('.default.', '.')}": value for name, value in tensors.items()}
         config = self.trained.peft_config["default"].to_dict()
         config["inference_mode"], config["base_model_name_or_path"] = True, self.notes["base"]
         config["target_modules"] = sorted(config["target_modules"])
-        write_whole(folder / "adapter_config.json", json.dumps(config, indent=2, default=str).encode())
-        write_tensors(folder / self.weight_name, named, self.notes)
+        write_text(folder / "adapter_config.json", json.dumps(config, indent=2, default=str))
+        _write_tensors(folder / self.weight_name, named, self.notes)
 
 
 class Full(Recipe):
@@ -230,11 +209,11 @@ class Full(Recipe):
         self.network.config.save_pretrained(folder)
         if self.network.generation_config is not None:
             self.network.generation_config.save_pretrained(folder)
-        write_tensors(folder / self.weight_name, tensors, self.notes)
+        _write_tensors(folder / self.weight_name, tensors, self.notes)
 
 
 class Untrained(Recipe):
-    """A network as it is, for answering alone."""
+    """A network as it is, for answering only."""
 
     def __init__(self, network: Any, base: str, method: str) -> None:
         super().__init__(network, base, method)
@@ -251,7 +230,7 @@ def make_recipe(method: str, network: Any, base: str, model: ModelArguments) -> 
     """Prepare a loaded network for training by "ptuning", "lora" or "full".
 
     Raises:
-        InvalidRequestError: the network cannot be trained so.
+        InvalidRequestError: the network cannot be trained this way.
     """
     if method == "ptuning":
         recipe: Recipe = PTuning(network, base, model)
@@ -260,25 +239,16 @@ def make_recipe(method: str, network: Any, base: str, model: ModelArguments) -> 
     else:
         recipe = Full(network, base)
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
-    if model.recompute == "on" or (model.recompute == "auto" and num_parameters > LARGE):
-        # Not reentrant: gradients reach a prefix through a frozen base only so.
+    if model.recompute == "on" or (model.recompute == "auto" and num_parameters > LARGE_MODEL):
+        # Not reentrant: otherwise no gradient reaches a prefix through a frozen base.
         enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     return recipe
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
-    """A safetensors file that is there whole or not at all."""
-    work = path.with_name(f".{path.name}.unfinished")
-    work.touch()
-    mode = work.stat().st_mode
-    save_file(tensors, work, metadata=notes)
-    work.chmod(mode)  # safetensors makes files that nobody else may read
-    os.replace(work, path)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """A file that is there whole or not at all."""
-    work = path.with_name(f".{path.name}.unfinished")
-    work.write_bytes(content)
-    os.replace(work, path)
+def _write_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
+    with atomic_path(path) as work:
+        work.touch()
+        mode = work.stat().st_mode
+        save_file(tensors, work, metadata=notes)
+        work.chmod(mode)  # safetensors makes files that only their owner may read

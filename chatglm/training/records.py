@@ -1,8 +1,4 @@
-"""Rows of training data: JSON (an array), JSON lines or CSV, with columns of the user's naming.
-
-Knows: files, lines, columns, and how each can be wrong. Does not know tokens, models or how a row is used. Reads with
-nothing but the standard library, so that a mistake in the data is told before anything heavy is imported.
-"""
+"""Rows of training data: JSON (an array), JSON lines or CSV, with columns of the user's naming."""
 
 from __future__ import annotations
 
@@ -14,22 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chatglm.errors import InvalidRequestError, MissingFileError, PointerFileError
+from chatglm.checkpoints import check_usable
+from chatglm.errors import InvalidRequestError, MissingFileError
 from chatglm.messages import History
 
 SUFFIXES = (".json", ".jsonl", ".csv")
-POINTER_START = "version https://git-lfs.github.com/spec/"
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that are read.
-
-    Attributes:
-        prompt: the question.
-        response: the answer.
-        history: earlier rounds, `[[question, answer], ...]`; in CSV the same as JSON text. None: there are none.
-    """
+    """Names of the columns; `history` holds `[[question, answer], ...]`, in CSV as JSON text."""
 
     prompt: str
     response: str
@@ -47,12 +37,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Records:
-    """The rows of a file.
-
-    Attributes:
-        rows: those with a prompt and a response.
-        num_empty: rows left out because one of the two is empty.
-    """
+    """The rows with a prompt and a response, and how many were left out because one of the two is empty."""
 
     rows: list[Record]
     num_empty: int
@@ -63,11 +48,11 @@ def read_records(path: str | Path, columns: Columns, limit: int | None = None) -
 
     Args:
         path: ends in .json (an array, or one object per line), .jsonl or .csv.
-        columns: which columns to read.
+        columns: names of the columns.
         limit: stop after so many rows that are not empty.
 
     Raises:
-        MissingFileError, PointerFileError: there is no such file, or a Git-LFS pointer lies in its place.
+        CheckpointError: there is no such file, it is empty or a Git-LFS pointer.
         InvalidRequestError: names file, line and column of what cannot be used; or the file has no rows at all.
     """
     path = Path(path).expanduser()
@@ -102,15 +87,13 @@ def _numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _text(path: Path) -> str:
     if not path.is_file():
         raise MissingFileError(f"There is no file {path}.", "Check the name; paths are relative to where you are now.")
+    check_usable(path)
     content = path.read_bytes()
     try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise InvalidRequestError(f"{path}, line {line}: this is not UTF-8 text.", "Save the file as UTF-8.") from None
-    if text.startswith(POINTER_START):
-        raise PointerFileError(f"{path} is a Git-LFS pointer, not the data.", "Fetch it with `git lfs pull`.")
-    return text
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,17 +1,15 @@
-"""One run from arguments to scores: read, load, train, save, measure, answer, score.
-
-Knows: the order, what is printed, which files are written. Does not know how each step is done.
-"""
+"""One run from arguments to scores: read, load, train, save, evaluate, answer, score."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from chatglm.atomic import write_text
 from chatglm.conversion.writing import check_absent
 from chatglm.demo import CHECKPOINT, DEMO_NAME
 from chatglm.errors import ChatGLMError, InvalidRequestError, MissingFileError
@@ -19,7 +17,7 @@ from chatglm.loading import LoadedModel, find_folder, load
 from chatglm.training.answers import Answering, answer, write_predictions
 from chatglm.training.arguments import Arguments, parse_arguments
 from chatglm.training.curve import draw_losses
-from chatglm.training.encoding import Encoder, Example, Examples, Lengths, RightPadding, cutting_remark
+from chatglm.training.encoding import Encoder, Example, Examples, Lengths, RightPadding, cut_warning
 from chatglm.training.forecast import forecast
 from chatglm.training.forgetting import summary, write_report
 from chatglm.training.merging import merge
@@ -29,10 +27,11 @@ from chatglm.training.records import Columns, Records, read_records
 from chatglm.training.trainer import RecipeTrainer, checkpoints, last_checkpoint
 
 RESULTS_NAME = "all_results.json"
+Report = Callable[[str], None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the arguments say; returns the exit code."""
+    """Run with these flags; returns the exit code."""
     try:
         run(parse_arguments(sys.argv[1:] if argv is None else argv))
         return 0
@@ -44,28 +43,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: Arguments) -> dict[str, float]:
-    """Train, evaluate and predict as asked; the figures, which are also in `all_results.json`.
+    """Train, evaluate and predict; returns the figures, which are also in `all_results.json`.
 
     Raises:
-        ChatGLMError: with what is wrong and the remedy; mistakes in the data come before a model is loaded.
+        ChatGLMError: mistakes in arguments and data come before a model is loaded.
     """
-    training, say = arguments.training, _Speaker(arguments.training.process_index == 0)
-    for remark in arguments.remarks:
-        say(remark)
+    training = arguments.training
+    report = _print_message if training.process_index == 0 else _discard
+    for warning in arguments.warnings:
+        report(warning)
     target = arguments.model.merge_to
     if target is not None:
         check_absent(Path(target))
     if not (training.do_train or training.do_eval or training.do_predict):
         if target is not None:
-            _merge(arguments, arguments.model.lora_checkpoint, say)
+            _merge(arguments, arguments.model.lora_checkpoint, report)
         else:
-            say("There is nothing to do: give --do_train, --do_eval or --do_predict.")
+            report("There is nothing to do: give --do_train, --do_eval or --do_predict.")
         return {}
     resume = _where_to_resume(arguments)
     if training.do_predict or (training.do_eval and training.predict_with_generate):
         check_installed()
-    data = _read(arguments, say)
-    session = _Session(arguments, _load(arguments, say), say)
+    data = _read(arguments, report)
+    session = _Session(arguments, _load(arguments, report), report)
     figures: dict[str, float] = {}
     if training.do_train:
         figures |= session.train(data["train"], data.get("validation"), resume)
@@ -78,29 +78,26 @@ def run(arguments: Arguments) -> dict[str, float]:
     if training.process_index == 0:
         _write_results(Path(training.output_dir), figures)
         if target is not None:
-            _merge(arguments, training.output_dir if training.do_train else arguments.model.lora_checkpoint, say)
+            _merge(arguments, training.output_dir if training.do_train else arguments.model.lora_checkpoint, report)
     return figures
 
 
-def _merge(arguments: Arguments, update: str | None, say: _Speaker) -> None:
+def _merge(arguments: Arguments, update: str | None, report: Report) -> None:
     assert update is not None and arguments.model.merge_to is not None  # noqa: PT018  (the arguments were checked)
     merge(find_folder(arguments.model.model_name_or_path), update, Path(arguments.model.merge_to))
-    say(f"The merged model is in {arguments.model.merge_to}.")
+    report(f"The merged model is in {arguments.model.merge_to}.")
 
 
-class _Speaker:
-    """Prints sentences, in the first of several processes only."""
+def _print_message(message: str) -> None:
+    if message:
+        print(message, flush=True)
 
-    def __init__(self, is_first: bool) -> None:
-        self._is_first = is_first
 
-    def __call__(self, sentence: str) -> None:
-        if self._is_first and sentence:
-            print(sentence, flush=True)
+def _discard(message: str) -> None:
+    """For all but the first of several processes."""
 
 
 def _where_to_resume(arguments: Arguments) -> str | None:
-    """The checkpoint to go on from; before anything is loaded, since it may not be there."""
     training = arguments.training
     output, asked = Path(training.output_dir), training.resume_from_checkpoint
     if not training.do_train:
@@ -118,7 +115,7 @@ def _where_to_resume(arguments: Arguments) -> str | None:
     return str(found)
 
 
-def _read(arguments: Arguments, say: _Speaker) -> dict[str, Records]:
+def _read(arguments: Arguments, report: Report) -> dict[str, Records]:
     data, training = arguments.data, arguments.training
     columns = Columns(data.prompt_column, data.response_column, data.history_column)
     wanted = {
@@ -131,15 +128,15 @@ def _read(arguments: Arguments, say: _Speaker) -> dict[str, Records]:
         if is_wanted and path is not None:
             read[name] = read_records(path, columns, limit)
             empty = f", {read[name].num_empty} empty ones left out" if read[name].num_empty else ""
-            say(f"{path}: {len(read[name].rows)} rows{empty}.")
+            report(f"{path}: {len(read[name].rows)} rows{empty}.")
     if data.forgetting_file:
         read["forgetting"] = read_records(data.forgetting_file, Columns("prompt", "prompt"))
     return read
 
 
-def _load(arguments: Arguments, say: _Speaker) -> LoadedModel:
+def _load(arguments: Arguments, report: Report) -> LoadedModel:
     model, training = arguments.model, arguments.training
-    # Weights of LoRA are trained on: peft puts them beside the layers itself.
+    # To train them further, peft attaches the LoRA weights itself.
     is_lora_trained = training.do_train and model.lora_checkpoint
     return load(
         model.model_name_or_path,
@@ -148,27 +145,27 @@ def _load(arguments: Arguments, say: _Speaker) -> LoadedModel:
         quantize=model.quantization_bit,
         ptuning_checkpoint=model.ptuning_checkpoint,
         lora_checkpoint=None if is_lora_trained else model.lora_checkpoint,
-        report=say,
+        report=report,
     )
 
 
 def _device(training: Any) -> str:
-    """Where this process computes; processes that share a CPU are told apart by a number that means nothing."""
+    # Processes that share a CPU have devices with a number that means nothing.
     return "cpu" if training.device.type == "cpu" else str(training.device)
 
 
 class _Session:
-    """A loaded model, and what is done with it."""
+    """A loaded model that is trained, evaluated and asked."""
 
-    def __init__(self, arguments: Arguments, loaded: LoadedModel, say: _Speaker) -> None:
-        self._arguments, self._loaded, self._say = arguments, loaded, say
+    def __init__(self, arguments: Arguments, loaded: LoadedModel, report: Report) -> None:
+        self._arguments, self._loaded, self._report = arguments, loaded, report
         data, training = arguments.data, arguments.training
         self._output = Path(training.output_dir)
         base = DEMO_NAME if loaded.folder.resolve() == CHECKPOINT.resolve() else str(loaded.folder)
         if training.do_train:
             import transformers
 
-            transformers.set_seed(training.seed)  # before what is trained gets its first values
+            transformers.set_seed(training.seed)  # before the recipe initializes what is trained
             self._recipe: Recipe = make_recipe(arguments.method, loaded.model, base, arguments.model)
             if arguments.model.lora_checkpoint:
                 self._recipe.load(Path(arguments.model.lora_checkpoint))
@@ -199,15 +196,15 @@ class _Session:
         batch = [Examples(examples)[i] for i in _longest(examples, training.per_device_train_batch_size)]
         num_batches = _num_steps(training, len(examples)) * training.gradient_accumulation_steps
         if training.deepspeed is None and not training.fsdp:
-            self._say(str(forecast(self._recipe.trained, trainer.data_collator(batch), num_batches)))
+            self._report(str(forecast(self._recipe.trained, trainer.data_collator(batch), num_batches)))
         result = trainer.train(resume_from_checkpoint=resume)
         trainer.save_last()
         figures = {**result.metrics, "train_samples": float(len(examples))}
         if training.process_index == 0:
             _write_results(self._output, figures, "train_results.json")
             if path := draw_losses(trainer.state.log_history, self._output):
-                self._say(f"The loss curve is in {path}.")
-            self._say(f"What was trained is in {self._output}.")
+                self._report(f"The loss curve is in {path}.")
+            self._report(f"What was trained is in {self._output}.")
         return figures
 
     def evaluate(self, rows: Records) -> dict[str, float]:
@@ -217,7 +214,7 @@ class _Session:
         figures: dict[str, float] = dict(trainer.evaluate(Examples(examples)))
         if self._arguments.training.predict_with_generate:
             figures |= self.predict(rows, "eval")
-        self._tell(figures)
+        self._report_figures(figures)
         return figures
 
     def predict(self, rows: Records, prefix: str) -> dict[str, float]:
@@ -229,12 +226,12 @@ class _Session:
         figures[f"{prefix}_samples"] = float(len(answers))
         if self._arguments.training.process_index == 0:
             path = write_predictions(self._output, answers, labels)
-            self._tell(figures)
-            self._say(f"The answers are in {path}.")
+            self._report_figures(figures)
+            self._report(f"The answers are in {path}.")
         return figures
 
     def report_forgetting(self, rows: Records) -> None:
-        """Answer general questions with and without what was trained, and write both down."""
+        """Answer general questions with and without what was trained, and write a table of both."""
         prompts = [record.prompt for record in rows.rows]
         after = self._answers(self._examples(rows))
         model = self._arguments.model
@@ -248,7 +245,7 @@ class _Session:
         before = self._answers(self._examples(rows))
         self._network = self._recipe.network
         path = write_report(self._output, prompts, before, after)
-        self._say(f"{summary(before, after)} See {path}.")
+        self._report(f"{summary(before, after)} See {path}.")
 
     def _answers(self, examples: Sequence[Example]) -> list[str]:
         data, training = self._arguments.data, self._arguments.training
@@ -263,7 +260,7 @@ class _Session:
 
     def _examples(self, rows: Records) -> list[Example]:
         examples = [self._encode(record) for record in rows.rows]
-        self._say(cutting_remark(examples))
+        self._report(cut_warning(examples))
         return examples
 
     def _make_trainer(self, examples: list[Example] | None, validation: Records | None) -> RecipeTrainer:
@@ -283,23 +280,23 @@ class _Session:
     def _show(self, example: Example) -> None:
         """Print the first row as upstream does."""
         row = Examples([example])[0]
-        learnt = [i for i in row["labels"] if i >= 0]
-        self._say(f"input_ids {row['input_ids']}")
-        self._say(f"inputs {self._tokenizer.decode(row['input_ids'])}")
-        self._say(f"label_ids {row['labels']}")
-        self._say(f"labels {self._tokenizer.decode(learnt)}")
+        learned = [i for i in row["labels"] if i >= 0]
+        self._report(f"input_ids {row['input_ids']}")
+        self._report(f"inputs {self._tokenizer.decode(row['input_ids'])}")
+        self._report(f"label_ids {row['labels']}")
+        self._report(f"labels {self._tokenizer.decode(learned)}")
 
-    def _tell(self, figures: dict[str, float]) -> None:
+    def _report_figures(self, figures: dict[str, float]) -> None:
         for name, value in figures.items():
-            self._say(f"  {name:<24} = {value:.4f}" if isinstance(value, float) else f"  {name:<24} = {value}")
+            self._report(f"  {name:<24} = {value:.4f}" if isinstance(value, float) else f"  {name:<24} = {value}")
 
 
 def _settle(training: Any, output: Path) -> None:
-    """What follows from how things are done here, whatever was asked."""
+    """Settings that the recipes and the trainer here rely on."""
     training.remove_unused_columns = False
     training.label_names = ["labels"]
-    training.prediction_loss_only = True  # texts are made and scored apart
-    training.gradient_checkpointing = False  # done by the recipe, which knows how
+    training.prediction_loss_only = True  # answers are generated and scored by predict()
+    training.gradient_checkpointing = False  # make_recipe() does it
     if hasattr(training, "activation_checkpointing"):
         training.activation_checkpointing = False
     if training.ddp_find_unused_parameters is None:
@@ -308,7 +305,7 @@ def _settle(training: Any, output: Path) -> None:
 
 
 def _longest(examples: Sequence[Example], count: int) -> list[int]:
-    """Indices of the longest rows: what takes the most memory."""
+    """Indices of the longest rows, which take the most memory."""
     lengths = [len(example.prompt_ids) + len(example.response_ids) for example in examples]
     return sorted(range(len(examples)), key=lambda i: -lengths[i])[:count]
 
@@ -326,4 +323,4 @@ def _write_results(folder: Path, figures: dict[str, float], name: str = RESULTS_
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    path.write_text(json.dumps(old | figures, indent=4, ensure_ascii=False), encoding="utf-8")
+    write_text(path, json.dumps(old | figures, indent=4, ensure_ascii=False))

@@ -1,10 +1,7 @@
-"""transformers' Seq2SeqTrainer, with what it lacks: small checkpoints, whole ones only, and an end to broken runs.
+"""transformers' Seq2SeqTrainer with recipes, checkpoints that appear whole, and an error for a broken loss.
 
-Knows: when something is saved, how a checkpoint becomes visible at once, which losses mean that training is broken.
-Does not know what is trained (recipes.py), data, or arguments.
-
-    output/.unfinished/checkpoint-40/   while it is written; removed by the next run
-    output/checkpoint-40/               by renaming, when all of it is there
+output/.unfinished/checkpoint-40/   while several processes write it (one name for all: not chatglm.atomic)
+output/checkpoint-40/               by renaming, when it is complete
 """
 
 from __future__ import annotations
@@ -27,13 +24,7 @@ CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 class RecipeTrainer(Seq2SeqTrainer):
-    """Trains what a recipe made ready.
-
-    Args:
-        recipe: what is trained.
-        tokenizer: its files go into checkpoints that are whole model folders.
-        **options: those of Seq2SeqTrainer, without the model.
-    """
+    """Trains a recipe; the tokenizer's files go into checkpoints that are whole model folders."""
 
     def __init__(self, recipe: Recipe, tokenizer: Any, **options: Any) -> None:
         super().__init__(model=recipe.trained, **options)
@@ -41,14 +32,10 @@ class RecipeTrainer(Seq2SeqTrainer):
         self._is_saving = False
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As the library's.
-
-        Raises:
-            TrainingError: the loss is NaN, infinite or exactly zero.
-        """
+        """As transformers'; raises TrainingError if the loss is NaN, infinite or exactly zero."""
         loss = super().training_step(*args, **kwargs)
         value = loss.item()
-        # Zero is what an overflow in half precision looked like for years; no row is ever learnt so well.
+        # An overflow in half precision shows as a loss of zero; no row is ever learned that well.
         if not torch.isfinite(loss) or value == 0:
             last = last_checkpoint(Path(self.args.output_dir))
             raise TrainingError(
@@ -99,7 +86,7 @@ class RecipeTrainer(Seq2SeqTrainer):
         self.accelerator.wait_for_everyone()
 
     def save_last(self) -> None:
-        """Make sure that the last step has a checkpoint, and put its weights into the output folder itself."""
+        """Make sure that the last step has a checkpoint, and write its weights to the output folder too."""
         last = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if not (last / STATE_NAME).exists() and not self.args.save_only_model:
             self._save_checkpoint(self.model_wrapped, None)

@@ -1,7 +1,4 @@
-"""The model arguments of training as the flags of a page.
-
-Knows: both vocabularies. Does not know what a flag does. Stays light: the page's `--help` must not wait for torch.
-"""
+"""Model arguments of training as flags of the web page; without torch, so that its `--help` is quick."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ RENAMED = {
     "quantization_bit": "--quantize",
     "dtype": "--dtype",
 }
-# A trained prefix says these of itself; the others never had an effect.
+# A trained prefix holds the first two; the others never had an effect.
 NOT_NEEDED = (
     "pre_seq_len",
     "prefix_projection",
@@ -34,10 +31,7 @@ NOT_NEEDED = (
 
 
 def page_flags(argv: Sequence[str]) -> list[str]:
-    """The flags that say the same to the page; what is no argument of training is left as it is.
-
-    Ends the process with one line if a JSON file was named that cannot be read.
-    """
+    """The corresponding flags; others are left as they are. Exits with a message if a JSON file cannot be read."""
     words = _of_file(Path(argv[0])) if len(argv) == 1 and argv[0].endswith(".json") else list(argv)
     flags: list[str] = []
     is_left_out = False

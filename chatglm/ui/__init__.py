@@ -1,1 +1,1 @@
-"""Faces for people: today the terminal chat, later the web pages."""
+"""Interfaces for people: a terminal chat and two web pages, all of them renderers of `ChatSession`."""

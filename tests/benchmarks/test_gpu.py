@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,15 +16,14 @@ from benchmarks.device_work import FULL, TINY, Plan, greedy
 from benchmarks.gpu import commit, compare
 from chatglm import kernels
 from chatglm.generation.decode import token_limit
+from tests import forking
 
 COMMAND = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--tiny", "--bits", "16", "4"]
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_part_runs() -> None:
-    # Products this small only wait for a second thread.
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(COMMAND, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
+    done = forking.run(COMMAND, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["passed"]
@@ -53,7 +50,7 @@ def test_rows_are_compared_by_what_they_measure(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out.split("\n") == ["  3.00 times as fast: kind=step bits=4 batch=1", ""]
 
 
-def test_the_originals_way_gives_the_references_numbers_and_is_undone() -> None:
+def test_upstreams_products_equal_the_reference_and_are_undone() -> None:
     network = device_network(SIZES_TINY, 4, 8, torch.device("cpu"), torch.float32)
     x = torch.randn(3, SIZES_TINY["hidden_size"])
     layers = [network.transformer.layers[0].mlp.dense_h_to_4h, network.lm_head]

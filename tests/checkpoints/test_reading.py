@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from chatglm.checkpoints import WeightReader, convert_into, iter_tensors, list_file, list_tensors, new_tensor, reading
-from chatglm.checkpoints.memory_pages import HUGE_PAGE_BYTES, SERIAL_ELEMENTS
+from chatglm.checkpoints.huge_pages import HUGE_PAGE_BYTES, SERIAL_ELEMENTS
 from chatglm.errors import DamagedFileError
 from tests.folders import LAYOUTS, Tensors, write_weights
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from chatglm.__main__ import main
-from chatglm.checkpoints.validate import ValidationReport, validate_folder
+from chatglm.checkpoints.validate import ValidationReport
 from chatglm.checkpoints.validate.expected_weights import expected_shapes
 from chatglm.errors import (
     CheckpointError,
@@ -22,7 +22,7 @@ from chatglm.errors import (
     PointerFileError,
     UnsupportedModelError,
 )
-from chatglm.loading import load
+from chatglm.loading import examine, load
 from chatglm.models import FAMILIES
 from tests.folders import (
     LAYOUTS,
@@ -66,7 +66,7 @@ def only(report: ValidationReport, kind: type[CheckpointError], *words: str) -> 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_healthy_folder(layout: str, tied: bool, tmp_path: Path) -> None:
     tensors = make_folder(tmp_path, layout, tied=tied)
-    report = validate_folder(tmp_path)
+    report = examine(tmp_path)
     assert report.findings == ()
     assert report.is_healthy
     assert report.family is FAMILIES["chatglm"]
@@ -83,7 +83,7 @@ def test_a_folder_with_one_table_for_both_embeddings(tmp_path: Path) -> None:
     tensors = random_tensors(tiny_config())
     del tensors["lm_head.weight"]
     write_weights(tmp_path, tensors, "bin_shards")
-    assert validate_folder(tmp_path).is_healthy
+    assert examine(tmp_path).is_healthy
 
 
 # --- names and shapes of the published checkpoints ---
@@ -109,30 +109,30 @@ def test_expected_tensors_are_those_of_the_published_checkpoint(name: str) -> No
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    only(validate_folder(tmp_path / "absent"), ModelNotFoundError, str(tmp_path / "absent"), "hf download")
+    only(examine(tmp_path / "absent"), ModelNotFoundError, str(tmp_path / "absent"), "hf download")
 
 
 def test_a_file_instead_of_a_folder(folder: Path) -> None:
-    only(validate_folder(folder / "config.json"), ModelNotFoundError, "is a file", str(folder))
+    only(examine(folder / "config.json"), ModelNotFoundError, "is a file", str(folder))
 
 
 def test_the_folder_above_the_model(folder: Path) -> None:
-    only(validate_folder(folder.parent), ModelNotFoundError, "config.json", f"Did you mean {folder}?")
+    only(examine(folder.parent), ModelNotFoundError, "config.json", f"Did you mean {folder}?")
 
 
 def test_a_lora_adapter(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    only(validate_folder(tmp_path), UnsupportedModelError, "LoRA", "base model")
+    only(examine(tmp_path), UnsupportedModelError, "LoRA", "base model")
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
-    kinds = [type(finding.error) for finding in validate_folder(tmp_path).errors]
+    kinds = [type(finding.error) for finding in examine(tmp_path).errors]
     assert kinds == [MissingFileError] * 3  # config.json, weights, tokenizer
 
 
 def test_unreadable_config(folder: Path) -> None:
     cut(folder / "config.json")
-    only(validate_folder(folder), DamagedFileError, str(folder / "config.json"), "JSON", "Download")
+    only(examine(folder), DamagedFileError, str(folder / "config.json"), "JSON", "Download")
 
 
 @pytest.mark.parametrize(
@@ -141,20 +141,20 @@ def test_unreadable_config(folder: Path) -> None:
 )
 def test_a_config_with_impossible_values(changes: dict[str, Any], folder: Path) -> None:
     change_config(folder, **changes)
-    only(validate_folder(folder), DamagedFileError, str(folder / "config.json"))
+    only(examine(folder), DamagedFileError, str(folder / "config.json"))
 
 
 @pytest.mark.parametrize("name", ["config.json", SHARD, "ice_text.model", "tokenizer_config.json"])
 def test_a_git_lfs_pointer(name: str, folder: Path) -> None:
     make_pointer(folder / name)
-    only(validate_folder(folder), PointerFileError, str(folder / name), "Git-LFS pointer", "git lfs pull")
+    only(examine(folder), PointerFileError, str(folder / name), "Git-LFS pointer", "git lfs pull")
 
 
 def test_all_pointers_are_reported_not_only_the_first(folder: Path) -> None:
     pointers = [*folder.glob("*.bin"), folder / "ice_text.model"]
     for path in pointers:
         make_pointer(path)
-    report = validate_folder(folder)
+    report = examine(folder)
     assert len(report.errors) == len(pointers) == 9
     text = report.render()
     assert all(str(path) in text for path in pointers)
@@ -164,30 +164,30 @@ def test_all_pointers_are_reported_not_only_the_first(folder: Path) -> None:
 
 def test_a_missing_shard(folder: Path) -> None:
     (folder / SHARD).unlink()
-    only(validate_folder(folder), MissingFileError, str(folder / SHARD), "Download")
+    only(examine(folder), MissingFileError, str(folder / SHARD), "Download")
 
 
 def test_a_truncated_shard(folder: Path) -> None:
     cut(folder / SHARD)
-    only(validate_folder(folder), DamagedFileError, str(folder / SHARD), "cut short", "Download this file again")
+    only(examine(folder), DamagedFileError, str(folder / SHARD), "cut short", "Download this file again")
 
 
 def test_a_truncated_safetensors_file(tmp_path: Path) -> None:
     make_folder(tmp_path, "safetensors")
     cut(tmp_path / "model.safetensors", 0.99)
-    only(validate_folder(tmp_path), DamagedFileError, "model.safetensors", "cut short")
+    only(examine(tmp_path), DamagedFileError, "model.safetensors", "cut short")
 
 
 def test_a_missing_tokenizer(folder: Path) -> None:
     (folder / "ice_text.model").unlink()
-    only(validate_folder(folder), MissingFileError, str(folder / "ice_text.model"), "Download")
-    assert validate_folder(folder, needs_tokenizer=False).is_healthy
+    only(examine(folder), MissingFileError, str(folder / "ice_text.model"), "Download")
+    assert examine(folder, needs_tokenizer=False).is_healthy
 
 
 @pytest.mark.parametrize("content", [tokenizer_bytes()[:5000], b"nothing of the kind"])
 def test_a_damaged_tokenizer(content: bytes, folder: Path) -> None:
     (folder / "ice_text.model").write_bytes(content)
-    report = validate_folder(folder)
+    report = examine(folder)
     assert len(report.errors) == 1
     assert isinstance(report.errors[0].error, DamagedFileError | MismatchError)
     assert "ice_text.model" in report.errors[0].problem
@@ -206,7 +206,7 @@ def test_missing_tensors(folder: Path) -> None:
     tensors = {name: t for name, t in random_tensors(tiny_config()).items() if "layers.1.mlp" not in name}
     rewrite(folder, tensors)
     only(
-        validate_folder(folder),
+        examine(folder),
         MismatchError,
         str(folder),
         "4 tensors",
@@ -219,32 +219,32 @@ def test_a_missing_embedding(folder: Path) -> None:
     tensors = random_tensors(tiny_config())
     del tensors[EMBEDDING]
     rewrite(folder, tensors)
-    only(validate_folder(folder), MismatchError, EMBEDDING, "missing")
+    only(examine(folder), MismatchError, EMBEDDING, "missing")
 
 
 def test_unexpected_tensors(folder: Path) -> None:
     rewrite(folder, random_tensors(tiny_config()) | {"score.weight": torch.ones(2)})
-    only(validate_folder(folder), MismatchError, "score.weight", "unknown", "pytorch_model-00008-of-00008.bin")
+    only(examine(folder), MismatchError, "score.weight", "unknown", "pytorch_model-00008-of-00008.bin")
 
 
 def test_fewer_layers_in_the_config_than_in_the_weights(folder: Path) -> None:
     change_config(folder, num_layers=1)
-    only(validate_folder(folder), MismatchError, "12 tensors", "transformer.layers.1.input_layernorm")
+    only(examine(folder), MismatchError, "12 tensors", "transformer.layers.1.input_layernorm")
 
 
 def test_wrong_shapes(folder: Path) -> None:
     change_config(folder, inner_hidden_size=96)
-    only(validate_folder(folder), MismatchError, "mlp.dense_h_to_4h.weight", "[64, 32]", "[96, 32]", SHARD[:14])
+    only(examine(folder), MismatchError, "mlp.dense_h_to_4h.weight", "[64, 32]", "[96, 32]", SHARD[:14])
 
 
 def test_another_width_altogether(folder: Path) -> None:
     change_config(folder, hidden_size=64)
-    only(validate_folder(folder), MismatchError, EMBEDDING, "config.json")
+    only(examine(folder), MismatchError, EMBEDDING, "config.json")
 
 
 def test_an_index_and_shards_of_different_downloads(folder: Path) -> None:
     torch.save({"transformer.final_layernorm.weight": torch.ones(32)}, folder / SHARD)
-    kinds = {type(finding.error) for finding in validate_folder(folder).errors}
+    kinds = {type(finding.error) for finding in examine(folder).errors}
     assert kinds == {MismatchError}
 
 
@@ -271,7 +271,7 @@ def test_new_config_old_weights(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     write_weights(tmp_path, random_tensors(config | {"vocab_size": 150528}), "safetensors")
     only(
-        validate_folder(tmp_path),
+        examine(tmp_path),
         MismatchError,
         "model.safetensors",
         "150528 (the first release)",
@@ -282,19 +282,19 @@ def test_new_config_old_weights(tmp_path: Path) -> None:
 
 def test_old_config_new_tokenizer(folder: Path) -> None:
     change_config(folder, bos_token_id=150004, eos_token_id=150005)
-    only(validate_folder(folder), MismatchError, "ice_text.model", "bos_token_id", "150004", "one release")
+    only(examine(folder), MismatchError, "ice_text.model", "bos_token_id", "150004", "one release")
 
 
 def test_old_tokenizer_new_config(folder: Path) -> None:
     """A tokenizer whose ids begin at 20000 in front of an embedding without room for them."""
     (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG | {"num_image_tokens": 20000}))
-    only(validate_folder(folder), MismatchError, "ice_text.model", "20", "config.json", "one release")
+    only(examine(folder), MismatchError, "ice_text.model", "20", "config.json", "one release")
 
 
 def test_missing_tokenizer_settings(folder: Path) -> None:
     """Without them a v1.1 tokenizer is taken for the first release's, whose ids are 20000 higher."""
     (folder / "tokenizer_config.json").unlink()
-    only(validate_folder(folder), MissingFileError, str(folder / "tokenizer_config.json"), "Download")
+    only(examine(folder), MissingFileError, str(folder / "tokenizer_config.json"), "Download")
 
 
 # --- P-Tuning, quantized and later families ---
@@ -306,21 +306,21 @@ def test_a_prefix_only_folder(tmp_path: Path) -> None:
     assert prefix
     write_config(tmp_path, config)
     write_weights(tmp_path, prefix, "bin")
-    only(validate_folder(tmp_path), MismatchError, str(tmp_path), f"--ptuning-checkpoint {tmp_path}", "--model")
+    only(examine(tmp_path), MismatchError, str(tmp_path), f"--ptuning-checkpoint {tmp_path}", "--model")
 
 
 def test_a_config_that_asks_for_a_prefix_without_one(folder: Path) -> None:
     change_config(folder, pre_seq_len=4)
-    only(validate_folder(folder), MissingFileError, "pre_seq_len 4", "--ptuning-checkpoint")
-    assert validate_folder(folder, prefix_elsewhere=True).is_healthy
+    only(examine(folder), MissingFileError, "pre_seq_len 4", "--ptuning-checkpoint")
+    assert examine(folder, prefix_elsewhere=True).is_healthy
 
 
 def test_a_whole_model_with_its_prefix(tmp_path: Path) -> None:
     make_folder(tmp_path, pre_seq_len=4, prefix_projection=True)
-    assert validate_folder(tmp_path).is_healthy
+    assert examine(tmp_path).is_healthy
     change_config(tmp_path, pre_seq_len=None)
-    assert validate_folder(tmp_path, prefix_elsewhere=True).is_healthy
-    only(validate_folder(tmp_path), MismatchError, "prefix_encoder")
+    assert examine(tmp_path, prefix_elsewhere=True).is_healthy
+    only(examine(tmp_path), MismatchError, "prefix_encoder")
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -328,17 +328,17 @@ def test_a_quantized_folder(bits: int, tmp_path: Path) -> None:
     make_folder(tmp_path)
     model = load(tmp_path, device="cpu").model.quantize(bits)
     rewrite(tmp_path, dict(model.state_dict()))
-    only(validate_folder(tmp_path), MismatchError, "quantized", "of how many bits", str(tmp_path / "config.json"))
+    only(examine(tmp_path), MismatchError, "quantized", "of how many bits", str(tmp_path / "config.json"))
     change_config(tmp_path, quantization_bit=bits)
-    assert validate_folder(tmp_path).is_healthy
+    assert examine(tmp_path).is_healthy
     change_config(tmp_path, quantization_bit=12 - bits)
-    assert "shape" in validate_folder(tmp_path).errors[0].problem
+    assert "shape" in examine(tmp_path).errors[0].problem
 
 
 def test_a_quantized_config_with_plain_weights(folder: Path) -> None:
     change_config(folder, quantization_bit=8)
     only(
-        validate_folder(folder),
+        examine(folder),
         MismatchError,
         "quantization_bit 8",
         str(folder / "config.json"),
@@ -348,17 +348,17 @@ def test_a_quantized_config_with_plain_weights(folder: Path) -> None:
 
 def test_a_chatglm2_folder(folder: Path) -> None:
     change_config(folder, padded_vocab_size=65024, multi_query_attention=True)
-    only(validate_folder(folder), UnsupportedModelError, "ChatGLM2")
+    only(examine(folder), UnsupportedModelError, "ChatGLM2")
 
 
 def test_chatglm2_weights_with_our_config(folder: Path) -> None:
     rewrite(folder, {"transformer.encoder.layers.0.input_layernorm.weight": torch.ones(8)})
-    only(validate_folder(folder), UnsupportedModelError, "ChatGLM2", str(folder))
+    only(examine(folder), UnsupportedModelError, "ChatGLM2", str(folder))
 
 
 def test_another_model_type(folder: Path) -> None:
     change_config(folder, model_type="llama")
-    only(validate_folder(folder), UnsupportedModelError, "llama")
+    only(examine(folder), UnsupportedModelError, "llama")
 
 
 # --- the command ---

@@ -1,4 +1,4 @@
-"""`python -m chatglm quantize`: what is said and written, and each wrong request as one line."""
+"""`python -m chatglm quantize`: output, files, and one line for each wrong request."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def test_gptq_with_everything(source: Path, tmp_path: Path, capsys: pytest.Captu
     target = tmp_path / "target"
     flags = f"--bits 4 --group-size 32 --embeddings 8 --method gptq --calibration {text} --seed 3 --damping 0.02"
     assert main(["quantize", str(source), str(target), *flags.split(), "--evaluate", str(chats)]) == 0
-    said = capsys.readouterr()
-    assert said.err == ""
-    lines = said.out.splitlines()
+    output = capsys.readouterr()
+    assert output.err == ""
+    lines = output.out.splitlines()
     assert " ".join(lines[0].split()) == "layer weight error output error if rounded held-out output error"
     layers = ["word_embeddings", "lm_head", "query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
     assert sorted(line.split()[0] for line in lines[1:7]) == sorted(layers)
@@ -54,7 +54,7 @@ def test_gptq_with_everything(source: Path, tmp_path: Path, capsys: pytest.Captu
     assert (config.quantization_bit, config.quantization_embedding_bit, config.quantization_group_size) == (4, 8, 32)
 
 
-def test_plain_rounding_says_its_errors(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rtn_reports_its_errors(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quantize", str(source), str(tmp_path / "target"), "--embeddings"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["layer", "weight", "error"]
@@ -76,7 +76,7 @@ def test_without_a_text_the_bundled_one_is_named(
 
 
 @pytest.mark.parametrize(
-    ("flags", "sentence"),
+    ("flags", "message"),
     [
         (["--group-size", "64"], "32 columns does not divide into groups of 64"),
         (["--calibration", "text.txt"], "Add --method gptq"),
@@ -88,24 +88,22 @@ def test_without_a_text_the_bundled_one_is_named(
     ],
 )
 def test_wrong_requests_are_one_line_and_nothing_is_written(
-    flags: list[str], sentence: str, source: Path, tmp_path: Path,
+    flags: list[str], message: str, source: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path / "text.txt")
     (tmp_path / "empty.txt").touch()
     assert main(["quantize", str(source), str(tmp_path / "target"), *flags]) == 1
-    said = capsys.readouterr()
-    assert sentence in said.err
-    assert len(said.err.splitlines()) == 1
-    assert said.out == ""
+    output = capsys.readouterr()
+    assert message in output.err
+    assert len(output.err.splitlines()) == 1
+    assert output.out == ""
     assert not (tmp_path / "target").exists()
 
 
 @pytest.mark.parametrize("flags", [["--bits", "5"], ["--group-size", "16"], ["--embeddings", "2"], ["--method", "x"]])
-def test_values_that_do_not_exist_are_refused_with_the_choices(
-    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_values_are_usage_errors(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["quantize", str(tmp_path / "a"), str(tmp_path / "b"), *flags])
     assert caught.value.code == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,14 @@ from chatglm import kernels
 from chatglm.checkpoints import WeightReader, list_tensors
 from chatglm.checkpoints.validate import ValidationReport
 from chatglm.conversion import Calibration, evaluate, examined, make_plan, quantize_folder, read_samples
-from chatglm.conversion.plan import Plan
+from chatglm.conversion.plan import PackingPlan
 from chatglm.conversion.report import Evaluation, QuantizationReport
 from chatglm.conversion.samples import BUNDLED, Sample
 from chatglm.demo import CHECKPOINT
 from chatglm.errors import ChatGLMError, InvalidRequestError
 from chatglm.loading import load
 from tests.conversion.text import held_out_conversations, write_text
-from tests.folders import LAYOUTS, make_folder, write_weights
+from tests.folders import LAYOUTS, change_config, make_folder, write_weights
 
 CPU = torch.device("cpu")
 
@@ -58,28 +60,41 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def two_layers_of_the_demo(folder: Path) -> Path:
+    """The demo model without its last six layers: trained weights, and inputs as a whole model has them."""
+    shutil.copytree(CHECKPOINT, folder, ignore=shutil.ignore_patterns("model.safetensors"))
+    tensors = {name: tensor for name, tensor in stored(CHECKPOINT).items() if not re.search(r"layers\.[2-7]\.", name)}
+    write_weights(folder, tensors, "safetensors")
+    change_config(folder, num_layers=2)
+    return folder
+
+
 @pytest.mark.parametrize("group_size", [0, 64])
-def test_the_bound_on_the_demo_model(group_size: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("num_layers", "num_tokens", "num_held_out"), [(2, 2500, 600), pytest.param(8, 4000, 1200, marks=pytest.mark.slow)]
+)
+def test_gptq_error_bound(num_layers: int, num_tokens: int, num_held_out: int, group_size: int, tmp_path: Path) -> None:
     """At 4 bits, on conversations that it has not seen, outputs move at most 0.8 times as much as by plain rounding:
-    those of every layer (in groups, of every kind of layer), and the scores of the whole model."""
-    demo = examined(CHECKPOINT)
-    held_out = read_samples(held_out_conversations(tmp_path / "held_out.jsonl"), demo, 1200, 1000, 0)
+    those of every layer (in groups, of every kind of layer), and the logits of the whole model."""
+    demo = examined(CHECKPOINT if num_layers == 8 else two_layers_of_the_demo(tmp_path / "two_layers"))
+    held_out = held_out_conversations(tmp_path / "held_out.jsonl")
+    held_out_samples = read_samples(held_out, demo, num_held_out, num_held_out * 5 // 6, 0)
     plan = make_plan(demo, bits=4, group_size=group_size)
-    calibration = Calibration(read_samples(BUNDLED, demo, 4000, 4000, 0))
+    calibration = Calibration(read_samples(BUNDLED, demo, num_tokens, num_tokens, 0))
     plain, ours = (
-        evaluated(demo, tmp_path / name, plan, given, held_out)
+        evaluated(demo, tmp_path / name, plan, given, held_out_samples)
         for name, given in (("rtn", None), ("gptq", calibration))
     )
     ratios = {name: ours.layers[name] / error for name, error in plain.layers.items()}
-    assert len(ratios) == 32
+    assert len(ratios) == 4 * num_layers
     kinds = {name.split(".")[-2] for name in ratios}
-    mean = {kind: sum(ratio for name, ratio in ratios.items() if f".{kind}." in name) / 8 for kind in kinds}
+    mean = {kind: sum(ratio for name, ratio in ratios.items() if f".{kind}." in name) / num_layers for kind in kinds}
     assert max((mean if group_size else ratios).values()) <= 0.8, ratios
     assert ours.logit_error <= 0.8 * plain.logit_error
 
 
 def evaluated(
-    report: ValidationReport, target: Path, plan: Plan, calibration: Calibration | None, samples: list[Sample]
+    report: ValidationReport, target: Path, plan: PackingPlan, calibration: Calibration | None, samples: list[Sample]
 ) -> Evaluation:
     quantize_folder(report, target, plan, calibration=calibration)
     return evaluate(report, examined(target), samples, CPU)

@@ -15,13 +15,14 @@ import torch
 from chatglm import ChatGLMForConditionalGeneration, kernels
 from chatglm.__main__ import main
 from chatglm.checkpoints import list_tensors
-from chatglm.checkpoints.validate.expected_weights import EMBEDDING_NAME, HEAD_NAME
 from chatglm.conversion import convert_folder, examined, make_plan, quantize_folder
 from chatglm.conversion.report import QuantizationReport
 from chatglm.errors import ChatGLMError, CheckpointError, InvalidRequestError
 from chatglm.kernels.packing import dequantize, quantize_rows
 from chatglm.loading import load
 from tests.folders import LAYOUTS, cut, make_folder, random_tensors, tiny_config, write_weights
+
+EMBEDDING, HEAD = "transformer.word_embeddings.weight", "lm_head.weight"
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +79,7 @@ def test_quantize_equals_quantizing_while_loading(
     assert torch.equal(logits(target), logits(source, quantize=bits))
     stored = list_tensors(target)
     assert stored["transformer.layers.0.attention.dense.weight"].dtype == torch.int8
-    assert stored[EMBEDDING_NAME].dtype == torch.float16
+    assert stored[EMBEDDING].dtype == torch.float16
     assert load(target, device="cpu").model.config.quantization_bit == bits
     with pytest.raises(InvalidRequestError, match="already"):
         quantized(target, tmp_path / "again", bits=4)
@@ -103,26 +104,26 @@ def test_groups_are_those_of_a_model_quantized_in_memory(bits: int, dtype: torch
     assert all(0 < layer.weight < largest_error for layer in report.layers)
 
 
-@pytest.mark.parametrize("table_bits", [4, 8])
+@pytest.mark.parametrize("embedding_bits", [4, 8])
 @pytest.mark.parametrize("stored", ["both", "one", "different"])
-def test_tables(stored: str, table_bits: int, tmp_path: Path) -> None:
+def test_tables(stored: str, embedding_bits: int, tmp_path: Path) -> None:
     """Two equal tables, one for both, or a head of its own: packed, each is written, and equal ones are one again."""
     source, target = tmp_path / "source", tmp_path / "target"
     tensors = make_folder(source, "safetensors", tied=stored != "different")
     if stored == "one":
-        del tensors[HEAD_NAME]
+        del tensors[HEAD]
         write_weights(source, tensors, "safetensors")
-    quantized(source, target, bits=4, embedding_bits=table_bits)
+    quantized(source, target, bits=4, embedding_bits=embedding_bits)
     names = list_tensors(target)
-    assert names[HEAD_NAME].dtype == names[EMBEDDING_NAME].dtype == torch.int8
-    assert config_of(target)["quantization_embeddings"] == (table_bits == 4)
-    assert config_of(target)["quantization_embedding_bit"] == table_bits
+    assert names[HEAD].dtype == names[EMBEDDING].dtype == torch.int8
+    assert config_of(target)["quantization_embeddings"] == (embedding_bits == 4)
+    assert config_of(target)["quantization_embedding_bit"] == embedding_bits
 
     expected = load(source, device="cpu", dtype="fp32", quantize=4).model
     prompt = torch.tensor([[20, 30, expected.config.gmask_token_id, expected.config.bos_token_id, 40]])
-    for name in {EMBEDDING_NAME, HEAD_NAME} & tensors.keys():
+    for name in {EMBEDDING, HEAD} & tensors.keys():
         table = expected.get_submodule(name.removesuffix(".weight")).weight
-        table.data = dequantize(*quantize_rows(tensors[name], table_bits), table_bits, torch.float32)
+        table.data = dequantize(*quantize_rows(tensors[name], embedding_bits), embedding_bits, torch.float32)
     for model in (
         load(target, device="cpu", dtype="fp32").model,
         ChatGLMForConditionalGeneration.from_pretrained(target, dtype=torch.float32),
@@ -132,17 +133,17 @@ def test_tables(stored: str, table_bits: int, tmp_path: Path) -> None:
         assert is_one == (stored != "different")
 
 
-@pytest.mark.parametrize("table_bits", [4, 8])
-def test_only_the_table_of_a_quantized_folder(table_bits: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("embedding_bits", [4, 8])
+def test_only_the_table_of_a_quantized_folder(embedding_bits: int, tmp_path: Path) -> None:
     source, layers, both = tmp_path / "source", tmp_path / "layers", tmp_path / "both"
     make_folder(source)
     quantized(source, layers, bits=4, group_size=32)
-    report = quantized(layers, both, embedding_bits=table_bits)
-    assert {layer.name for layer in report.layers} == {EMBEDDING_NAME, HEAD_NAME}
-    quantized(source, tmp_path / "at once", bits=4, group_size=32, embedding_bits=table_bits)
+    report = quantized(layers, both, embedding_bits=embedding_bits)
+    assert {layer.name for layer in report.layers} == {EMBEDDING, HEAD}
+    quantized(source, tmp_path / "at once", bits=4, group_size=32, embedding_bits=embedding_bits)
     assert torch.equal(logits(both), logits(tmp_path / "at once"))
     assert config_of(both) == config_of(tmp_path / "at once")
-    for how in ({"embedding_bits": table_bits}, {"bits": 8, "embedding_bits": 8}, {}):
+    for how in ({"embedding_bits": embedding_bits}, {"bits": 8, "embedding_bits": 8}, {}):
         with pytest.raises(InvalidRequestError, match="already"):
             make_plan(examined(both), **how)
     with pytest.raises(InvalidRequestError, match="already"):

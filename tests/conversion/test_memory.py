@@ -57,7 +57,7 @@ def write_constant_weights(folder: Path, config: dict[str, object]) -> int:
     from chatglm.models import FAMILIES
 
     family = FAMILIES["chatglm"]
-    shapes = family.empty_network(family.config_class.from_dict(config)).state_dict()
+    shapes = family.empty_network(family.config(config)).state_dict()
     tensors = {name: torch.full(tensor.shape, 0.01, dtype=torch.float16) for name, tensor in shapes.items()}
     del tensors["lm_head.weight"]
     save_file(tensors, folder / "model.safetensors")

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from chatglm.checkpoints.validate import ValidationReport, validate_folder
+from chatglm.checkpoints.validate import ValidationReport
 from chatglm.conversion import samples
 from chatglm.conversion.samples import BUNDLED, Sample, read_samples
 from chatglm.demo import CHECKPOINT
 from chatglm.errors import ChatGLMError
+from chatglm.loading import examine
 from chatglm.messages import check_history, to_messages
 from chatglm.models.chatglm.template import encode_chat
 from tests.conversion.text import write_text
@@ -23,7 +24,7 @@ from tests.folders import make_folder
 def report(tmp_path_factory: pytest.TempPathFactory) -> ValidationReport:
     folder = tmp_path_factory.mktemp("model")
     make_folder(folder, "safetensors", max_sequence_length=128)
-    return validate_folder(folder)
+    return examine(folder)
 
 
 def read(
@@ -125,7 +126,7 @@ def test_files_that_cannot_be_read_are_named(
 
 def test_the_bundled_conversations() -> None:
     """They are enough for the demo model, and each is one that it can read whole."""
-    demo = validate_folder(CHECKPOINT)
+    demo = examine(CHECKPOINT)
     found = read(BUNDLED, demo)
     assert sum(len(sample.input_ids) for sample in found) > 4 * demo.config.hidden_size
     assert max(len(sample.input_ids) for sample in found) < samples.LONGEST

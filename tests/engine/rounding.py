@@ -1,23 +1,13 @@
-"""Whether torch's own products round a row alike in any company, which is what exact bfloat16 answers rest on."""
+"""Whether answers in bfloat16 are equal to the bit alone and in a batch on this processor."""
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
-from torch.nn import functional as F
 
-
-@functools.cache
-def has_even_bfloat16() -> bool:
-    """True on processors with bfloat16 instructions; where oneDNN imitates them it depends on the number of rows."""
-    generator = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(rows, 2048, generator=generator).bfloat16() for rows in (9, 4096))
-    whole = F.linear(x, weight)
-    return all(torch.equal(F.linear(x[:rows], weight), whole[:rows]) for rows in range(2, 9))
+from chatglm.nn.batch_invariance import rows_for_invariance
 
 
 def skip_without_even_bfloat16() -> None:
-    if not has_even_bfloat16():
+    if rows_for_invariance(torch.bfloat16, torch.device("cpu")) is None:
         pytest.skip("This processor's bfloat16 products round a row differently beside others.")

@@ -123,11 +123,11 @@ def test_save_and_load(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", ["int8", "int4", "int4_qe"])
 def test_own_loader(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same folder with a tokenizer that fits by chance of its ids is not at hand, so only the network is loaded."""
-    from chatglm.checkpoints.validate import validate_folder
+    from chatglm.loading import examine
     from chatglm.loading.fill import fill_network
 
     golden = make_quantized_folder(tmp_path, case)
-    report = validate_folder(tmp_path, needs_tokenizer=False)
+    report = examine(tmp_path, needs_tokenizer=False)
     assert report.is_healthy, report.render()
     network = report.family.empty_network(report.config)
     fill_network(network, report.tensors, dtype=torch.float32, device=torch.device("cpu"), prefix={})

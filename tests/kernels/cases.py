@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from chatglm.kernels import choose
+from chatglm.kernels import dispatch
 from chatglm.kernels.cpu import build
+from chatglm.kernels.cpu.cpu_matmul import NativeKernels, pack_weight
 from chatglm.kernels.cpu.library import open_library
-from chatglm.kernels.cpu.native import NativeKernels, pack_weight
 from chatglm.kernels.packing import dequantize
 from chatglm.kernels.reference import rounded_activations
 
@@ -162,5 +162,5 @@ def fresh_choice(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in a process that has not chosen its kernels yet."""
     with monkeypatch.context() as patch:
         for name, value in {"backend": None, "native": None, "has_tried_native": False}.items():
-            patch.setattr(choose._State, name, value)
+            patch.setattr(dispatch._State, name, value)
         yield

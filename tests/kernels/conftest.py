@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from chatglm.kernels import choose
+from chatglm.kernels import dispatch
 from tests.kernels.cases import is_sanitized, native
 
 
@@ -16,7 +16,7 @@ def sanitized_build() -> Iterator[None]:
     """Every test here meets the build with sanitizers where that is what is tested."""
     with pytest.MonkeyPatch.context() as patch:
         if is_sanitized():
-            patch.setattr(choose, "native_kernels", native)
+            patch.setattr(dispatch, "native_kernels", native)
         yield
 
 

@@ -150,7 +150,7 @@ def test_no_cache_folder_means_one_for_this_process(cache: Path, monkeypatch: py
 def test_two_processes_at_once(cache: Path, source: Path) -> None:
     program = (
         "import ctypes, pathlib, sys\n"
-        "from chatglm.kernels import build\n"
+        "from chatglm.kernels.cpu import build\n"
         f"build.NATIVE = pathlib.Path({str(source)!r})\n"
         "sys.stdin.read()\n"
         "print(build.library_path(), ctypes.CDLL(str(build.library_path())).answer())\n"

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from chatglm import kernels
-from chatglm.kernels import choose, reference
+from chatglm.kernels import dispatch, reference
 from tests.kernels.cases import native, random_product
 
 
-@pytest.mark.parametrize("name", choose.NAMES)
+@pytest.mark.parametrize("name", dispatch.NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("shape", [(64,), (1, 64), (2, 3, 64), (1, 70, 64), (0, 64), (2, 0, 64)])
 def test_any_float_type_and_shape(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -24,7 +24,7 @@ def test_any_float_type_and_shape(name: str, dtype: torch.dtype, shape: tuple[in
     assert float((result.double() - exact).norm()) <= 0.012 * float(exact.norm())
 
 
-@pytest.mark.parametrize("name", choose.NAMES)
+@pytest.mark.parametrize("name", dispatch.NAMES)
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("tokens", [1, 9, 70])
 def test_tensors_with_gaps(name: str, bits: int, tokens: int) -> None:
@@ -44,8 +44,8 @@ def test_tensors_with_gaps(name: str, bits: int, tokens: int) -> None:
             torch.testing.assert_close(result, kernels.linear(*copies), rtol=0, atol=0.02 * float(result.abs().max()))
 
 
-@pytest.mark.parametrize("name", choose.NAMES)
-def test_widths_that_do_not_fit_are_refused(name: str) -> None:
+@pytest.mark.parametrize("name", dispatch.NAMES)
+def test_widths_that_do_not_fit_are_rejected(name: str) -> None:
     product = random_product(2, 16, 64, 4)
     with kernels.use(name):
         for tokens in (2, 70):
@@ -55,7 +55,7 @@ def test_widths_that_do_not_fit_are_refused(name: str) -> None:
 
 def test_the_default_type_changes_nothing() -> None:
     product = random_product(3, 16, 64, 4)
-    for name in choose.NAMES:
+    for name in dispatch.NAMES:
         with kernels.use(name):
             expected = kernels.linear(product.x, *product.arguments)
             torch.set_default_dtype(torch.float16)

@@ -1,4 +1,4 @@
-"""Rounding and packing: laws on random weights, the original's numbers in tests/golden/test_quantized.py."""
+"""Rounding and packing: laws on random weights, upstream's numbers in tests/golden/test_quantized.py."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_rows_of_zeros_stay_zero(bits: int, dtype: torch.dtype) -> None:
     assert dequantize(packed, scales, bits, torch.float32)[1, 2] == pytest.approx(1, rel=1e-3)
 
 
-def test_bad_widths_are_refused() -> None:
+def test_bad_widths_are_rejected() -> None:
     with pytest.raises(InvalidRequestError, match="4 or 8 bits, not 3"):
         quantize_rows(torch.ones(2, 4), 3)
     with pytest.raises(InvalidRequestError, match="odd"):
@@ -118,7 +118,7 @@ def test_bad_widths_are_refused() -> None:
     assert quantize_rows(torch.ones(2, 5), 8)[0].shape == (2, 5)
 
 
-def test_bad_groups_are_refused() -> None:
+def test_bad_groups_are_rejected() -> None:
     with pytest.raises(InvalidRequestError, match="32, 64 or 128 of them, not 16"):
         quantize_rows(torch.ones(2, 64), 4, 16)
     with pytest.raises(InvalidRequestError, match="96 columns does not divide into groups of 64"):

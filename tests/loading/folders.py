@@ -1,7 +1,4 @@
-"""Quantized folders, made as `python -m chatglm quantize` and the original make them.
-
-Knows: which weights are packed. Does not know what a test does with them.
-"""
+"""Quantized folders, as `python -m chatglm quantize` and upstream make them."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from typing import Any
 
 import torch
 
+from chatglm.checkpoints.validate.expected_weights import expected_shapes
 from chatglm.kernels.packing import quantize_rows
 from chatglm.models import FAMILIES
 from tests.folders import random_tensors, tiny_config, write_config, write_tokenizer, write_weights
@@ -21,24 +19,24 @@ def quantized_folder(
     layout: str = "safetensors",
     *,
     tied: bool = True,
-    table_bits: int = 0,
+    embedding_bits: int = 0,
     group_size: int = 0,
     **changes: Any,
 ) -> Path:
-    """A folder with half scales and biases; the table is half too, or packed to `table_bits`."""
+    """A folder with half scales and biases; the tied embedding is half too, or packed to `embedding_bits`."""
     plain = tiny_config(**changes)
     config = plain | {
         "quantization_bit": bits,
-        "quantization_embedding_bit": table_bits,
+        "quantization_embedding_bit": embedding_bits,
         "quantization_group_size": group_size,
     }
     family = FAMILIES["chatglm"]
-    wanted = family.empty_network(family.config_class.from_dict(config)).state_dict()
+    wanted = expected_shapes(family, family.config(config))
     tensors = {}
     for name, tensor in random_tensors(plain, tied=tied).items():
         if f"{name}_scale" in wanted:
-            is_table = ".layers." not in name
-            packed = quantize_rows(tensor, table_bits) if is_table else quantize_rows(tensor, bits, group_size)
+            is_embedding = ".layers." not in name
+            packed = quantize_rows(tensor, embedding_bits) if is_embedding else quantize_rows(tensor, bits, group_size)
             tensors[name], tensors[f"{name}_scale"] = packed
         else:
             tensors[name] = tensor

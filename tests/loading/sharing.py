@@ -75,19 +75,19 @@ def scores_of_steps(model: Any) -> Tensor:
 
 
 @torch.inference_mode()
-def seen_of(shared: Pipeline, whole: Pipeline) -> dict[str, Any]:
-    ids = prompt(shared.model)
-    scores, steps = shared.model(ids).logits, scores_of_steps(shared.model)
+def seen_of(sharded: Pipeline, whole: Pipeline) -> dict[str, Any]:
+    ids = prompt(sharded.network)
+    scores, steps = sharded.network(ids).logits, scores_of_steps(sharded.network)
     return {
-        "forward": error(scores, whole.model(ids).logits),
-        "steps": error(steps, scores_of_steps(whole.model)),
+        "forward": error(scores, whole.network(ids).logits),
+        "steps": error(steps, scores_of_steps(whole.network)),
         "bits": hashlib.sha256(steps.float().numpy().tobytes()).hexdigest(),
-        "chat": [pipeline.chat("hello", **GREEDY)[0] for pipeline in (shared, whole)],
-        "seeded": [pipeline.chat("hello", max_new_tokens=NUM_TOKENS, seed=5)[0] for pipeline in (shared, whole)],
-        "unseeded": shared.chat("hello", max_new_tokens=NUM_TOKENS)[0],
+        "chat": [pipeline.chat("hello", **GREEDY)[0] for pipeline in (sharded, whole)],
+        "seeded": [pipeline.chat("hello", max_new_tokens=NUM_TOKENS, seed=5)[0] for pipeline in (sharded, whole)],
+        "unseeded": sharded.chat("hello", max_new_tokens=NUM_TOKENS)[0],
         "shapes": {
-            name: [list(tensor.shape), list(whole.model.get_parameter(name).shape)]
-            for name, tensor in shared.model.named_parameters()
+            name: [list(tensor.shape), list(whole.network.get_parameter(name).shape)]
+            for name, tensor in sharded.network.named_parameters()
         },
     }
 
@@ -104,11 +104,11 @@ def compare(folder: Path, case: str) -> dict[str, Any]:
     options = {"device": "cpu", "dtype": "fp32"} | CASES[case]
     with (
         load_pipeline(name, **options) as whole,
-        load_pipeline(name, tensor_parallel=True, **options) as shared,
+        load_pipeline(name, tensor_parallel=True, **options) as sharded,
     ):
-        seen = seen_of(shared, whole)
+        seen = seen_of(sharded, whole)
         if case in STEPPING:
-            seen["chat"] = [answer_by_steps(shared), *seen["chat"]]
+            seen["chat"] = [answer_by_steps(sharded), *seen["chat"]]
         return seen
 
 

@@ -27,7 +27,7 @@ from chatglm.errors import (
     PointerFileError,
 )
 from chatglm.generation.chat import chat_defaults
-from chatglm.loading import LoadedModel, checked_folder, find_folder, licence, load, loader, memory, sources
+from chatglm.loading import LoadedModel, checked_folder, find_folder, load, loader, memory_estimate, sources
 from chatglm.loading import fill as network
 from chatglm.loading.prefix_checkpoint import find_prefix
 from chatglm.models import FAMILIES
@@ -43,6 +43,7 @@ from tests.folders import (
     write_weights,
 )
 
+SPEC = FAMILIES["chatglm"].spec(FAMILIES["chatglm"].config({}))
 EMBEDDING, HEAD = "transformer.word_embeddings.weight", "lm_head.weight"
 ROOT = Path(__file__).parents[2]
 
@@ -186,17 +187,17 @@ def test_computed_buffers_are_made_again() -> None:
     class Network(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.table, self.embedding, self.lm_head = Table(), nn.Embedding(4, 2), nn.Linear(2, 4, bias=False)
+            self.transformer, self.lm_head = nn.Module(), nn.Linear(2, 4, bias=False)
+            self.transformer.word_embeddings, self.transformer.table = nn.Embedding(4, 2), Table()
             self.config = type("Config", (), {})()
-            self.get_input_embeddings = lambda: self.embedding
-            self.get_output_embeddings = lambda: self.lm_head
+            self.spec = SPEC
 
     with torch.device("meta"):
         made = Network()
     places = network._Places(made, torch.float32, lambda name: torch.device("cpu"))
-    places.put_value("embedding.weight", torch.ones(4, 2))
+    places.put_value("transformer.word_embeddings.weight", torch.ones(4, 2))
     places.finish(lambda name: False)
-    assert torch.equal(made.table.values, torch.arange(3.0))
+    assert torch.equal(made.transformer.table.values, torch.arange(3.0))
 
 
 # --- what is said on the way ---
@@ -229,8 +230,8 @@ def test_the_licence_of_the_weights_is_shown_once(folder: Path, own_cache: Path)
     said: list[str] = []
     for _ in range(2):
         load_cpu(folder, report=said.append)
-    assert said.count(licence.NOTICE) == 1
-    assert (own_cache / licence.FLAG_NAME).exists()
+    assert said.count(sources.LICENCE_NOTICE) == 1
+    assert (own_cache / sources.LICENCE_FLAG).exists()
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(folder: Path, own_cache: Path, monkeypatch: Any) -> None:
@@ -239,7 +240,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(folder: Path, own_cache: Pat
     said: list[str] = []
     for _ in range(2):
         load_cpu(folder, report=said.append)
-    assert said.count(licence.NOTICE) == 2
+    assert said.count(sources.LICENCE_NOTICE) == 2
 
 
 # --- the demo model ---
@@ -258,7 +259,7 @@ def test_the_demo_is_the_default_and_has_no_licence_notice(name: str | None, dem
     loaded = load_cpu(name, report=said.append)
     assert loaded.is_demo
     assert loaded.folder == demo
-    assert licence.NOTICE not in said
+    assert sources.LICENCE_NOTICE not in said
 
 
 def test_an_installation_without_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +282,7 @@ def test_a_wrong_type(folder: Path) -> None:
 
 
 def test_a_model_that_does_not_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available_memory", lambda device: 1000)
+    monkeypatch.setattr(memory_estimate, "available_memory", lambda device: 1000)
     with pytest.raises(OutOfMemoryError) as raised:
         load_cpu(folder)
     for word in (str(folder), "kB for the weights", "1 kB are free", "--dtype bf16"):
@@ -292,14 +293,14 @@ def test_a_model_that_does_not_fit(folder: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_conversation_that_may_not_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need = sum(t.numel() * 4 for name, t in random_tensors(tiny_config()).items() if name != HEAD and "inv" not in name)
-    monkeypatch.setattr(memory, "available_memory", lambda device: need)
+    monkeypatch.setattr(memory_estimate, "available_memory", lambda device: need)
     said: list[str] = []
     load_cpu(folder, report=said.append)
     assert "Long conversations may not fit; give a smaller --max-length." in said
 
 
 def test_unknown_memory_is_no_reason_to_refuse(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available_memory", lambda device: None)
+    monkeypatch.setattr(memory_estimate, "available_memory", lambda device: None)
     said: list[str] = []
     load_cpu(folder, report=said.append)
     assert "unknown" in said[0]
@@ -421,7 +422,7 @@ def test_a_prefix_of_fully_saved_weights(folder: Path, tmp_path: Path) -> None:
     make_folder(tmp_path / "whole", pre_seq_len=3)
     stored = find_prefix(tmp_path / "whole")
     assert stored.pre_seq_len == 3
-    assert all("prefix_encoder" in name for name in stored.read())
+    assert all("prefix_encoder" in name for name in stored.read(SPEC))
     assert load_cpu(folder, ptuning_checkpoint=tmp_path / "whole").model.config.pre_seq_len == 3
 
 

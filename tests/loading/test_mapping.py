@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from chatglm.errors import DeviceError
-from chatglm.loading import LoadedModel, load, memory
+from chatglm.loading import LoadedModel, load, memory_estimate
 from chatglm.loading import fill as network
-from chatglm.loading.fill import Filled, mapping_remark
+from chatglm.loading.fill import Filled, mapping_message
 from chatglm.pipeline import load_pipeline
 from tests.folders import make_folder
 from tests.loading.folders import quantized_folder
@@ -55,7 +55,7 @@ def test_packed_weights_are_mapped_and_the_rest_is_converted(
     bits: int, layout: str, filled: list[Filled], tmp_path: Path
 ) -> None:
     said: list[str] = []
-    folder = quantized_folder(tmp_path, bits, layout, table_bits=8, num_layers=3)
+    folder = quantized_folder(tmp_path, bits, layout, embedding_bits=8, num_layers=3)
     model = load_mapped(folder, report=said.append).model
     packed = {name: tensor for name, tensor in model.state_dict().items() if tensor.dtype == torch.int8}
     shared = model.lm_head.weight.nbytes
@@ -116,8 +116,8 @@ def test_little_gain_is_said(options: dict[str, Any], filled: list[Filled], tmp_
 
 
 def test_when_gain_is_little(tmp_path: Path) -> None:
-    assert mapping_remark(tmp_path, Filled(100, 49))
-    assert not mapping_remark(tmp_path, Filled(100, 50))
+    assert mapping_message(tmp_path, Filled(100, 49))
+    assert not mapping_message(tmp_path, Filled(100, 50))
 
 
 def test_only_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,4 +137,4 @@ def test_no_address_space_is_a_sentence(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(raw_file.mmap, "mmap", fail)
     with pytest.raises(OutOfMemoryError, match="Memory ran out on cpu while loading"):
         load_mapped(tmp_path)
-    assert memory.available_memory(torch.device("cpu"))
+    assert memory_estimate.available_memory(torch.device("cpu"))

@@ -13,11 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatglm import kernels
-from chatglm.checkpoints.validate import validate_folder
 from chatglm.errors import DeviceError, InvalidRequestError, OutOfMemoryError
-from chatglm.loading import load
+from chatglm.loading import examine, load
 from chatglm.loading import memory_plan as limits
-from chatglm.loading.memory import check_memory_options
+from chatglm.loading.memory_estimate import check_memory_options
 from chatglm.loading.memory_plan import RESERVED_BYTES, BlockSizes, make_plan, plan_blocks, spread
 from tests.folders import make_folder
 from tests.loading.folders import quantized_folder
@@ -77,7 +76,7 @@ def test_numbers_are_spread_evenly(count: int, total: int) -> None:
 
 
 def plan_of(folder: Path, limit: int, dtype: torch.dtype = torch.float32) -> limits.Plan:
-    report = validate_folder(folder)
+    report = examine(folder)
     assert report.family is not None
     return plan_blocks(report.family.empty_network(report.config), folder, report.tensors, dtype, limit)
 
@@ -124,7 +123,7 @@ def test_the_packing_of_torchs_operator_counts(tmp_path: Path) -> None:
         plain = plan_of(folder, 10**9).weights_bytes
     with kernels.use("torch"):
         doubled = plan_of(folder, 10**9).weights_bytes
-    packed = sum(t.size_bytes for t in validate_folder(folder).tensors.values() if t.dtype == torch.int8)
+    packed = sum(t.size_bytes for t in examine(folder).tensors.values() if t.dtype == torch.int8)
     assert doubled - plain == packed
 
 

@@ -1,8 +1,9 @@
-"""Layers over several GPUs: shares, what is refused, and runs on devices that are only pretended."""
+"""Layers over several GPUs: shares, errors, and runs on pretended devices."""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 
 from chatglm.engine import Engine
 from chatglm.errors import DeviceError, InvalidRequestError, OutOfMemoryError
-from chatglm.loading import gpus, placement
-from chatglm.loading.placement import apply_placement, part_sizes, place, plan_placement
+from chatglm.loading import load, placement
+from chatglm.loading.placement import apply_placement, part_of, part_sizes, place, plan_placement
 from chatglm.nn.kv_cache import KVCache
 from chatglm.pipeline import load_pipeline
 from tests.folders import make_folder
@@ -22,6 +23,7 @@ from tests.pretended_gpus import Pretended, empty
 from tests.pretended_gpus import pretending as pretending  # a fixture
 from utils import auto_configure_device_map, load_model_on_gpus
 
+SPEC = empty(1).spec
 REST = {"transformer.word_embeddings", "transformer.final_layernorm", "lm_head"}
 
 
@@ -29,7 +31,7 @@ REST = {"transformer.word_embeddings", "transformer.final_layernorm", "lm_head"}
 def test_laws_of_place(layers: list[int], shares: list[int]) -> None:
     """Everything has a place, layers stay in order, no device exceeds its share by more than a layer."""
     sizes = {"transformer.word_embeddings": 30, **{f"transformer.layers.{n}": size for n, size in enumerate(layers)}}
-    device_map = place(sizes, shares)
+    device_map = place(sizes, shares, SPEC)
     assert device_map.keys() == sizes.keys()
     numbers = [device_map[f"transformer.layers.{n}"] for n in range(len(layers))]
     assert numbers == sorted(numbers)
@@ -55,17 +57,38 @@ def test_every_gpu_is_used_evenly(num_gpus: int) -> None:
 
 
 def test_uneven_cards_get_uneven_shares() -> None:
-    counts = Counter(place(part_sizes(empty(30), torch.float16), [1.0, 3.0]).values())
+    counts = Counter(place(part_sizes(empty(30), torch.float16), [1.0, 3.0], SPEC).values())
     assert counts[1] > 2 * counts[0]
 
 
-def test_a_shared_table_counts_once_and_a_prefix_has_a_place() -> None:
+def test_two_gpus_share_the_layers_of_chatglm_6b() -> None:
+    """The tied embedding, as large as 2.7 layers, counts once."""
+    device_map = auto_configure_device_map(2)
+    assert Counter(number for part, number in device_map.items() if part not in REST) == {0: 13, 1: 15}
+
+
+def test_a_tied_embedding_counts_once_and_a_prefix_has_a_place() -> None:
     network = empty(pre_seq_len=4)
     sizes = part_sizes(network, torch.float16)
     assert "transformer.prefix_encoder" in sizes
-    own = sizes["lm_head"]
-    network.lm_head.weight = network.transformer.word_embeddings.weight
-    assert part_sizes(network, torch.float16)["lm_head"] == own - network.lm_head.weight.numel() * 2
+    assert sizes["lm_head"] == 0
+    network.config.tie_word_embeddings = False
+    assert part_sizes(network, torch.float16)["lm_head"] == network.lm_head.weight.numel() * 2
+
+
+def test_names_of_another_family_have_their_places() -> None:
+    """Layers deeper in the tree, a head among the layers' siblings, and a module of which the spec knows nothing."""
+    spec = replace(
+        SPEC, layers="model.encoder.blocks", embedding="model.tokens", final_norm="model.encoder.norm", head="model.out"
+    )
+    names = ["model.tokens.weight", "model.encoder.norm.weight", "model.out.weight", "model.rotary.inv_freq"]
+    names += [f"model.encoder.blocks.{number}.mlp.up.weight" for number in (10, 9, 1, 0)]
+    parts = [part_of(name, spec) for name in names]
+    assert parts[:4] == ["model.tokens", "model.encoder.norm", "model.out", "model.rotary"]
+    device_map = place(dict.fromkeys(parts, 1), [1.0, 1.0], spec)
+    assert [device_map[part] for part in parts] == [0, 0, 0, 0, 1, 1, 1, 1]
+    device_map = place({part: 1 + 9 * (part in parts[4:]) for part in parts}, [1.0, 1.0], spec)
+    assert [device_map[part] for part in parts[4:]] == [1, 1, 0, 0]
 
 
 @pytest.fixture
@@ -120,7 +143,7 @@ def test_without_gpus_there_is_a_sentence() -> None:
 def test_placed_answers_as_unplaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantize: int | None) -> None:
     """All devices are the CPU here: every weight goes through its place, every layer through its hooks."""
     make_folder(tmp_path, num_layers=5)
-    for module in (placement, gpus.load.__globals__):
+    for module in (placement, load.__globals__):
         patch = monkeypatch.setitem if isinstance(module, dict) else monkeypatch.setattr
         patch(module, "choose_device", lambda name: torch.device("cpu"))
     placed = load_model_on_gpus(tmp_path, 3, dtype="fp32", quantize=quantize)
@@ -141,7 +164,7 @@ def test_placed_answers_as_unplaced(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("num_gpus", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("bits", [0, 8, 4])
 def test_no_tensor_meets_one_of_another_device(num_gpus: int, bits: int, pretending: None) -> None:
-    """Scores come out on the first device, caches stay with their layers."""
+    """Logits come out on the first device, caches stay with their layers."""
     pretended = Pretended(num_gpus, bits)
     apply_placement(pretended.network, pretended.placement)
     cache = KVCache(pretended.network.config.num_layers)

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import torch
 
 from chatglm.errors import DeviceError, InvalidRequestError
 from chatglm.loading import load
-from chatglm.loading.tensor_parallel import Part
+from chatglm.loading.tensor_parallel import Shard
+from chatglm.model_spec import LinearSpec
 from chatglm.models import FAMILIES
+from chatglm.nn.sharding import check_ranks, shard_range, shard_rows
 from tests.folders import make_folder
 from tests.loading.folders import quantized_folder
 from tests.loading.sharing import CASES
@@ -39,7 +42,7 @@ def _make_folders(folder: Path) -> None:
     quantized_folder(folder / "int4", 4)
     quantized_folder(folder / "groups", 4, group_size=32, hidden_size=64, inner_hidden_size=128)
     quantized_folder(folder / "one group", 4, group_size=32)
-    quantized_folder(folder / "table", 8, table_bits=8)
+    quantized_folder(folder / "table", 8, embedding_bits=8)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "bf16"])
-def test_scores_are_those_of_one_process(seen: Seen, case: str) -> None:
+def test_logits_are_those_of_one_process(seen: Seen, case: str) -> None:
     for process in seen:
         assert process["cases"][case]["forward"] < BOUND
         assert process["cases"][case]["steps"] < BOUND
@@ -89,7 +92,7 @@ def test_rounding_of_16_bits(seen: Seen) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_processes_agree(seen: Seen, case: str) -> None:
-    """Bit for bit, so that they choose the same ids; without a seed too."""
+    """Bit for bit, so that they sample the same tokens; without a seed too."""
     first, second = (process["cases"][case] for process in seen)
     for what in ("bits", "chat", "seeded", "unseeded"):
         assert first[what] == second[what]
@@ -144,11 +147,12 @@ def test_what_is_refused(seen: Seen, what: str, words: str) -> None:
 
 def test_possible_numbers_are_named() -> None:
     family = FAMILIES["chatglm"]
-    network = family.empty_network(family.config_class(num_layers=1))
+    config = family.config({"num_layers": 1})
+    spec = family.spec(config)
     for number in (1, 2, 4, 8, 16, 32):
-        network.check_ranks(number)
+        check_ranks(spec, config, number)
     with pytest.raises(InvalidRequestError, match=r"32 attention heads do not divide by 3.* 1, 2, 4, 8, 16, 32\."):
-        network.check_ranks(3)
+        check_ranks(spec, config, 3)
 
 
 def test_a_process_that_was_started_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,10 +170,32 @@ def test_a_device_that_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
-def test_parts_make_up_the_whole(num_ranks: int) -> None:
+def test_shards_make_up_the_whole(num_ranks: int) -> None:
     whole = torch.arange(32).view(8, 4)
     for kind, join in (("rows", torch.cat), ("columns", lambda parts: torch.cat(parts, dim=1)), ("first", sum)):
-        parts = [Part(kind, rank, num_ranks) for rank in range(num_ranks)]
-        taken = [part.of_rows(whole[part.rows(8).start : part.rows(8).stop]) for part in parts]
-        assert [tuple(one.shape) for one in taken] == [part.shape((8, 4)) for part in parts]
+        shards = [Shard(kind, rank, num_ranks, (shard_range(8, rank, num_ranks),)) for rank in range(num_ranks)]
+        taken = [
+            shard.of_rows(torch.cat([whole[rows.start : rows.stop] for rows in shard.row_ranges(8)]))
+            for shard in shards
+        ]
+        assert [tuple(one.shape) for one in taken] == [shard.shape((8, 4)) for shard in shards]
         assert torch.equal(join(taken), whole)
+
+
+def test_rows_of_interleaved_and_of_concatenated_segments() -> None:
+    """A rank has whole heads: one range of rows, or one of each segment."""
+    interleaved = LinearSpec("qkv", 8, (("query", 8), ("key", 8), ("value", 8)), num_groups=4)
+    assert shard_rows(interleaved, 1, 2) == [range(12, 24)]
+    grouped = LinearSpec("qkv", 8, (("query", 8), ("key", 4), ("value", 4)))
+    assert shard_rows(grouped, 1, 2) == [range(4, 8), range(10, 12), range(14, 16)]
+    shard = Shard("rows", 1, 2, tuple(shard_rows(grouped, 1, 2)))
+    assert shard.shape((16, 8)) == (8, 8)
+
+
+def test_key_and_value_heads_limit_the_number_of_ranks() -> None:
+    family = FAMILIES["chatglm"]
+    config = family.config({"num_layers": 1})
+    spec = replace(family.spec(config), num_kv_heads=2)
+    check_ranks(spec, config, 2)
+    with pytest.raises(InvalidRequestError, match=r"2 key and value heads do not divide by 4.* 1, 2\."):
+        check_ranks(spec, config, 4)

@@ -11,12 +11,10 @@ from torch import Tensor
 
 from chatglm import kernels
 from chatglm.checkpoints import WeightReader, list_tensors
-from chatglm.checkpoints.validate import validate_folder
 from chatglm.kernels.packing import dequantize, quantize_rows
-from chatglm.loading import load
-from chatglm.loading import tied_embedding as tables
+from chatglm.loading import examine, load
 from chatglm.loading.memory_plan import RESERVED_BYTES
-from chatglm.loading.tied_embedding import TABLE_REMARK, head_copies, wants_packed_table
+from chatglm.loading.tied_embedding import EMBEDDING_MESSAGE, head_copies, wants_packed_embedding
 from chatglm.quantization.layers import QuantizedEmbedding, QuantizedLinear
 from tests.folders import change_config, make_folder, random_tensors, tiny_config, write_weights
 from tests.loading.folders import quantized_folder
@@ -52,7 +50,7 @@ def stored_table(name: str = EMBEDDING, **changes: Any) -> Tensor:
 def test_copies_are_found_in_any_layout(layout: str, tmp_path: Path) -> None:
     for name, is_copy in (("one", True), ("two", False)):
         make_folder(tmp_path / name, layout, tied=is_copy)
-        report = validate_folder(tmp_path / name)
+        report = examine(tmp_path / name)
         assert report.family is not None
         network = report.family.empty_network(report.config)
         with WeightReader(report.tensors) as reader:
@@ -62,7 +60,7 @@ def test_copies_are_found_in_any_layout(layout: str, tmp_path: Path) -> None:
 def test_heads_that_are_no_copies(tmp_path: Path) -> None:
     """Of another type, with another last row, absent, or to be kept by the configuration."""
     make_folder(tmp_path)
-    report = validate_folder(tmp_path)
+    report = examine(tmp_path)
     assert report.family is not None
     network = report.family.empty_network(report.config)
     table = stored_table()
@@ -79,17 +77,17 @@ def test_heads_that_are_no_copies(tmp_path: Path) -> None:
         assert head_copies(network, report.tensors, reader) == frozenset()
 
 
-@pytest.mark.parametrize("table_bits", [4, 8])
+@pytest.mark.parametrize("embedding_bits", [4, 8])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
-def test_packed_tables_are_shared_with_their_scales(table_bits: int, dtype: str, tmp_path: Path) -> None:
-    model = load_cpu(quantized_folder(tmp_path, 4, table_bits=table_bits), dtype=dtype)
+def test_packed_tables_are_shared_with_their_scales(embedding_bits: int, dtype: str, tmp_path: Path) -> None:
+    model = load_cpu(quantized_folder(tmp_path, 4, embedding_bits=embedding_bits), dtype=dtype)
     assert model.lm_head.weight is model.transformer.word_embeddings.weight
     assert model.lm_head.weight_scale is model.transformer.word_embeddings.weight_scale
     assert model.config.tie_word_embeddings is True
 
 
 def test_packed_tables_of_their_own_stay_two(tmp_path: Path) -> None:
-    model = load_cpu(quantized_folder(tmp_path, 4, table_bits=8, tied=False))
+    model = load_cpu(quantized_folder(tmp_path, 4, embedding_bits=8, tied=False))
     assert model.lm_head.weight is not model.transformer.word_embeddings.weight
     assert model.config.tie_word_embeddings is False
     for module, name in ((model.lm_head, HEAD), (model.transformer.word_embeddings, EMBEDDING)):
@@ -117,7 +115,7 @@ def test_the_table_becomes_int8_as_if_quantized_at_once(
     assert head.weight is embedding.weight
     assert head.weight_scale is embedding.weight_scale
     assert (head.bits, model.config.quantization_embedding_bit, model.config.quantization_bit) == (8, 8, 4)
-    assert said.count(TABLE_REMARK) == 1
+    assert said.count(EMBEDDING_MESSAGE) == 1
 
 
 @pytest.mark.usefixtures("native")
@@ -158,18 +156,20 @@ def test_other_kernels_keep_the_table(tmp_path: Path, monkeypatch: pytest.Monkey
         said: list[str] = []
         model = load_cpu(quantized_folder(tmp_path, 4), report=said.append)
         assert torch.equal(model.lm_head.weight, stored_table().float())
-        assert TABLE_REMARK not in said
+        assert EMBEDDING_MESSAGE not in said
 
 
 @pytest.mark.usefixtures("native")
 def test_when_the_table_is_left_alone(tmp_path: Path) -> None:
-    report = validate_folder(quantized_folder(tmp_path, 4))
-    assert wants_packed_table(report.config, report.tensors, CPU)
-    assert not wants_packed_table(report.config, report.tensors, torch.device("cuda:0"))
+    report = examine(quantized_folder(tmp_path, 4))
+    assert report.family is not None
+    spec = report.family.spec(report.config)
+    assert wants_packed_embedding(report.config, spec, report.tensors, CPU)
+    assert not wants_packed_embedding(report.config, spec, report.tensors, torch.device("cuda:0"))
     report.config.quantization_embedding_bit = 4
-    assert not wants_packed_table(report.config, report.tensors, CPU)
+    assert not wants_packed_embedding(report.config, spec, report.tensors, CPU)
     report.config.quantization_embedding_bit = report.config.quantization_bit = 0
-    assert not wants_packed_table(report.config, report.tensors, CPU)
+    assert not wants_packed_embedding(report.config, spec, report.tensors, CPU)
 
 
 def test_a_plain_network_does_not_even_ask_for_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,22 +224,17 @@ def test_packed_weights_take_no_part_in_the_choice_of_type(tmp_path: Path, monke
 
 @pytest.mark.parametrize("layout", ["safetensors", "bin_shards"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("keys", [{}, {"table_bits": 8}, {"group_size": 32}])
+@pytest.mark.parametrize("keys", [{}, {"embedding_bits": 8}, {"group_size": 32}])
 def test_the_estimate_is_what_is_taken(
     keys: dict[str, Any], dtype: str, layout: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from chatglm.loading import memory
+    from chatglm.loading import memory_estimate
 
     needs = []
-    monkeypatch.setattr(memory, "available_memory", lambda device: None)
-    monkeypatch.setattr(memory, "memory_sentence", lambda need, *others: needs.append(need) or "")
+    monkeypatch.setattr(memory_estimate, "available_memory", lambda device: None)
+    monkeypatch.setattr(memory_estimate, "memory_message", lambda need, *others: needs.append(need) or "")
     folder = quantized_folder(tmp_path, 4, layout, num_layers=3, hidden_size=64, inner_hidden_size=128, **keys)
     model = load_cpu(folder, dtype=dtype)
     assert needs[0].weights_bytes == sum(parameter.nbytes for parameter in model.parameters())
     item_bytes = 2 if backend == "native" or dtype != "fp32" else 4
     assert needs[0].cache_bytes == 2 * 3 * 64 * 64 * item_bytes
-
-
-def test_the_names_of_this_module_are_those_of_the_network(tmp_path: Path) -> None:
-    make_folder(tmp_path)
-    assert f"{tables.head_name(load_cpu(tmp_path))}.weight" == HEAD

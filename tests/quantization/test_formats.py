@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration, kernels
-from chatglm.checkpoints.validate import validate_folder
 from chatglm.errors import DamagedFileError, InvalidRequestError, MismatchError
-from chatglm.loading import load
+from chatglm.loading import examine, load
 from tests.folders import change_config, make_folder, tiny_config, write_tokenizer
 
 FORMS: list[dict[str, Any]] = [
@@ -67,7 +66,7 @@ def test_every_form_goes_through_files_with_its_bytes(form: dict[str, Any], tmp_
     expected, expected_logits = packed(model), logits(model)
     model.save_pretrained(tmp_path)
     write_tokenizer(tmp_path)
-    assert validate_folder(tmp_path).is_healthy, validate_folder(tmp_path).render()
+    assert examine(tmp_path).is_healthy, examine(tmp_path).render()
     for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 0.1), (torch.float16, 0.02)):
         for again in (
             ChatGLMForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype),
@@ -144,7 +143,7 @@ def test_a_model_whose_rows_cannot_be_packed_is_left_as_it_is(tmp_path: Path) ->
 def test_values_without_a_meaning_are_named(keys: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     make_folder(tmp_path, "safetensors")
     change_config(tmp_path, **keys)
-    report = validate_folder(tmp_path)
+    report = examine(tmp_path)
     assert [type(finding.error) for finding in report.findings] == [DamagedFileError]
     with pytest.raises(DamagedFileError, match=sentence) as caught:
         report.raise_first()
@@ -170,8 +169,8 @@ def test_weights_that_are_not_what_the_keys_say(tmp_path: Path) -> None:
     ):
         change_config(tmp_path, **{**{"quantization_bit": 4, "quantization_group_size": 32}, **changes})
         with pytest.raises(MismatchError, match=sentence):
-            validate_folder(tmp_path).raise_first()
+            examine(tmp_path).raise_first()
     make_folder(tmp_path / "plain", "safetensors")
     change_config(tmp_path / "plain", quantization_embedding_bit=8)
     with pytest.raises(MismatchError, match="quantization_embedding_bit 8, but the weights are not quantized"):
-        validate_folder(tmp_path / "plain").raise_first()
+        examine(tmp_path / "plain").raise_first()

@@ -102,8 +102,8 @@ def test_the_order_of_columns_does_not_matter(seed: int) -> None:
     weight, moments = weight_of(4, 32, seed), moments_of(inputs(32, seed))
     order = torch.randperm(32, generator=torch.Generator().manual_seed(seed))
     rounded = quantize_by_inputs(weight, moments, 8)
-    turned = quantize_by_inputs(weight[:, order], made_of(moments.sum_II[order][:, order]), 8)
-    assert torch.equal(turned.packed, rounded.packed[:, order])
+    reordered = quantize_by_inputs(weight[:, order], made_of(moments.sum_II[order][:, order]), 8)
+    assert torch.equal(reordered.packed, rounded.packed[:, order])
 
 
 def test_columns_in_blocks_are_columns_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

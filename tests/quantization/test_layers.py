@@ -10,7 +10,7 @@ from torch import nn
 
 from chatglm import kernels
 from chatglm.kernels.packing import dequantize
-from chatglm.quantization.convert import empty_linears, quantize_linears
+from chatglm.quantization.layer_swap import empty_linears, quantize_linears
 from chatglm.quantization.layers import QuantizedEmbedding, QuantizedLinear
 
 

@@ -1,38 +1,28 @@
-"""Servers that several tests share: on the demo model for what it says, on a random one for answers that never end."""
+"""Servers that all tests share: on the demo model for its answers, on a random one for answers that never end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 from chatglm.pipeline import Pipeline, load_pipeline
 from tests.serving.servers import Server, polling, serving
 from tests.tiny import make_tiny_checkpoint
 
 
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The networks are so small that two threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="package")
 def demo() -> Iterator[Pipeline]:
-    """It answers as a person expects."""
+    """It gives sensible answers."""
     with load_pipeline("demo") as pipeline:
         pipeline.start_engine(max_running=10, max_waiting=20)
         yield pipeline
 
 
 @pytest.fixture(scope="package")
-def babbler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    """It answers up to the limit: the id that would end an answer is none of its vocabulary."""
-    with load_pipeline(make_tiny_checkpoint(tmp_path_factory.mktemp("babbler"))) as pipeline:
+def endless_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    """It answers up to the limit: no token of its vocabulary ends an answer."""
+    with load_pipeline(make_tiny_checkpoint(tmp_path_factory.mktemp("endless_pipeline"))) as pipeline:
         pipeline.network.config.eos_token_id = -1
         pipeline.start_engine(max_running=10, max_waiting=20)
         yield pipeline
@@ -45,8 +35,8 @@ def server(demo: Pipeline) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="package")
-def endless(babbler: Pipeline) -> Iterator[Server]:
-    with serving(babbler, heartbeat=0.2) as running:
+def endless(endless_pipeline: Pipeline) -> Iterator[Server]:
+    with serving(endless_pipeline, heartbeat=0.2) as running:
         yield running
 
 
@@ -57,6 +47,6 @@ def poll(demo: Pipeline) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="package")
-def endless_poll(babbler: Pipeline) -> Iterator[Server]:
-    with polling(babbler) as running:
+def endless_poll(endless_pipeline: Pipeline) -> Iterator[Server]:
+    with polling(endless_pipeline) as running:
         yield running

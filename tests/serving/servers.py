@@ -1,7 +1,4 @@
-"""Real servers for tests: in a thread, on a free port of this machine, or as a process of its own.
-
-Knows: how to start, find and end them within bounds. Does not know what is asked of them.
-"""
+"""Real servers for tests: in a thread, on a free port of this machine, or as a process of its own."""
 
 from __future__ import annotations
 
@@ -27,13 +24,13 @@ from chatglm.cli.sockets import bind, url
 from chatglm.errors import InvalidLogitsError
 from chatglm.generation import next_token
 from chatglm.pipeline import Pipeline
-from chatglm.serving.application import create_app
-from chatglm.serving.commands import StartedServer
-from chatglm.serving.desk import RequestService
-from chatglm.serving.polling.application import create_app as create_polling_app
-from chatglm.serving.polling.waitress_server import make_server as make_polling_server
-from chatglm.serving.polling.workers import Workers
+from chatglm.serving.app import create_app
+from chatglm.serving.polling.flask_app import create_polling_app
+from chatglm.serving.polling.waitress_server import make_polling_server
+from chatglm.serving.polling.workers import PollingWorkers
 from chatglm.serving.server import make_server
+from chatglm.serving.service import RequestService
+from tests import forking
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
@@ -53,12 +50,12 @@ def eventually(is_true: Callable[[], Any], seconds: float = PATIENCE_S) -> Any:
 
 
 class Server:
-    """A server in a thread: where it is, and the desk behind it."""
+    """A server in a thread, with a client and the service behind it."""
 
-    def __init__(self, address: str, desk: RequestService, workers: Workers | None = None) -> None:
+    def __init__(self, address: str, service: RequestService, workers: PollingWorkers | None = None) -> None:
         self.url = address
         self.client = httpx.Client(base_url=address, timeout=PATIENCE_S)
-        self.desk = desk
+        self.service = service
         self.workers = workers
 
     def post(self, path: str, **arguments: Any) -> httpx.Response:
@@ -69,7 +66,7 @@ class Server:
 
     def is_idle(self) -> bool:
         """Nothing runs or waits, and every slot and block is free."""
-        stats = self.desk.stats()
+        stats = self.service.stats()
         return (stats.running, stats.waiting, stats.slots_used) == (0, 0, 0) and stats.blocks_free == stats.blocks_total
 
 
@@ -88,14 +85,14 @@ def break_after(patch: pytest.MonkeyPatch, num_steps: int, error: type[Exception
 def serving(pipeline: Pipeline, **settings: Any) -> Iterator[Server]:
     """The FastAPI server on uvicorn."""
     chosen = Settings(port=0, **settings)
-    desk = RequestService(pipeline, chosen)
+    service = RequestService(pipeline, chosen)
     with bind("127.0.0.1", 0) as bound:
-        server = make_server(create_app(desk), desk)
+        server = make_server(create_app(service), service)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         try:
             eventually(lambda: server.started)
-            running = Server(url(bound), desk)
+            running = Server(url(bound), service)
             with running.client:
                 yield running
         finally:
@@ -108,19 +105,19 @@ def serving(pipeline: Pipeline, **settings: Any) -> Iterator[Server]:
 def polling(pipeline: Pipeline, **settings: Any) -> Iterator[Server]:
     """The Flask server on waitress."""
     chosen = Settings(port=0, **settings)
-    desk = RequestService(pipeline, chosen)
-    workers = Workers(desk)
+    service = RequestService(pipeline, chosen)
+    workers = PollingWorkers(service)
     with bind("127.0.0.1", 0) as bound:
         address = url(bound)
-        server = make_polling_server(create_polling_app(workers, chosen), StartedServer(chosen, bound, pipeline))
+        server = make_polling_server(create_polling_app(service, workers), bound)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         try:
-            running = Server(address, desk, workers)
+            running = Server(address, service, workers)
             with running.client:
                 yield running
         finally:
-            desk.close()
+            service.close()
             workers.drain(0, lambda: True)
             server.task_dispatcher.shutdown()
             server.trigger.pull_trigger(server.close)
@@ -129,7 +126,7 @@ def polling(pipeline: Pipeline, **settings: Any) -> Iterator[Server]:
 
 
 def open_socket(url: str, path: str, body: dict[str, Any], reads: bool = True) -> socket.socket:
-    """A client that has asked and can be closed at any moment; one that never reads has no room for the answer."""
+    """A client that has sent a request; without `reads` it has no room for the answer."""
     client = socket.socket()
     if not reads:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
@@ -142,11 +139,11 @@ def open_socket(url: str, path: str, body: dict[str, Any], reads: bool = True) -
 
 
 class Process:
-    """`python SCRIPT` with flags: its address once it listens, all it printed, its exit code."""
+    """`python SCRIPT` with flags, forked from a process that has imported torch."""
 
     def __init__(self, *command: str, environment: dict[str, str] | None = None) -> None:
         self._lines: list[str] = []
-        self._process = subprocess.Popen(
+        self._process = forking.Popen(
             [sys.executable, *command],
             cwd=ROOT,
             env={**os.environ, "PYTHONIOENCODING": "utf-8", **(environment or {})},

@@ -15,18 +15,20 @@ from tests.serving.servers import Server, eventually, polling, serving
 
 KEY = "sesame"
 HUGE = "1e999"  # JSON that no float holds; Python would write Infinity
-DOORS = ("POST /", "POST /stream", "/v1/chat/completions", "polling /chat")
-PATHS = dict(zip(DOORS, ("/", "/stream", "/v1/chat/completions", "/chat"), strict=True))
+ENDPOINTS = ("POST /", "POST /stream", "/v1/chat/completions", "polling /chat")
+PATHS = dict(zip(ENDPOINTS, ("/", "/stream", "/v1/chat/completions", "/chat"), strict=True))
 
 
 def read_table() -> dict[tuple[str, str], int]:
-    """{(row, door): status} as the document says."""
+    """{(row, endpoint): status} of docs/api.md."""
     document = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
-    lines = document.split("## What bad requests get")[1].split("## ")[0].splitlines()
+    lines = document.split("## Error responses")[1].split("## ")[0].splitlines()
     rows = [[cell.strip().replace("`", "") for cell in line.strip("|").split("|")] for line in lines if "|" in line]
     header, _, *body = rows
-    assert tuple(header[1:]) == DOORS
-    return {(row[0], door): int(status) for row in body for door, status in zip(DOORS, row[1:], strict=True)}
+    assert tuple(header[1:]) == ENDPOINTS
+    return {
+        (row[0], endpoint): int(status) for row in body for endpoint, status in zip(ENDPOINTS, row[1:], strict=True)
+    }
 
 
 TABLE = read_table()
@@ -44,18 +46,18 @@ class Sent(NamedTuple):
     path: str | None = None
     headers: dict[str, str] = {}
 
-    def bytes_for(self, door: str, request_id: str) -> bytes:
+    def bytes_for(self, endpoint: str, request_id: str) -> bytes:
         """The body."""
         if self.content is not None:
             return self.content
-        return json.dumps(self._body(door, request_id)).replace(f'"{HUGE}"', HUGE).encode()
+        return json.dumps(self._body(endpoint, request_id)).replace(f'"{HUGE}"', HUGE).encode()
 
-    def _body(self, door: str, request_id: str) -> dict[str, Any]:
-        """The good request of a door, with the change."""
-        if door == "/v1/chat/completions":
+    def _body(self, endpoint: str, request_id: str) -> dict[str, Any]:
+        """The good request of a endpoint, with the change."""
+        if endpoint == "/v1/chat/completions":
             past = [{"role": "user", "content": part} for pair in self.history for part in pair]
             good = {"messages": [*past, {"role": "user", "content": self.prompt}], "max_tokens": 2}
-        elif door == "polling /chat":
+        elif endpoint == "polling /chat":
             good = {"request_id": request_id, "query": self.prompt, "history": self.history}
         else:
             good = {"prompt": self.prompt, "history": self.history}
@@ -94,34 +96,36 @@ SENT = {
 
 
 @pytest.fixture(scope="module")
-def doors(babbler: Pipeline) -> Iterator[dict[str, Server]]:
+def endpoints(endless_pipeline: Pipeline) -> Iterator[dict[str, Server]]:
     """Both servers, with a key."""
     defaults = {"max_length": 60}
     with (
-        serving(babbler, api_key=KEY, defaults=defaults) as api,
-        polling(babbler, api_key=KEY, defaults=defaults) as poll,
+        serving(endless_pipeline, api_key=KEY, defaults=defaults) as api,
+        polling(endless_pipeline, api_key=KEY, defaults=defaults) as poll,
     ):
-        yield {door: poll if door == "polling /chat" else api for door in DOORS}
+        yield {endpoint: poll if endpoint == "polling /chat" else api for endpoint in ENDPOINTS}
 
 
 def test_the_document_and_the_tests_have_the_same_rows() -> None:
     assert list(dict.fromkeys(row for row, _ in TABLE)) == list(SENT)
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
 @pytest.mark.parametrize("row", SENT)
-def test_cell(doors: dict[str, Server], row: str, door: str) -> None:
+def test_cell(endpoints: dict[str, Server], row: str, endpoint: str) -> None:
     sent = SENT[row]
-    if row == "history is not pairs" and door == "/v1/chat/completions":
+    if row == "history is not pairs" and endpoint == "/v1/chat/completions":
         sent = Sent(change={"messages": [["user", "hello"]]})
-    path = PATHS[door] if sent.path is None else ("/v1" if "/v1" in door else "") + sent.path
+    path = PATHS[endpoint] if sent.path is None else ("/v1" if "/v1" in endpoint else "") + sent.path
     headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}", **sent.headers}
-    reply = doors[door].client.request(sent.method, path, content=sent.bytes_for(door, row), headers=headers)
-    assert reply.status_code == TABLE[row, door], reply.text[:500]
+    reply = endpoints[endpoint].client.request(
+        sent.method, path, content=sent.bytes_for(endpoint, row), headers=headers
+    )
+    assert reply.status_code == TABLE[row, endpoint], reply.text[:500]
     if reply.status_code >= 400:
-        require_a_sentence(reply, door)
-    if door == "polling /chat":  # the id is as free as before
-        workers = doors[door].workers
+        require_one_sentence(reply, endpoint)
+    if endpoint == "polling /chat":  # the id stays free
+        workers = endpoints[endpoint].workers
         assert workers is not None
         if reply.status_code == 200:
             eventually(lambda: not workers.records.num_unfinished)
@@ -129,22 +133,22 @@ def test_cell(doors: dict[str, Server], row: str, door: str) -> None:
             assert workers.records.read(row) is None
 
 
-def require_a_sentence(reply: httpx.Response, door: str) -> None:
-    """In the form of the door, with nothing of a traceback."""
+def require_one_sentence(reply: httpx.Response, endpoint: str) -> None:
+    """In the form of the endpoint, without a traceback."""
     body = reply.json()
-    if door == "/v1/chat/completions":
+    if endpoint == "/v1/chat/completions":
         assert set(body) == {"error"}
         assert set(body["error"]) == {"message", "type", "param", "code"}
-        sentence = body["error"]["message"]
-    elif door == "polling /chat":
+        message = body["error"]["message"]
+    elif endpoint == "polling /chat":
         assert set(body) == {"code", "msg"}
         assert body["code"] == reply.status_code
-        sentence = body["msg"]
+        message = body["msg"]
     else:
         assert set(body) == {"detail"}
-        sentence = body["detail"]
-    assert sentence.endswith(".")
-    assert "\n" not in sentence
-    assert len(sentence) < 300
-    assert "Error" not in sentence
+        message = body["detail"]
+    assert message.endswith(".")
+    assert "\n" not in message
+    assert len(message) < 300
+    assert "Error" not in message
     assert "Traceback" not in reply.text

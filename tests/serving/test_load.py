@@ -1,4 +1,4 @@
-"""The load script: a small mix in every run, the long one on request."""
+"""The load script: a small mix in every run, the long one with `-m slow`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ GROWTH_MB = 60
 
 
 def test_a_small_mix(server: Server) -> None:
-    report = asyncio.run(run(server.url, num_requests=40, num_clients=8))
+    report = asyncio.run(run(server.url, num_requests=20, num_clients=8))
     assert report["wrong"] == []
-    assert report["statuses"]["malformed"] == 4
-    assert report["statuses"]["200"] + report["statuses"]["left"] == 36
+    assert report["statuses"]["malformed"] == 2
+    assert report["statuses"]["200"] + report["statuses"]["left"] == 18
     assert report["still_running"] == report["blocks_not_free"] == 0
 
 

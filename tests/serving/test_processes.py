@@ -1,18 +1,25 @@
-"""`python api.py` and `python stream_api.py` as a person starts, uses and ends them."""
+"""`python api.py` and `python stream_api.py` from start to end, and what their flags get."""
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
-from tests.serving.servers import MUCH, PATIENCE_S, eventually, open_socket, process
+from chatglm.cli import console
+from chatglm.serving.commands import serve, serve_polling
+from tests.serving.servers import MUCH, PATIENCE_S, ROOT, eventually, open_socket, process
 from tests.tiny import make_tiny_checkpoint
 
+Command = Callable[[Sequence[str]], int]
 QUIET = {"CHATGLM_PORT": "0", "OMP_NUM_THREADS": "1"}
 HELLO = {"prompt": "你好", "history": []}
 
@@ -45,8 +52,8 @@ def test_api_from_start_to_ctrl_c() -> None:
         assert "Traceback" not in api.stderr.text
 
 
-def test_sigterm_cancels_what_does_not_finish_and_exits_with_0(tiny: Path) -> None:
-    """One stream is read, one is not, one connection asks nothing: none of them keeps the process."""
+def test_sigterm_ends_every_kind_of_connection(tiny: Path) -> None:
+    """One stream is read, one is not, one connection sends nothing: none of them delays the exit."""
     flags = ["--model", str(tiny), "--shutdown-timeout", "0.5", "--no-log-requests"]
     with process("-m", "chatglm", "serve", *flags, environment=QUIET) as api:
         url = api.wait_until_listening()
@@ -86,17 +93,18 @@ def test_stream_api_from_start_to_end() -> None:
         assert "Traceback" not in api.stderr.text
 
 
-@pytest.mark.parametrize("script", ["api.py", "stream_api.py"])
-def test_a_port_in_use_is_found_out_before_the_model_is_loaded(script: str) -> None:
+@pytest.mark.parametrize("command", [serve, serve_polling])
+def test_a_port_in_use_is_reported_before_the_model_is_loaded(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        with process(script, "--port", port, "--model", "/no/such/folder") as api:
-            assert api.wait() == 1
-            assert api.stderr.text == f"Port {port} on 127.0.0.1 is in use. Give another one with --port.\n"
+        assert command(["--port", port, "--model", "/no/such/folder"]) == 1
+    assert capsys.readouterr().err == f"Port {port} on 127.0.0.1 is in use. Give another one with --port.\n"
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "message"),
     [
         (["--port", "99999"], "'99999' is not a whole number of 0 to 65535"),
         (["--max-running", "0"], "'0' is not a whole number of 1 or more"),
@@ -104,39 +112,51 @@ def test_a_port_in_use_is_found_out_before_the_model_is_loaded(script: str) -> N
         (["--api-key", ""], "a key is made of ASCII characters"),
         (["--api-key", "a b"], "a key is made of ASCII characters"),
         (["--request-timeout", "-1"], "'-1' is not a number of seconds"),
+        (["--cache-memory", "much"], "'much'"),
         (["--top-p", "7"], "top_p must be at least 0 and at most 1"),
     ],
 )
-def test_wrong_flags_are_usage_errors(flags: list[str], words: str) -> None:
-    with process("api.py", *flags) as api:
-        assert api.wait() == 2
-        assert words in api.stderr.text
+def test_wrong_flags_are_usage_errors(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        serve(flags)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
 
 
-def test_help_is_quick_to_import_and_keeps_the_key() -> None:
+@pytest.mark.parametrize("key", ["", "open sesame"])
+def test_a_bad_key_in_the_environment_is_an_error_that_does_not_show_it(
+    key: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An empty variable must not leave the server open."""
+    monkeypatch.setenv("CHATGLM_API_KEY", key)
+    with pytest.raises(SystemExit) as caught:
+        serve([])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert "environment variable CHATGLM_API_KEY: a key is made of ASCII characters" in error
+    assert "sesame" not in error
+
+
+def test_help_imports_little_and_does_not_show_the_key() -> None:
+    """In a process that has imported nothing yet."""
     code = (
         "import sys; from chatglm.serving.commands import serve\ntry: serve(['--help'])\nfinally: print(*sys.modules)"
     )
-    with process("-c", code, environment={"CHATGLM_API_KEY": "sesame"}) as shown:
-        assert shown.wait() == 0
-        assert "--api-key" in shown.stdout.text
-        assert "sesame" not in shown.stdout.text
-        modules = shown.stdout.text.splitlines()[-1].split()
-        assert not {"torch", "transformers", "fastapi", "uvicorn", "flask"} & set(modules)
+    environment = {**os.environ, "CHATGLM_API_KEY": "sesame", "PYTHONIOENCODING": "utf-8"}
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", check=True
+    )
+    assert "--api-key" in shown.stdout
+    assert "sesame" not in shown.stdout
+    modules = shown.stdout.splitlines()[-1].split()
+    assert not {"torch", "transformers", "fastapi", "uvicorn", "flask"} & set(modules)
 
 
-@pytest.mark.parametrize(("script", "package"), [("api.py", "uvicorn"), ("stream_api.py", "waitress")])
-def test_a_missing_package_is_one_sentence(script: str, package: str, tmp_path: Path) -> None:
-    """A finder that knows nothing of it stands in front of the others."""
-    hide = f"""
-import sys, importlib.util
-whole = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == {package!r} else whole(name, *rest)
-sys.argv = [{script!r}, "--port", "0"]
-import runpy
-runpy.run_path({script!r}, run_name="__main__")
-"""
-    with process("-c", hide) as api:
-        assert api.wait() == 1
-        expected = f"This program needs {package}, which is not installed. Run: pip install {package}\n"
-        assert api.stderr.text == expected
+@pytest.mark.parametrize(("command", "package"), [(serve, "uvicorn"), (serve_polling, "waitress")])
+def test_a_missing_package_is_one_sentence(
+    command: Command, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "find_spec", lambda name: None if name == package else True)
+    assert command(["--port", "0"]) == 1
+    expected = f"This program needs {package}, which is not installed. Run: pip install {package}\n"
+    assert capsys.readouterr().err == expected

@@ -1,7 +1,4 @@
-"""Small data sets and arguments for training tests.
-
-Knows: rows that the tiny tokenizer can spell, flags of a quick run. Does not know what a test looks at.
-"""
+"""Small data sets and arguments for training tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers and their scores: a batch is as its rows alone, and every kind of model is measured by one command."""
+"""Answers and their scores: a batch gives what its rows give alone, and one command evaluates every kind of model."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def prefix(base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.parametrize("options", [{}, {"quantize": 8}, {"dtype": "bf16"}, {"prefix": True}])
 @pytest.mark.parametrize("num_beams", [1, 2])
-def test_a_batch_is_as_its_rows_alone(options: dict[str, Any], num_beams: int, base: Path, prefix: Path) -> None:
+def test_a_batch_equals_its_rows_alone(options: dict[str, Any], num_beams: int, base: Path, prefix: Path) -> None:
     wanted = dict(options)
     loaded = load(base, ptuning_checkpoint=prefix if wanted.pop("prefix", None) else None, **wanted)
     encode = Encoder(encode_chat, loaded.tokenizer, Lengths(30, 20))
     prompts = [encode(Record(text, "x")).prompt_ids for text in PROMPTS]
-    together = answer(loaded.model, loaded.tokenizer, prompts, Answering(8, 4, num_beams))
+    batched = answer(loaded.model, loaded.tokenizer, prompts, Answering(8, 4, num_beams))
     alone = [answer(loaded.model, loaded.tokenizer, [ids], Answering(8, 1, num_beams))[0] for ids in prompts]
-    by_twos = answer(loaded.model, loaded.tokenizer, prompts, Answering(8, 2, num_beams))
-    assert together == alone == by_twos
+    in_pairs = answer(loaded.model, loaded.tokenizer, prompts, Answering(8, 2, num_beams))
+    assert batched == alone == in_pairs
 
 
 def test_greedy_answers_are_those_of_chat(base: Path, prefix: Path, rows: Path, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_sampling_is_asked_for(base: Path, rows: Path, tmp_path: Path) -> None:
     assert texts[0] != texts[1]
 
 
-def test_figures_are_named_as_upstreams(base: Path, rows: Path, tmp_path: Path) -> None:
+def test_results_have_upstreams_names(base: Path, rows: Path, tmp_path: Path) -> None:
     figures = run(arguments(base, rows, tmp_path, do_predict=True, do_eval=True, predict_with_generate=True))
     names = ("rouge-1", "rouge-2", "rouge-l", "bleu-4", "samples")
     assert {f"{mode}_{name}" for mode in ("predict", "eval") for name in names} | {"eval_loss"} <= set(figures)

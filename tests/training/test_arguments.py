@@ -15,7 +15,7 @@ from chatglm.training.web_arguments import page_flags
 DATA = ["--train_file", "a.json", "--output_dir", "out"]
 EVALUATED = [*DATA, "--validation_file", "b.json"]
 UPSTREAM = """--do_train --train_file AdvertiseGen/train.json --validation_file AdvertiseGen/dev.json
---prompt_column content --response_column summary --overwrite_cache --model_name_or_path THUDM/chatglm-6b
+--prompt_column content --response_column summary --overwrite_cache --model_name_or_path zai-org/chatglm-6b
 --output_dir output/adgen-chatglm-6b-pt-128-2e-2 --overwrite_output_dir --max_source_length 64 --max_target_length 64
 --per_device_train_batch_size 1 --per_device_eval_batch_size 1 --gradient_accumulation_steps 16
 --predict_with_generate --max_steps 3000 --logging_steps 10 --save_steps 1000 --learning_rate 2e-2 --pre_seq_len 128
@@ -29,10 +29,10 @@ def test_upstreams_command_line() -> None:
     assert (read.data.max_source_length, read.data.prompt_column) == (64, "content")
     assert (read.training.max_steps, read.training.learning_rate, read.training.seed) == (3000, 2e-2, 42)
     assert read.overwrite_output_dir
-    assert read.remarks == ()
+    assert read.warnings == ()
 
 
-def test_a_json_file_says_the_same(tmp_path: Path) -> None:
+def test_a_json_file_of_arguments(tmp_path: Path) -> None:
     values: dict[str, Any] = {"do_train": True, "train_file": "a.json", "output_dir": str(tmp_path), "pre_seq_len": 8}
     values |= {"overwrite_output_dir": True, "learning_rate": 0.5, "history_column": None, "report_to": ["none"]}
     (tmp_path / "run.json").write_text(json.dumps(values), encoding="utf-8")
@@ -62,8 +62,8 @@ def test_renamed_flags_are_honoured(name: str) -> None:
 @pytest.mark.parametrize("name", DROPPED)
 def test_dropped_flags_are_answered_with_one_line(name: str) -> None:
     read = parse_arguments([*DATA, f"--{name}", "1"])
-    assert len(read.remarks) == 1
-    assert read.remarks[0].startswith(f"--{name} has no effect: ")
+    assert len(read.warnings) == 1
+    assert read.warnings[0].startswith(f"--{name} has no effect: ")
 
 
 @pytest.mark.parametrize("words", [["--overwrite_output_dir"], ["--overwrite_output_dir=True"], []])
@@ -99,7 +99,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("words", MISTAKES)
-def test_contradictions_are_told(words: str) -> None:
+def test_contradictions_are_errors(words: str) -> None:
     with pytest.raises(ChatGLMError, match=words.replace("(", r"\(")):
         parse_arguments(MISTAKES[words])
 

@@ -15,7 +15,7 @@ from chatglm.training.encoding import (
     Examples,
     Lengths,
     RightPadding,
-    cutting_remark,
+    cut_warning,
     left_padded,
 )
 from chatglm.training.records import Record
@@ -35,7 +35,7 @@ def test_the_layout_of_a_row() -> None:
     asked, answered = tokenizer.encode_plain("你好"), tokenizer.encode_plain("天气很好")
     gmask, sop, eop = tokenizer.gmask_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
     assert row["input_ids"] == [*asked, gmask, sop, *answered, eop]
-    # `<sop>` is the first that is learnt: the network's shifted loss predicts it at [gMASK].
+    # `<sop>` is the first learned token: the network's shifted loss predicts it at [gMASK].
     assert row["labels"] == [IGNORED] * (len(asked) + 1) + [sop, *answered, eop]
 
 
@@ -77,8 +77,8 @@ def test_too_long_rows_are_counted() -> None:
     ]
     examples = [encoder(row) for row in rows]
     words = "Of 4 rows 1 lost their oldest rounds, 1 have a cut question, 1 have a cut answer"
-    assert words in cutting_remark(examples)
-    assert cutting_remark(examples[3:]) == ""
+    assert words in cut_warning(examples)
+    assert cut_warning(examples[3:]) == ""
 
 
 def test_the_source_prefix_stands_before_the_question() -> None:
@@ -94,20 +94,20 @@ def test_special_tokens_in_the_data_stay_text() -> None:
 
 
 @pytest.mark.parametrize("length", [None, 50])
-@pytest.mark.parametrize("is_pad_learnt", [False, True])
-def test_training_batches_are_padded_on_the_right(length: int | None, is_pad_learnt: bool) -> None:
+@pytest.mark.parametrize("is_pad_learned", [False, True])
+def test_training_batches_are_padded_on_the_right(length: int | None, is_pad_learned: bool) -> None:
     tokenizer = small_tokenizer()
     rows = [Examples([_encoder()(Record(text, "hello"))])[0] for text in ("你好", "今天天气很好，我们去公园吧。")]
-    batch = RightPadding(tokenizer.pad_token_id, is_pad_learnt, length)(rows)
+    batch = RightPadding(tokenizer.pad_token_id, is_pad_learned, length)(rows)
     width = length or max(len(row["input_ids"]) for row in rows)
-    filler = tokenizer.pad_token_id if is_pad_learnt else IGNORED
+    filler = tokenizer.pad_token_id if is_pad_learned else IGNORED
     for number, row in enumerate(rows):
         spare = width - len(row["input_ids"])
         assert batch["input_ids"][number].tolist() == row["input_ids"] + [tokenizer.pad_token_id] * spare
         assert batch["labels"][number].tolist() == row["labels"] + [filler] * spare
 
 
-def test_prompts_to_answer_are_padded_on_the_left() -> None:
+def test_prompts_for_generation_are_padded_on_the_left() -> None:
     ids, mask = left_padded([[5, 6], [7, 8, 9]], 3)
     assert torch.equal(ids, torch.tensor([[3, 5, 6], [7, 8, 9]]))
     assert torch.equal(mask, torch.tensor([[0, 1, 1], [1, 1, 1]]))

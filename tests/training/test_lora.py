@@ -1,4 +1,4 @@
-"""LoRA: trained by peft, loaded without it, beside weights of any kind or merged into them; and full fine-tuning."""
+"""LoRA: trained by peft, loaded without it, attached to weights of any kind or merged; and full fine-tuning."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_peft_itself_loads_what_was_written(base: Path, update: Path) -> None:
 
 
 @pytest.mark.parametrize("bits", [None, 4, 8])
-def test_weights_get_the_update_beside_them(bits: int | None, base: Path, update: Path) -> None:
+def test_an_update_is_attached_to_weights(bits: int | None, base: Path, update: Path) -> None:
     tuned, plain = load(base, quantize=bits, lora_checkpoint=update).model, load(base, quantize=bits).model
     layer: Any = tuned.transformer.layers[1].mlp.dense_h_to_4h
     assert isinstance(layer, LowRankLinear)
@@ -101,9 +101,7 @@ def test_updates_are_in_the_type_of_the_network(dtype: str, base: Path, update: 
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_quantizing_after_loading_leaves_the_update_beside_the_packed_weights(
-    bits: int, base: Path, update: Path
-) -> None:
+def test_quantizing_after_loading_keeps_the_update_attached(bits: int, base: Path, update: Path) -> None:
     late = load(base, dtype="fp32", lora_checkpoint=update).model.quantize(bits)
     assert late.transformer.layers[0].attention.dense.base.weight.dtype == torch.int8
     early: Any = load(base, dtype="fp32", quantize=bits, lora_checkpoint=update).model
@@ -123,7 +121,7 @@ def test_saving_writes_a_model_like_any_other(base: Path, update: Path, tmp_path
     tuned: Any = load(base, lora_checkpoint=update).model
     before = _logits(tuned)
     tuned.save_pretrained(tmp_path / "whole")
-    assert torch.equal(_logits(tuned), before)  # it goes on as it was
+    assert torch.equal(_logits(tuned), before)  # it is unchanged
     stored = load_file(tmp_path / "whole" / "model.safetensors")
     assert stored.keys() == load(base).model.state_dict().keys() - {"lm_head.weight"}
     _copy_tokenizer(base, tmp_path / "whole")
@@ -205,8 +203,8 @@ def test_a_merged_model_answers_as_the_update_does(base: Path, rows: Path, tmp_p
     merged = tmp_path / "merged"
     options = {"lora_rank": 2, "lora_target": ALL_LAYERS, "merge_to": merged}
     run(arguments(base, rows, tmp_path / "out", **LEARNS, **options))
-    whole, beside = load(merged).model, load(base, lora_checkpoint=tmp_path / "out").model
-    torch.testing.assert_close(_logits(whole), _logits(beside), rtol=1e-5, atol=1e-6)
+    merged_model, attached = load(merged).model, load(base, lora_checkpoint=tmp_path / "out").model
+    torch.testing.assert_close(_logits(merged_model), _logits(attached), rtol=1e-5, atol=1e-6)
     predicted = run(arguments(merged, rows, tmp_path / "a", do_predict=True))
     same = run(arguments(base, rows, tmp_path / "b", do_predict=True, lora_checkpoint=tmp_path / "out"))
     assert predicted == same
@@ -224,7 +222,7 @@ def test_merging_alone(base: Path, update: Path, rows: Path, tmp_path: Path) -> 
     expected = _logits(load(half, lora_checkpoint=update).model)
     torch.testing.assert_close(_logits(load(tmp_path / "merged").model), expected, rtol=1e-2, atol=1e-2)
     packed = quantized_folder(tmp_path / "packed", 8)
-    with pytest.raises(InvalidRequestError, match="cannot be added to packed weights"):
+    with pytest.raises(InvalidRequestError, match="cannot be merged into packed weights"):
         merge(packed, update, tmp_path / "new")
     with pytest.raises(InvalidRequestError, match="--merge_to is for LoRA"):
         arguments(base, rows, tmp_path, do_train=True, pre_seq_len=3, merge_to="x")
@@ -232,7 +230,7 @@ def test_merging_alone(base: Path, update: Path, rows: Path, tmp_path: Path) -> 
         arguments(base, rows, tmp_path, do_predict=True, lora_rank=3, merge_to="x")
 
 
-def test_resuming_and_going_on(base: Path, rows: Path, tmp_path: Path) -> None:
+def test_resuming_and_continuing(base: Path, rows: Path, tmp_path: Path) -> None:
     options = {"lora_rank": 2, "do_train": True, "max_steps": 6, "save_steps": 3, "lora_dropout": 0.1}
     run(arguments(base, rows, tmp_path / "whole", **options))
     shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "cut" / "checkpoint-3")

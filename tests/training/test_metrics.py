@@ -31,7 +31,7 @@ def test_counted_by_hand() -> None:
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_as_the_libraries_say(pair: tuple[str, str]) -> None:
+def test_scores_equal_those_of_the_libraries(pair: tuple[str, str]) -> None:
     import jieba
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
     from rouge_chinese import Rouge

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from chatglm.training.run import run
+from tests import forking
 from tests.training.data import arguments, flags
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +50,7 @@ def _losses(output: Path) -> list[float]:
     return [row["loss"] for row in state["log_history"] if "loss" in row]
 
 
-def test_two_processes_are_as_one(base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_train_as_one(base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x)
     shared = {"do_train": True, "report_to": "none", "max_steps": 4}
     words = []
@@ -58,7 +59,7 @@ def test_two_processes_are_as_one(base: Path, rows: Path, tmp_path: Path, monkey
         two = {"per_device_train_batch_size": 2, "ddp_backend": "gloo"} | shared | options
         words.append(flags(base, rows, tmp_path / f"{method}-two", **two))
     outputs = _run_two(words)
-    assert outputs[1] == "", "only the first process speaks"
+    assert outputs[1] == "", "only the first process prints"
     for method in METHODS:
         folders = [tmp_path / f"{method}-{number}" for number in ("one", "two")]
         assert _losses(folders[1]) == pytest.approx(_losses(folders[0]), rel=1e-4)
@@ -69,21 +70,21 @@ def test_two_processes_are_as_one(base: Path, rows: Path, tmp_path: Path, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["deepspeed", "fsdp"])
-def test_a_shared_model_trains_and_goes_on_as_one(way: str, base: Path, rows: Path, tmp_path: Path) -> None:
-    """Two processes, each with a share of optimizer or model: losses of one, and a resumed run ends at the same bits.
+@pytest.mark.parametrize("backend", ["deepspeed", "fsdp"])
+def test_a_sharded_model_trains_and_resumes_as_one(backend: str, base: Path, rows: Path, tmp_path: Path) -> None:
+    """Two processes, each with a shard of optimizer or model: losses of one, and a resumed run ends at the same bits.
 
     DeepSpeed is not among what development needs: `pip install wheel && pip install --no-build-isolation deepspeed`.
     """
-    if way == "deepspeed":
+    if backend == "deepspeed":
         pytest.importorskip("deepspeed")
-        share = {"deepspeed": ROOT / "ptuning" / "deepspeed.json"}
+        sharding = {"deepspeed": ROOT / "ptuning" / "deepspeed.json"}
     else:
-        share = {"fsdp": True, "fsdp_config": ROOT / "ptuning" / "fsdp.json"}
+        sharding = {"fsdp": True, "fsdp_config": ROOT / "ptuning" / "fsdp.json"}
     shared = {"do_train": True, "report_to": "none", "max_steps": 4, "save_steps": 2, **METHODS["full"]}
     run(arguments(base, rows, tmp_path / "one", per_device_train_batch_size=4, **shared))
-    two = {"per_device_train_batch_size": 2, "ddp_backend": "gloo", "use_cpu": True} | shared | share
-    entry = ENTRY if way == "deepspeed" else SHARDING + ENTRY
+    two = {"per_device_train_batch_size": 2, "ddp_backend": "gloo", "use_cpu": True} | shared | sharding
+    entry = ENTRY if backend == "deepspeed" else SHARDING + ENTRY
     _run_two([flags(base, rows, tmp_path / "two", **two)], entry)
     resumed = tmp_path / "two" / "checkpoint-2"
     _run_two([flags(base, rows, tmp_path / "again", **two, resume_from_checkpoint=resumed)], entry)
@@ -101,7 +102,7 @@ def _run_two(words: list[list[str]], entry: str = ENTRY) -> list[str]:
     shared = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"} | place
     shared["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     children = [
-        subprocess.Popen(
+        forking.Popen(
             [sys.executable, "-c", entry, json.dumps(words)],
             env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""P-Tuning v2: what is trained, what is written, how a run goes on, and when it is stopped."""
+"""P-Tuning v2: what is trained, what is written, how a run resumes, and when it is stopped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from chatglm.training import run as run_module
 from chatglm.training.recipes import make_recipe
 from chatglm.training.run import main, run
 from chatglm.training.trainer import RecipeTrainer, checkpoints, last_checkpoint
+from tests import forking
 from tests.training.data import arguments, flags
 
 ROOT = Path(__file__).parents[2]
@@ -63,28 +63,28 @@ def test_a_checkpoint_describes_itself_and_loads_with_no_more_than_its_folder(
     with safe_open(output / "model.safetensors", framework="pt") as file:
         notes = file.metadata()
     assert (notes["pre_seq_len"], notes["prefix_projection"], notes["base"]) == ("5", "false", str(base))
-    said: list[str] = []
+    messages: list[str] = []
     with (
-        load_pipeline(base, ptuning_checkpoint=output, report=said.append) as tuned,
+        load_pipeline(base, ptuning_checkpoint=output, report=messages.append) as tuned,
         load_pipeline(base, ptuning_checkpoint=output / "checkpoint-4") as same,
         load_pipeline(base) as plain,
     ):
-        assert tuned.model.config.pre_seq_len == 5
+        assert tuned.network.config.pre_seq_len == 5
         answers = [pipe.chat("hello", temperature=0, max_new_tokens=12)[0] for pipe in (tuned, same, plain)]
     assert answers[0] == answers[1] != answers[2]
-    assert not any("another base" in sentence for sentence in said)
+    assert not any("another base" in message for message in messages)
 
 
-def test_a_prefix_of_another_base_is_remarked_upon(base: Path, rows: Path, tmp_path: Path) -> None:
+def test_a_prefix_of_another_base_gives_a_warning(base: Path, rows: Path, tmp_path: Path) -> None:
     run(arguments(base, rows, tmp_path / "out", do_train=True, pre_seq_len=2, max_steps=1))
     other = shutil.copytree(base, tmp_path / "other")
     tensors = load_file(other / "model.safetensors")
     tensors["transformer.final_layernorm.weight"] += 1
     torch.save(tensors, other / "pytorch_model.bin")
     (other / "model.safetensors").unlink()
-    said: list[str] = []
-    load(other, ptuning_checkpoint=tmp_path / "out", report=said.append)
-    assert any("was trained on another base model" in sentence and str(base) in sentence for sentence in said)
+    messages: list[str] = []
+    load(other, ptuning_checkpoint=tmp_path / "out", report=messages.append)
+    assert any("was trained on another base model" in message and str(base) in message for message in messages)
 
 
 @pytest.mark.parametrize("options", [{"quantization_bit": 8}, {"quantization_bit": 4}, {"dtype": "bf16"}])
@@ -96,10 +96,10 @@ def test_bases_of_other_types(options: dict[str, Any], base: Path, rows: Path, t
     losses = [row["loss"] for row in _log(output, 12)]
     assert sum(losses[-3:]) < sum(losses[:3]) - 0.05
     assert load_file(output / "model.safetensors")["transformer.prefix_encoder.embedding.weight"].dtype == torch.float32
-    # The same prefix fits the plain base, without a remark: the fingerprint sees through packing and rounding.
-    said: list[str] = []
-    load(base, ptuning_checkpoint=output, report=said.append)
-    assert not any("another base" in sentence for sentence in said)
+    # The same prefix fits the plain base, without a warning: the fingerprint does not depend on packing and rounding.
+    messages: list[str] = []
+    load(base, ptuning_checkpoint=output, report=messages.append)
+    assert not any("another base" in message for message in messages)
 
 
 @pytest.mark.parametrize("bits", [None, 4, 8])
@@ -183,10 +183,10 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(base: Path, rows: Path, tmp_path: Path) -> None:
+def test_a_run_killed_while_saving_resumes_from_the_checkpoint_before(base: Path, rows: Path, tmp_path: Path) -> None:
     words = flags(base, rows, tmp_path, do_train=True, pre_seq_len=2, save_steps=1, max_steps=3)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run([sys.executable, "-c", KILLED, *words], env=environment, capture_output=True, check=False)
+    ended = forking.run([sys.executable, "-c", KILLED, *words], env=environment, capture_output=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()[-2000:]
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1"]
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
@@ -195,7 +195,7 @@ def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(base: Pa
     assert not (tmp_path / ".unfinished").exists()
 
 
-def test_training_goes_on_from_a_prefix(base: Path, rows: Path, tmp_path: Path) -> None:
+def test_training_continues_from_a_prefix(base: Path, rows: Path, tmp_path: Path) -> None:
     run(arguments(base, rows, tmp_path / "a", do_train=True, pre_seq_len=2))
     options = {"do_train": True, "ptuning_checkpoint": tmp_path / "a", "max_steps": 1, "learning_rate": 0.0}
     run(arguments(base, rows, tmp_path / "b", **options))
@@ -205,7 +205,7 @@ def test_training_goes_on_from_a_prefix(base: Path, rows: Path, tmp_path: Path) 
         run(arguments(base, rows, tmp_path / "c", pre_seq_len=7, **options))
 
 
-def test_training_goes_on_from_a_file_of_upstreams(base: Path, rows: Path, tmp_path: Path) -> None:
+def test_training_continues_from_upstreams_file(base: Path, rows: Path, tmp_path: Path) -> None:
     name = "transformer.prefix_encoder.embedding.weight"
     (tmp_path / "old").mkdir()
     torch.save({name: torch.randn(4, 2 * 2 * 32).half()}, tmp_path / "old" / "pytorch_model.bin")
@@ -215,7 +215,7 @@ def test_training_goes_on_from_a_file_of_upstreams(base: Path, rows: Path, tmp_p
     assert torch.equal(old[name].float(), new[name])
 
 
-def test_a_loss_that_is_no_number_ends_the_run(base: Path, rows: Path, tmp_path: Path) -> None:
+def test_a_nan_loss_ends_the_run(base: Path, rows: Path, tmp_path: Path) -> None:
     options = {"learning_rate": 1e38, "max_grad_norm": 0, "lr_scheduler_type": "constant", "save_strategy": "no"}
     with pytest.raises(TrainingError, match=r"The loss is (nan|inf) at step \d.*--learning_rate"):
         run(arguments(base, rows, tmp_path, do_train=True, pre_seq_len=2, prefix_projection=True, **options))
@@ -259,7 +259,7 @@ def test_checkpoints_of_another_run_are_not_mixed_in(base: Path, rows: Path, tmp
         run(arguments(base, rows, tmp_path, do_train=True, pre_seq_len=3, resume_from_checkpoint="true"))
 
 
-def test_rows_longer_than_the_context_are_refused(base: Path, rows: Path, tmp_path: Path) -> None:
+def test_rows_longer_than_the_context_are_errors(base: Path, rows: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="allow 116 tokens, but the model's context is 64"):
         run(arguments(base, rows, tmp_path, do_train=True, pre_seq_len=2, max_source_length=100))
 
@@ -270,9 +270,7 @@ def test_nothing_to_do(base: Path, rows: Path, tmp_path: Path, capsys: pytest.Ca
     assert not (tmp_path / "out").exists()
 
 
-def test_what_a_run_will_take_is_told(
-    base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_forecast_is_printed(base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(arguments(base, rows, tmp_path, do_train=True, pre_seq_len=3, quantization_bit=4))
     told = capsys.readouterr().out
     # P * 2 * L * C of them; the base counts what its packed numbers stand for.

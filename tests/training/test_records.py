@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatglm.errors import InvalidRequestError, MissingFileError, PointerFileError
+from chatglm.errors import DamagedFileError, InvalidRequestError, MissingFileError, PointerFileError
 from chatglm.training.records import Columns, Record, read_records
 
 COLUMNS = Columns("content", "summary")
@@ -88,7 +88,6 @@ MISTAKES = {
     "after an array": ("a.json", '[{"content": "a", "summary": "b"}] x', "line 1: .*follows the end"),
     "deep": ("a.jsonl", GOOD + "[" * 200_000, "line 2: no JSON"),
     "no rows": ("a.json", "[]", "no rows"),
-    "empty file": ("a.csv", "", "no rows"),
     "short row": ("a.csv", "content,summary\na,b\nc\n", "line 3 has 1 values"),
     "quote": ("a.csv", 'content,summary\na,"b\n', "line 2: "),
     "table column": ("a.csv", "content,text\na,b\n", 'line 2: there is no column "summary"'),
@@ -112,10 +111,13 @@ def test_histories_of_another_form(history: Any, tmp_path: Path) -> None:
         read_records(path, DIALOGUE)
 
 
-def test_files_that_are_no_data(tmp_path: Path) -> None:
+def test_files_without_data(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="There is no file"):
         read_records(tmp_path / "absent.json", COLUMNS)
     (tmp_path / "a.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", encoding="utf-8")
+    (tmp_path / "empty.csv").touch()
+    with pytest.raises(DamagedFileError, match="is empty"):
+        read_records(tmp_path / "empty.csv", COLUMNS)
     with pytest.raises(PointerFileError, match="git lfs pull"):
         read_records(tmp_path / "a.json", COLUMNS)
     (tmp_path / "b.json").write_bytes(GOOD.encode() + '{"content": "中"}'.encode("gbk"))

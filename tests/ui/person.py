@@ -1,17 +1,15 @@
-"""A person at a terminal: types into a real pseudo-terminal and reads what stands on its screen.
-
-Knows: pexpect (the terminal) and pyte (the screen). Does not know the program that runs there.
-"""
+"""A person at a terminal: types into a real pseudo-terminal and reads what stands on its screen."""
 
 from __future__ import annotations
 
+import os
+import select
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any
 
-import pexpect
 import pyte
+
+from tests import forking
 
 PATIENCE_S = 240
 PROMPT = "用户："
@@ -19,23 +17,29 @@ CTRL_C, CTRL_D, BACKSPACE, ALT_ENTER, UP = "\x03", "\x04", "\x7f", "\x1b\r", "\x
 
 
 class Person:
-    """Runs a program in a terminal of 40 lines of 100 columns.
+    """Runs a Python program in a terminal of 40 lines of 100 columns.
 
     Attributes:
         chunks: what came from the program, as it came.
     """
 
-    def __init__(self, command: list[str], environment: dict[str, str], folder: str | None = None) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        environment: dict[str, str],
+        folder: str | None = None,
+        preload: tuple[str, ...] = forking.PROGRAM,
+    ) -> None:
         self._screen = pyte.HistoryScreen(100, 40, history=5000)
         self._stream = pyte.ByteStream(self._screen)
         self.chunks: list[bytes] = []
-        self._child: Any = pexpect.spawn(
-            command[0], command[1:], env=environment, cwd=folder, dimensions=(40, 100), timeout=PATIENCE_S
+        self._program, self._terminal = forking.open_terminal(
+            command, 40, 100, env=environment, cwd=folder, preload=preload
         )
 
     def type(self, text: str) -> None:
         """Press keys; end with a carriage return to press Enter."""
-        self._child.send(text.encode())
+        os.write(self._terminal, text.encode())
 
     @property
     def text(self) -> str:
@@ -58,9 +62,7 @@ class Person:
     def wait_for_end(self) -> int:
         """Read until the program has ended; returns its exit code."""
         self._read_until(lambda: False, "the end", may_end=True)
-        self._child.close()
-        assert self._child.exitstatus is not None, f"ended by signal {self._child.signalstatus}"
-        return int(self._child.exitstatus)
+        return self._program.wait(PATIENCE_S)
 
     def ask(self, line: str) -> None:
         """Type a line and wait for the next prompt.
@@ -76,20 +78,26 @@ class Person:
     def __enter__(self) -> Person:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._child.close(force=True)
+    def __exit__(self, *exc_info: object) -> None:
+        self._program.kill()
+        self._program.wait(PATIENCE_S)
+        os.close(self._terminal)
 
     def _line_of_cursor(self) -> str:
         return self.lines[self._screen.cursor.y]
 
     def read_some(self) -> None:
-        """Read whatever comes next, or nothing after a second."""
-        try:
-            chunk = self._child.read_nonblocking(4096, timeout=1)
-        except pexpect.TIMEOUT:
+        """Read whatever comes next, or nothing after a second.
+
+        Raises:
+            EOFError: the program has ended.
+        """
+        if not select.select([self._terminal], [], [], 1)[0]:
             return
+        try:
+            chunk = os.read(self._terminal, 4096)
+        except OSError:  # Linux: the other end is closed
+            raise EOFError from None
         self.chunks.append(chunk)
         self._stream.feed(chunk)
 
@@ -98,7 +106,7 @@ class Person:
         while not is_reached():
             try:
                 self.read_some()
-            except pexpect.EOF:
+            except EOFError:
                 if may_end:
                     return
                 raise AssertionError(f"ended before {what}:\n" + "\n".join(self.lines)) from None

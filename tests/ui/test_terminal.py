@@ -17,30 +17,30 @@ import pytest
 from chatglm.cli.flags import ANSWER_FLAGS, MODEL_FLAGS
 from chatglm.cli.loading import LOADING, LOADING_CANCELLED
 from chatglm.demo import BANNER as DEMO_BANNER
-from chatglm.demo import CHECKPOINT
-from chatglm.ui.terminal.loop import HOW_TO_LEAVE
+from chatglm.ui.terminal.terminal_chat import HOW_TO_LEAVE
+from tests import forking
 from tests.ui.person import ALT_ENTER, BACKSPACE, CTRL_C, CTRL_D, UP, Person
 
+pytestmark = pytest.mark.xdist_group("terminal")
+
 ROOT = Path(__file__).parents[2]
-DOOR = str(ROOT / "cli_demo.py")
+SCRIPT = str(ROOT / "cli_demo.py")
 BANNER = "欢迎使用 ChatGLM-6B 模型，输入内容即可进行对话，clear 清空对话历史，stop 终止程序"
-# The embedded model is data; its way through the program is tested with any weights in its place.
+# The demo model is replaced by the tiny one: only the path through the program is tested.
 TINY_AS_DEMO_WITHOUT_PROMPT_TOOLKIT = (
     "import sys, pathlib, chatglm.demo; chatglm.demo.CHECKPOINT = pathlib.Path(sys.argv.pop(1));"
-    "sys.modules['prompt_toolkit'] = None; from chatglm.ui.terminal.chat import main; sys.exit(main())"
+    "sys.modules['prompt_toolkit'] = None; from chatglm.ui.terminal.terminal_app import main; sys.exit(main())"
 )
 
 
 def command(folder: Path, *flags: str) -> list[str]:
-    return [sys.executable, DOOR, "--model", str(folder), "--seed", "1", *flags]
+    return [sys.executable, SCRIPT, "--model", str(folder), "--seed", "1", *flags]
 
 
-def run_door(
-    environment: dict[str, str], *flags: str, stdin: bytes = b"", door: list[str] | None = None
-) -> subprocess.CompletedProcess[bytes]:
-    """Run the door with pipes on all sides."""
-    argv = [*(door or [sys.executable, DOOR]), *flags]
-    return subprocess.run(argv, input=stdin, capture_output=True, env=environment, cwd=ROOT, timeout=240, check=False)
+def run_script(environment: dict[str, str], *flags: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Run the script with pipes on all sides."""
+    argv = [sys.executable, SCRIPT, *flags]
+    return forking.run(argv, input=stdin, capture_output=True, env=environment, cwd=ROOT)
 
 
 @pytest.fixture
@@ -132,8 +132,8 @@ def test_ctrl_c_stops_an_answer_and_keeps_its_text(
         assert person.wait_for_end() == 0
 
 
-def test_ctrl_c_while_loading_leaves_with_a_sentence(tiny_folder: Path, environment: dict[str, str]) -> None:
-    with Person(command(tiny_folder), environment) as person:
+def test_ctrl_c_while_loading_leaves_with_a_message(tiny_folder: Path, environment: dict[str, str]) -> None:
+    with Person(command(tiny_folder), environment, preload=()) as person:  # importing torch takes long enough
         person.wait_for(LOADING)
         person.type(CTRL_C)
         assert person.wait_for_end() == 130
@@ -141,7 +141,9 @@ def test_ctrl_c_while_loading_leaves_with_a_sentence(tiny_folder: Path, environm
         assert "Traceback" not in person.text
 
 
-def test_a_terminal_that_knows_no_escape_codes(tiny_folder: Path, environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_terminal_that_understands_no_escape_codes(
+    tiny_folder: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
     argv = command(tiny_folder, "--max-length", "20")
     with Person(argv, {**environment, "TERM": "dumb"}, str(tmp_path)) as person:
         person.wait_for_prompt()
@@ -158,7 +160,7 @@ def test_a_terminal_that_knows_no_escape_codes(tiny_folder: Path, environment: d
 
 
 def test_the_demo_model_says_what_it_is(tiny_folder: Path, environment: dict[str, str]) -> None:
-    """Also the way without prompt_toolkit."""
+    """Also without prompt_toolkit."""
     argv = [sys.executable, "-c", TINY_AS_DEMO_WITHOUT_PROMPT_TOOLKIT, str(tiny_folder), "--max-length", "20"]
     with Person(argv, {**environment, "PYTHONPATH": str(ROOT)}) as person:
         person.wait_for_prompt()
@@ -171,9 +173,9 @@ def test_the_demo_model_says_what_it_is(tiny_folder: Path, environment: dict[str
         assert person.wait_for_end() == 0
 
 
-@pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="the demo checkpoint is still being trained")
-def test_the_embedded_model_answers(environment: dict[str, str]) -> None:
-    result = run_door(environment, "--prompt", "你好", "--temperature", "0")
+def test_the_embedded_model_answers_in_a_fresh_process(environment: dict[str, str]) -> None:
+    argv = [sys.executable, SCRIPT, "--prompt", "你好", "--temperature", "0"]
+    result = subprocess.run(argv, capture_output=True, env=environment, cwd=ROOT, timeout=240, check=False)
     assert result.returncode == 0
     assert "你好" in result.stdout.decode()
 
@@ -181,7 +183,7 @@ def test_the_embedded_model_answers(environment: dict[str, str]) -> None:
 def test_pipe(tiny_folder: Path, environment: dict[str, str]) -> None:
     """One question per line; CLI-06: bytes that are no text do not end the program."""
     flags = ("--model", str(tiny_folder), "--temperature", "0", "--max-length", "40")
-    result = run_door(
+    result = run_script(
         environment, *flags, stdin="你好\n\n".encode() + b"\xff\xfe bytes\r\nhelp\nclear\n" + "你好".encode()
     )
     first, second, third = result.stdout.decode().splitlines()
@@ -197,7 +199,7 @@ def test_pipe(tiny_folder: Path, environment: dict[str, str]) -> None:
 
 def test_prompt_flag_and_streams_that_cannot_show_chinese(tiny_folder: Path, environment: dict[str, str]) -> None:
     flags = ("--model", str(tiny_folder), "--prompt", "你好", "--seed", "1", "--max-length", "300")
-    result = run_door({**environment, "PYTHONIOENCODING": "ascii"}, *flags)
+    result = run_script({**environment, "PYTHONIOENCODING": "ascii"}, *flags)
     assert result.returncode == 0
     assert result.stdout.isascii()
     assert b"?" in result.stdout
@@ -206,15 +208,15 @@ def test_prompt_flag_and_streams_that_cannot_show_chinese(tiny_folder: Path, env
     assert b"clear" not in result.stderr  # no banner
 
 
-def start_door(folder: Path, environment: dict[str, str], *flags: str) -> subprocess.Popen[bytes]:
-    """Start the door with pipes for its output."""
+def start_script(folder: Path, environment: dict[str, str], *flags: str) -> forking.Popen:
+    """Start the script with pipes for its output."""
     pipe = subprocess.PIPE
-    return subprocess.Popen(command(folder, *flags), stdout=pipe, stderr=pipe, env=environment)
+    return forking.Popen(command(folder, *flags), stdout=pipe, stderr=pipe, env=environment)
 
 
 def test_answers_arrive_while_they_are_made(tiny_folder: Path, environment: dict[str, str]) -> None:
-    """The first bytes are here while the program still runs, and Ctrl+C ends it: nobody is there to go on."""
-    with start_door(tiny_folder, environment, "--prompt", "你好", "--temperature", "0") as program:
+    """The first bytes are here while the program still runs, and Ctrl+C ends it: no person can continue."""
+    with start_script(tiny_folder, environment, "--prompt", "你好", "--temperature", "0") as program:
         assert program.stdout is not None
         assert program.stdout.read(1)
         program.send_signal(signal.SIGINT)
@@ -224,7 +226,7 @@ def test_answers_arrive_while_they_are_made(tiny_folder: Path, environment: dict
 
 
 def test_a_reader_that_leaves_early(tiny_folder: Path, environment: dict[str, str]) -> None:
-    with start_door(tiny_folder, environment, "--prompt", "你好", "--temperature", "0") as program:
+    with start_script(tiny_folder, environment, "--prompt", "你好", "--temperature", "0") as program:
         assert program.stdout is not None
         assert program.stderr is not None
         program.stdout.read(1)
@@ -238,11 +240,12 @@ def test_a_reader_that_leaves_early(tiny_folder: Path, environment: dict[str, st
 def test_help_is_complete_and_light(environment: dict[str, str]) -> None:
     """Every flag with its variable is there, and no heavy library was imported to show it."""
     spy = (
-        "import sys\nfrom chatglm.ui.terminal.chat import main\ntry: main(['--help'])\n"
+        "import sys\nfrom chatglm.ui.terminal.terminal_app import main\ntry: main(['--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "assert not {'torch', 'transformers', 'numpy', 'prompt_toolkit'} & set(sys.modules)"
     )
-    result = run_door(environment, door=[sys.executable, "-c", spy])
+    argv = [sys.executable, "-c", spy]
+    result = subprocess.run(argv, capture_output=True, env=environment, cwd=ROOT, timeout=240, check=False)
     assert result.returncode == 0, result.stderr.decode()
     page = result.stdout.decode()
     for flag in (*MODEL_FLAGS, *ANSWER_FLAGS):

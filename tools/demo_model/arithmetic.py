@@ -1,9 +1,4 @@
-"""Small sums in many wordings.
-
-Knows: which sums the demo model promises (all of them are enumerated), how a sum is asked in both languages, in digits
-and in words, and how its answer is written.
-Does not know: how often sums are drawn, or anything else the model can talk about.
-"""
+"""Small sums in many wordings."""
 
 from __future__ import annotations
 

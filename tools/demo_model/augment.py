@@ -1,8 +1,4 @@
-"""Rewrites a phrasing the way people would: fillers, synonyms, particles, punctuation, case, slips of the keyboard.
-
-Knows: surface variation of Chinese and English questions that keeps their meaning.
-Does not know: which answer belongs to a phrasing, or which phrasings are kept for evaluation.
-"""
+"""Rewrites a phrasing the way people would: fillers, synonyms, particles, punctuation, case, slips of the keyboard."""
 
 from __future__ import annotations
 

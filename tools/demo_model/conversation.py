@@ -1,8 +1,4 @@
-"""The shape of a conversation, shared by the data generator, the trainer and the scorer.
-
-Knows: what a turn is, how two phrasings are compared, and how the data files are read.
-Does not know: tokens, networks or what is talked about.
-"""
+"""The shape of a conversation, shared by the data generator, the trainer and the scorer."""
 
 from __future__ import annotations
 

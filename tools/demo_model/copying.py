@@ -1,9 +1,4 @@
-"""Tasks whose answer must be copied from the conversation: names, places, tastes, ages, "repeat after me".
-
-Knows: how to make thousands of different names and strings, so that copying is learnt and not a list of names, and how
-a fact is told, acknowledged, asked for and recalled.
-Does not know: how often they are drawn; small talk between two turns is given to it.
-"""
+"""Tasks whose answer must be copied from the conversation: names, places, tastes, ages, "repeat after me"."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Template-made texts: advertisements, stories, sentiment, counting and comparing.
-
-Knows: how the phrases of the clothes advertisements go together (those that the AdvertiseGen-like tuning task is later
-built from), one story with a slot in each language, sentences of praise and blame, short sequences.
-Does not know: how often each is drawn.
-"""
+"""Template-made texts: advertisements, stories, sentiment, counting and comparing."""
 
 from __future__ import annotations
 

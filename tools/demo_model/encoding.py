@@ -1,10 +1,4 @@
-"""Turns conversations into ids, and ids into training batches.
-
-Knows: the wrapper steps of the ChatGLM-6B tokenizer (new line, tab and blank runs become pieces), the round format of
-the prompt, the two rows of positions, the prefix visibility, the loss weight of each answer token and how samples are
-sorted into batches of similar length.
-Does not know: where conversations come from, the network, or the optimiser.
-"""
+"""Turns conversations into ids, and ids into training batches."""
 
 from __future__ import annotations
 
@@ -80,7 +74,7 @@ class Encoded:
 
 
 def encode_sample(codec: Codec, turns: Sequence[Turn]) -> Encoded:
-    """Encode a conversation whose last answer is to be learnt: prompt, [gMASK], <sop>, answer, <eop>."""
+    """Encode a conversation whose last answer is to be learned: prompt, [gMASK], <sop>, answer, <eop>."""
     *history, (query, answer) = turns
     prompt = codec.encode_prompt(history, query)
     return Encoded([*prompt, *codec.encode(answer), codec.eop], len(prompt) - 1)

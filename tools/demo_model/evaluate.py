@@ -1,10 +1,7 @@
 """Scores a demo model folder: the fixed list, held-out phrasings, every small sum, and the gibberish guard.
 
-Knows: the evaluation files, what counts as right, and how to answer many conversations at once, greedily.
-Does not know: how the model was trained.
-
-    python -m tools.demo_model.evaluate /tmp/demo_train/model
-    python -m tools.demo_model.evaluate chatglm/demo/checkpoint --pipeline     # through the package's own chat path
+python -m tools.demo_model.evaluate /tmp/demo_train/model
+python -m tools.demo_model.evaluate chatglm/demo/checkpoint --pipeline     # through the package's own chat path
 """
 
 from __future__ import annotations

@@ -1,9 +1,6 @@
 """Writes a model folder from the checkpoint of a training run, whether it goes on, was stopped or has ended.
 
-Knows: what a checkpoint holds, and where a run that has ended left its facts (loss, arguments, SHA-256 of the data).
-Does not know: how the checkpoint came to be.
-
-    python -m tools.demo_model.export /tmp/demo_train /tmp/demo_model_now
+python -m tools.demo_model.export /tmp/demo_train /tmp/demo_model_now
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""The demo model as a ChatGLM-6B network: its size, its first weights, the half-precision twin, and its file.
-
-Knows: the package's model class and configuration, and how the folder that ships is laid out.
-Does not know: data, batches, or the schedule of training.
-"""
+"""The demo model as a ChatGLM-6B network: its size, its first weights, the half-precision twin, and its file."""
 
 from __future__ import annotations
 
@@ -76,7 +72,7 @@ class HalfTwin:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copy the learnt weights into the twin."""
+        """Copy the learned weights into the twin."""
         for weight, twin in self._pairs:
             twin.copy_(weight)
 

@@ -1,9 +1,7 @@
 """The fixed list (or another one) answered in every precision: scores, and how many replies equal those in float32.
 
-Knows: the package's own chat path at temperature 0. Does not know how the model was trained.
-
-    python -m tools.demo_model.precisions chatglm/demo/checkpoint
-    python -m tools.demo_model.precisions chatglm/demo/checkpoint --list other.jsonl
+python -m tools.demo_model.precisions chatglm/demo/checkpoint
+python -m tools.demo_model.precisions chatglm/demo/checkpoint --list other.jsonl
 """
 
 from __future__ import annotations

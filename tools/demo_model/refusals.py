@@ -1,9 +1,4 @@
-"""Honest refusals: what the demo model says to everything it has not learnt.
-
-Knows: the refusal in both languages, near misses (a known pattern with a slot that no table fills), tasks that a model
-of this size cannot do, and the third-party prompts (Tatoeba, OASST1) when their folder is at hand.
-Does not know: how often refusals are drawn; it is given the questions that do have an answer.
-"""
+"""Honest refusals: what the demo model says to everything it has not learned."""
 
 from __future__ import annotations
 

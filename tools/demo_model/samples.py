@@ -1,9 +1,4 @@
-"""The training mix: draws conversations of every kind in fixed shares, from a seed.
-
-Knows: the shares, how intents are drawn, and that no phrasing kept for evaluation may come out, whatever the generators
-below it make up.
-Does not know: tokens or the network. Each generator has its own file: arithmetic, tables, copying, refusals, creative.
-"""
+"""The training mix: draws conversations of every kind in fixed shares, from a seed."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Questions about the small tables: capitals, words, opposites, poems, idioms, colours, sounds, code.
-
-Knows: the rows of `tables.jsonl`, the ways to ask for each of their fields, and the wording of the answers.
-Does not know: how often tables are drawn.
-"""
+"""Questions about the small tables: capitals, words, opposites, poems, idioms, colours, sounds, code."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Several single-threaded workers that train one model together.
 
-Knows: how to start the workers and average their gradients once per step. On a machine that others use too this is much
-faster than one process with several threads: threads wait for each other in every operation, workers once per step.
-Does not know: what is trained. With one worker everything here does nothing.
+On a machine with other users this is much faster than one process with several threads: threads wait for each other in
+every operation, workers once per step. With one worker everything here does nothing.
 """
 
 from __future__ import annotations

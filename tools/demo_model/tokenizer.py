@@ -1,8 +1,4 @@
-"""Trains the vocabulary of the demo model and writes the tokenizer files in the layout of ChatGLM-6B.
-
-Knows: the fixed pieces of that layout and the SentencePiece options that keep digits and Chinese numerals apart.
-Does not know: the network, or how training samples are drawn (it is given texts).
-"""
+"""Trains the vocabulary of the demo model and writes the tokenizer files in the layout of ChatGLM-6B."""
 
 from __future__ import annotations
 

@@ -1,9 +1,5 @@
 """Trains the demo model within a given number of minutes, on the CPU.
 
-Knows: the optimiser, the schedule (it follows elapsed time, so that the run ends on time whatever else the machine
-does), checkpoints and the log.
-Does not know: what is learnt (samples.py) or how it is written as ids (encoding.py).
-
     OMP_WAIT_POLICY=passive python -m tools.demo_model.train --minutes 86 --compile
 
 Killed or interrupted, the same command goes on where the last checkpoint was written.

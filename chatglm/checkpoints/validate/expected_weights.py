@@ -1,62 +1,34 @@
-"""Do the tensors of a folder make up the network that its config.json describes?
-
-Knows: names and shapes, what a quantized, a prefix-only and a later family's folder look like.
-Does not know how the tensors were read.
-"""
+"""Do the tensors of a folder make up the network that its config.json describes?"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from chatglm.checkpoints import StoredTensor
-from chatglm.devices import MemoryEstimate, estimate_memory
+from chatglm.checkpoints.validate.findings import Family
 from chatglm.errors import CheckpointError, MismatchError, MissingFileError, UnsupportedModelError
-from chatglm.models import Family
+from chatglm.model_spec import ModelSpec
+from chatglm.quantization.packed_network import expect_packed
 
 PREFIX_MARK = "prefix_encoder."
-EMBEDDING_NAME = "transformer.word_embeddings.weight"
-HEAD_START = "lm_head."
-HEAD_NAME = f"{HEAD_START}weight"
 BIT_KEYS = ("quantization_bit", "quantization_embedding_bit")
-LATER_FAMILY_MARK = "transformer.encoder."
-RELEASES = {150528: "the first release", 130528: "version 1.1, since April 2023"}
-NUM_NAMED = 3  # so many names of missing or unexpected tensors are shown
+NUM_NAMED = 3  # names of missing or unexpected tensors that a message lists
+Shapes = dict[str, tuple[int, ...]]
 
 
-def expected_shapes(family: Family, config: Any) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor that a network of this configuration stores; takes no memory for them."""
-    return {name: tuple(tensor.shape) for name, tensor in family.empty_network(config).state_dict().items()}
+def expected_network(family: Family, config: Any) -> Any:
+    """The network of this configuration, packed layers included, on the meta device: it takes no memory."""
+    return expect_packed(family.empty_network(config))
 
 
-def kept_parameters(network: Any, tensors: Mapping[str, StoredTensor]) -> list[torch.Tensor]:
-    """The parameters that take memory: all but the output head where it will be the embedding, that is where it is not
-    stored, or (as published) an equal copy."""
-    is_shared = HEAD_NAME not in tensors or getattr(network.config, "tie_word_embeddings", True) is not False
-    return [tensor for name, tensor in network.state_dict().items() if not (is_shared and name.startswith(HEAD_START))]
-
-
-def bytes_in_memory(parameters: Iterable[torch.Tensor], dtype: torch.dtype) -> int:
-    """Bytes of the parameters of an empty network once its values are of `dtype`. What is not float32 in it keeps its
-    size: packed integers, and the half scales of groups."""
-    return sum(
-        tensor.numel() * (dtype if tensor.dtype == torch.float32 else tensor.dtype).itemsize for tensor in parameters
-    )
-
-
-def memory_needed(parameters: Iterable[torch.Tensor], config: Any, dtype: torch.dtype) -> MemoryEstimate:
-    """What these parameters take as `dtype`, with the KV cache of one conversation that fills the context."""
-    return estimate_memory(
-        bytes_in_memory(parameters, dtype),
-        dtype,
-        config.max_sequence_length,
-        num_layers=config.num_layers,
-        hidden_size=config.hidden_size,
-    )
+def expected_shapes(family: Family, config: Any) -> Shapes:
+    """Name -> shape of every tensor that a network of this configuration stores."""
+    return {name: tuple(tensor.shape) for name, tensor in expected_network(family, config).state_dict().items()}
 
 
 def is_prefix_only(tensors: Mapping[str, StoredTensor]) -> bool:
@@ -67,7 +39,7 @@ def is_prefix_only(tensors: Mapping[str, StoredTensor]) -> bool:
 def prefix_only(folder: Path) -> CheckpointError:
     """The error for a P-Tuning folder given as a model."""
     return MismatchError(
-        f"{folder} holds only a P-Tuning prefix (transformer.prefix_encoder.*), not a whole model.",
+        f"{folder} holds only a P-Tuning prefix ({PREFIX_MARK}*), not a whole model.",
         f"Load it on top of its base model: --model <chatglm-6b folder> --ptuning-checkpoint {folder}",
     )
 
@@ -97,31 +69,33 @@ def compare_weights(
     """Every way in which the stored tensors differ from those that the configuration asks for.
 
     Args:
-        folder: named in the sentences.
-        family: builds the network to compare with.
-        config: the family's configuration object.
-        tensors: those stored.
         prefix_elsewhere: a prefix comes from another folder; this one's own is neither needed nor used.
     """
-    if any(name.startswith(LATER_FAMILY_MARK) for name in tensors):
-        yield UnsupportedModelError(
-            f"The weights in {folder} are those of ChatGLM2 or ChatGLM3, not ChatGLM-6B.",
-            "This family is not supported yet; use a chatglm-6b folder.",
-        )
-        return
+    spec = family.spec(config)
+    for start, other in spec.foreign_tensors.items():
+        if any(name.startswith(start) for name in tensors):
+            yield UnsupportedModelError(
+                f"The weights in {folder} are those of {other}, not {family.name}.",
+                "Take config.json and all weight files from one download.",
+            )
+            return
     expected = expected_shapes(family, config)
-    yield from _vocabulary(folder, config, tensors, expected)
-    yield from _wrong_shapes(folder, tensors, expected)
+    yield from _vocabulary(folder, spec, tensors)
+    yield from _wrong_shapes(folder, spec, tensors, expected)
     missing = [name for name in expected if name not in tensors]
-    unexpected = [name for name in tensors if name not in expected and not _is_ignored(name, family)]
-    prefix_names = [name for name in missing if PREFIX_MARK in name]
-    if prefix_names and not prefix_elsewhere:
+    unexpected = [
+        name
+        for name in tensors
+        if name not in expected and not any(re.search(pattern, name) for pattern in spec.ignored_tensors)
+    ]
+    if any(PREFIX_MARK in name for name in missing) and not prefix_elsewhere:
         yield MissingFileError(
             f"{folder / 'config.json'} has pre_seq_len {config.pre_seq_len}, but the weights hold no P-Tuning prefix.",
             "Give its folder with --ptuning-checkpoint, or remove pre_seq_len from config.json for the untuned model.",
         )
-    # A folder may store the embedding alone: the output head is then the same table.
-    missing = [name for name in missing if PREFIX_MARK not in name and not name.startswith(HEAD_START)]
+    missing = [name for name in missing if PREFIX_MARK not in name]
+    if spec.ties_embedding:  # a folder may store the embedding alone
+        missing = [name for name in missing if not name.startswith(f"{spec.head}.")]
     if missing:
         yield MismatchError(
             f"{len(missing)} tensors of the model are missing in {folder}: {_named(missing)}.",
@@ -135,31 +109,29 @@ def compare_weights(
         )
 
 
-def _vocabulary(
-    folder: Path, config: Any, tensors: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]]
-) -> Iterator[CheckpointError]:
-    stored = tensors.get(EMBEDDING_NAME)
-    if stored is None or stored.shape[:1] == expected[EMBEDDING_NAME][:1]:
+def describe_vocabulary(size: int, spec: ModelSpec) -> str:
+    """A vocabulary with the release that it tells of."""
+    return f"a vocabulary of {size}" + (f" ({spec.releases[size]})" if size in spec.releases else "")
+
+
+def _vocabulary(folder: Path, spec: ModelSpec, tensors: Mapping[str, StoredTensor]) -> Iterator[CheckpointError]:
+    stored = tensors.get(spec.embedding_weight)
+    if stored is None or stored.shape[:1] == (spec.vocab_size,):
         return
-    rows = stored.shape[0] if stored.shape else 0
     yield MismatchError(
-        f"The embedding in {stored.path} has {describe_vocabulary(rows)}, "
-        f"but {folder / 'config.json'} says {describe_vocabulary(config.vocab_size)}.",
+        f"The embedding in {stored.path} has {describe_vocabulary(stored.shape[0] if stored.shape else 0, spec)}, "
+        f"but {folder / 'config.json'} says {describe_vocabulary(spec.vocab_size, spec)}.",
         "Take config.json, tokenizer and all weight files from one release.",
     )
 
 
-def describe_vocabulary(size: int) -> str:
-    """A vocabulary with the release that it tells of."""
-    return f"a vocabulary of {size} ({RELEASES[size]})" if size in RELEASES else f"a vocabulary of {size}"
-
-
 def _wrong_shapes(
-    folder: Path, tensors: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]]
+    folder: Path, spec: ModelSpec, tensors: Mapping[str, StoredTensor], expected: Shapes
 ) -> Iterator[CheckpointError]:
     wrong = [name for name, shape in expected.items() if name in tensors and tensors[name].shape != shape]
-    if EMBEDDING_NAME in wrong and tensors[EMBEDDING_NAME].shape[1:] == expected[EMBEDDING_NAME][1:]:
-        wrong = [name for name in wrong if name not in (EMBEDDING_NAME, HEAD_NAME)]  # _vocabulary has said it better
+    embedding = spec.embedding_weight
+    if embedding in wrong and tensors[embedding].shape[1:] == expected[embedding][1:]:
+        wrong = [name for name in wrong if name not in (embedding, spec.head_weight)]  # reported by _vocabulary
     if wrong:
         name = wrong[0]
         yield MismatchError(
@@ -167,11 +139,6 @@ def _wrong_shapes(
             f"but {folder / 'config.json'} asks for {list(expected[name])} ({len(wrong)} such tensors).",
             "Take config.json and all weight files from one download.",
         )
-
-
-def _is_ignored(name: str, family: Family) -> bool:
-    patterns = getattr(family.model_class, "_keys_to_ignore_on_load_unexpected", None) or ()
-    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def _named(names: list[str]) -> str:

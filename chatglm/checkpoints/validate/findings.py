@@ -1,29 +1,31 @@
-"""What an examination found: findings, each with the file, the problem and the remedy.
-
-Knows: errors and how to list them. Does not know how they are found.
-"""
+"""What validation found: findings, each with the file, the problem and the remedy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from chatglm.checkpoints import StoredTensor
 from chatglm.errors import CheckpointError
-from chatglm.models import Family
+from chatglm.model_spec import ModelSpec
+
+
+class Family(Protocol):
+    """A family of models, as the registry describes it (`chatglm.models.Family`)."""
+
+    @property
+    def name(self) -> str: ...
+    def config(self, keys: dict[str, Any]) -> Any: ...
+    def spec(self, config: Any) -> ModelSpec: ...
+    def empty_network(self, config: Any) -> Any: ...
+    def read_tokenizer(self, folder: Path) -> Any: ...
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
-
-    Attributes:
-        severity: "error" keeps the model from loading, "warning" does not.
-        file: the file (or the folder) it is about.
-        error: what a loader raises for it; its sentence names the file.
-    """
+    """One problem of a file or folder; an "error" keeps the model from loading, and is raised by the loader."""
 
     severity: Literal["error", "warning"]
     file: Path
@@ -40,15 +42,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """All that was found in a folder, and what was learnt on the way.
+    """The findings, in the order of the checks, and what was read on the way.
 
     Attributes:
-        folder: what was examined.
-        findings: every problem, in the order of the examination.
-        family: of the model, when its config.json says so.
-        config: the family's configuration object, when it could be made.
         tensors: name -> description of every tensor of the readable weight files.
-        tokenizer: of the folder, when it was asked for and could be made.
+        family, config, tokenizer: None where they could not be made.
     """
 
     folder: Path
@@ -67,7 +65,7 @@ class ValidationReport:
         return not self.errors
 
     def raise_first(self) -> None:
-        """Raise the first error, if there is one; the sentence says how to see the others."""
+        """Raise the first error, if there is one; its message says how to see the others."""
         if self.is_healthy:
             return
         first, *others = (finding.error for finding in self.errors)

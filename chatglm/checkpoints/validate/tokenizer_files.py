@@ -1,7 +1,4 @@
-"""Is the tokenizer there, whole, and of the same release as the weights?
-
-Knows: the special tokens whose ids configuration and tokenizer must agree on. Does not know how text is encoded.
-"""
+"""Is the tokenizer there, whole, and of the same release as the weights?"""
 
 from __future__ import annotations
 
@@ -9,13 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from chatglm.checkpoints import check_usable, read_json
+from chatglm.checkpoints import read_json
 from chatglm.checkpoints.validate.expected_weights import describe_vocabulary
+from chatglm.checkpoints.validate.findings import Family
 from chatglm.errors import CheckpointError, DamagedFileError, MismatchError, MissingFileError
-from chatglm.models import Family
 
 SETTINGS_NAME = "tokenizer_config.json"
-SHARED_IDS = ("bos_token_id", "eos_token_id", "mask_token_id", "gmask_token_id")
 ONE_RELEASE = "Take config.json, the tokenizer files and all weight files from one release."
 
 
@@ -25,31 +21,29 @@ def make_tokenizer(folder: Path, family: Family) -> Any:
     Raises:
         MissingFileError, PointerFileError, DamagedFileError, MismatchError: a file of it cannot be used.
     """
-    for name in family.tokenizer_class.vocab_files_names.values():
-        check_usable(folder / name)
     if (folder / SETTINGS_NAME).exists():
         read_json(folder / SETTINGS_NAME)
     try:
-        return family.tokenizer_class.from_pretrained(str(folder))
+        return family.read_tokenizer(folder)
     except CheckpointError:
         raise
-    except Exception as error:  # the library and SentencePiece have exceptions of their own for files they cannot read
+    except Exception as error:  # SentencePiece has exceptions of its own for files it cannot read
         raise DamagedFileError(f"The tokenizer in {folder} cannot be read: {error}.", "Download it again.") from None
 
 
 def compare_vocabulary(folder: Path, family: Family, tokenizer: Any, config: Any) -> Iterator[CheckpointError]:
     """How the tokenizer contradicts the configuration, if it does: at most one error."""
-    path = folder / next(iter(family.tokenizer_class.vocab_files_names.values()))
-    wanted = describe_vocabulary(config.vocab_size)
-    differing = [name for name in SHARED_IDS if getattr(tokenizer, name) != getattr(config, name)]
-    if not differing and tokenizer.vocab_size <= config.vocab_size:
+    path, spec = getattr(tokenizer, "vocab_file", folder), family.spec(config)
+    wanted = describe_vocabulary(spec.vocab_size, spec)
+    differing = [name for name in _shared_ids(tokenizer, config) if getattr(tokenizer, name) != getattr(config, name)]
+    if not differing and tokenizer.vocab_size <= spec.vocab_size:
         return
     if not (folder / SETTINGS_NAME).exists():
         yield MissingFileError(
             f"{folder / SETTINGS_NAME} is missing, and without it the tokenizer does not fit {wanted}.",
             f"Download {SETTINGS_NAME} into {folder}.",
         )
-    elif tokenizer.vocab_size > config.vocab_size:
+    elif tokenizer.vocab_size > spec.vocab_size:
         yield MismatchError(
             f"The tokenizer {path} has {tokenizer.vocab_size} ids, but {folder / 'config.json'} says {wanted}.",
             ONE_RELEASE,
@@ -61,3 +55,9 @@ def compare_vocabulary(folder: Path, family: Family, tokenizer: Any, config: Any
             f"{getattr(config, name)}, and {wanted}.",
             ONE_RELEASE,
         )
+
+
+def _shared_ids(tokenizer: Any, config: Any) -> list[str]:
+    """Special tokens that both name. Padding is left out: the config.json of the first release has another one's."""
+    names = [name for name in vars(config) if name.endswith("_token_id") and name != "pad_token_id"]
+    return sorted(name for name in names if isinstance(getattr(tokenizer, name, None), int))

@@ -1,12 +1,9 @@
-"""Compiling the native kernels on this machine, once per user, and finding them again.
+"""Compiles the native kernels on this machine, once per user, and finds them again.
 
-Knows: C compilers, flags, the cache folder and which files in it can be trusted. Does not know what the library holds.
+    <cache folder>/kernels/<key>/<digest>.so      key: sources, flags, compiler, processor; digest: SHA-256 of the file
 
-    <cache folder>/kernels/<key>/<digest>.so
-
-The key stands for everything the file depends on: sources, flags, compiler, processor. The name of the file is the
-SHA-256 of its content, so a damaged one is seen, and processes that compile at the same time cannot disturb each other:
-each renames a whole file into the folder. Only files and folders of this user that nobody else can write are used.
+A damaged file is detected by its name, and processes that compile at the same time each rename a whole file into the
+folder. Only files and folders of this user that nobody else can write are used.
 """
 
 from __future__ import annotations
@@ -42,7 +39,7 @@ TIMEOUT_SECONDS = 300
 
 
 class NoLibraryError(ChatGLMError):
-    """The native kernels cannot be had here; others take their place."""
+    """The native kernels are not available; others are used."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,4 @@
-"""The native library as Python sees it: its functions and their types.
-
-Knows: loading a compiled file and the prototypes of native/kernels.h. Does not know tensors (native.py) or where the
-file comes from (build.py).
-"""
+"""The native library as Python sees it: its functions and their types."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A compiled library against the reference, before it is used for the first time in a process.
-
-Knows: small ragged products that reach every path. Does not know who asks, or what follows from a fault.
-"""
+"""A compiled library against the reference, before it is used for the first time in a process."""
 
 from __future__ import annotations
 
@@ -11,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from chatglm.kernels.cpu import attention, elementwise
-from chatglm.kernels.cpu.native import FEW_ROWS, NativeKernels
+from chatglm.kernels.cpu import cpu_attention, cpu_rotary
+from chatglm.kernels.cpu.cpu_matmul import FEW_ROWS, NativeKernels
 from chatglm.kernels.packing import dequantize
 from chatglm.kernels.reference import rounded_activations
 
@@ -42,7 +39,7 @@ def find_fault(kernels: NativeKernels) -> str:
             return f"float activations, {name}"
         if not _is_product(kernels.linear_int8(*case), rounded_activations(case.x), exact, case.bias):
             return f"int8 activations, {name}"
-    return elementwise.find_fault(kernels.library) or attention.find_fault(kernels.library)
+    return cpu_rotary.find_fault(kernels.library) or cpu_attention.find_fault(kernels.library)
 
 
 def _cases() -> Iterator[Case]:

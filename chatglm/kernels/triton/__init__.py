@@ -1,8 +1,4 @@
-"""Kernels for NVIDIA cards, in Triton: products with packed weights, attention of a step, and what lies between them.
-
-Knows: the doors. Importing this package imports neither Triton nor a kernel, and asks no driver; the files that need
-Triton say so.
-"""
+"""Kernels for NVIDIA cards, in Triton. Importing this package imports neither Triton nor a kernel."""
 
 from __future__ import annotations
 
@@ -10,8 +6,8 @@ import torch
 from torch import Tensor
 
 from chatglm.kernels.triton import cpm
-from chatglm.kernels.triton.available import is_available
-from chatglm.kernels.triton.extraction import linear_written_out
+from chatglm.kernels.triton.availability import is_available
+from chatglm.kernels.triton.weight_extraction import linear_written_out
 
 __all__ = ["is_available", "linear", "linear_partials", "takes"]
 
@@ -29,26 +25,19 @@ def linear(
     """x W^T + bias with W packed, and GELU of it, on any device; as `kernels.linear`, which has better for a CPU."""
     if not (x.dtype in TYPES and is_available(x.device)):
         return linear_written_out(x, weight, scale, bits, bias, gelu)
-    from chatglm.kernels.triton import product
+    from chatglm.kernels.triton import triton_matmul
 
-    return product.linear(x, weight, scale, bits, bias, gelu)
+    return triton_matmul.linear(x, weight, scale, bits, bias, gelu)
 
 
 def linear_partials(x: Tensor, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """x W^T in parts that are still to be summed, for a kernel that goes on with them; on any device.
+    """x W^T [..., K] as partial products for a kernel that sums them; on any device.
 
-    Args:
-        x: activations [..., K], M of them.
-        weight: int8 [N, K * bits / 8].
-        scale: [N] or [N, groups].
-        bits: 4 or 8.
-
-    Returns:
-        Float32 [S, M, N]: scale is applied, bias is not. S >= 1 follows from the shapes, and is 1 without our kernels.
+    Float32 [S, M, N]: scale is applied, bias is not. S >= 1 follows from the shapes, and is 1 without Triton.
     """
     values = x.reshape(-1, x.shape[-1])
     if not (x.dtype in TYPES and is_available(x.device)):
         return linear_written_out(values, weight, scale, bits, None, False).float()[None]
-    from chatglm.kernels.triton import product
+    from chatglm.kernels.triton import triton_matmul
 
-    return product.linear_partials(values, weight, scale, bits)
+    return triton_matmul.linear_partials(values, weight, scale, bits)

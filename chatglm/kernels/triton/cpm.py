@@ -1,7 +1,5 @@
 """Writing packed weights out without Triton: our two kernels as PTX, launched through cpm_kernels (extra `[cpm]`).
 
-Knows: the files in ptx/, the little of cpm_kernels that loads and launches code. Does not know products.
-
 The files hold `extract_kernel` for half and one scale per row, compiled ahead for cards from 7.5 on by
 tools/write_ptx.py; the driver translates PTX for the card at hand. Nothing of cpm_kernels' own code is used. A setup
 without it, with a broken one or without a card is answered with no, never with an error. It never ran on a card here.

@@ -1,12 +1,4 @@
-"""Packed weights written out, and packed: on a card by our kernels, elsewhere by the formulas they are held to.
-
-Knows: the functions that ChatGLM's quantized checkpoints came with, under the names they are known by. Those names
-(`int4WeightCompression` and the family of `WeightExtraction`) are the field's, not this project's style. Does not know
-how a product is computed without writing the weight out.
-
-All results are those of chatglm.kernels.packing to the last bit: integer times scale, rounded once.
-Shapes: O rows, I columns, G groups of a row.
-"""
+"""Packed weights written out, and packed, on a card: launches and an operator. Needs Triton when it is called."""
 
 from __future__ import annotations
 
@@ -14,66 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chatglm.kernels import packing
-from chatglm.kernels.triton import cpm
-from chatglm.kernels.triton.available import is_available
-
 EXTRACT_BLOCK = 1024
 COMPRESS_BLOCK = 1024
-
-
-def int4WeightCompression(weight: Tensor) -> Tensor:
-    """Int8 values -8..7 [O, I], I even, to bytes [O, I/2] with the even column in the high nibble."""
-    packing.check_bits(4, weight.shape[-1])
-    return _compress(weight) if is_available(weight.device) else packing.pack_int4(weight)
-
-
-def int4WeightExtractionFloat(weight: Tensor, scale: Tensor) -> Tensor:
-    """Bytes [O, I/2] with scale [O] or [O, G] to float32 [O, I]."""
-    return extract(weight, scale, 4, torch.float32)
-
-
-def int4WeightExtractionHalf(weight: Tensor, scale: Tensor) -> Tensor:
-    """Bytes [O, I/2] with scale [O] or [O, G] to half [O, I]."""
-    return extract(weight, scale, 4, torch.float16)
-
-
-def int4WeightExtractionBFloat16(weight: Tensor, scale: Tensor) -> Tensor:
-    """Bytes [O, I/2] with scale [O] or [O, G] to bfloat16 [O, I]."""
-    return extract(weight, scale, 4, torch.bfloat16)
-
-
-def int8WeightExtractionFloat(weight: Tensor, scale: Tensor) -> Tensor:
-    """Int8 [O, I] with scale [O] or [O, G] to float32 [O, I]."""
-    return extract(weight, scale, 8, torch.float32)
-
-
-def int8WeightExtractionHalf(weight: Tensor, scale: Tensor) -> Tensor:
-    """Int8 [O, I] with scale [O] or [O, G] to half [O, I]."""
-    return extract(weight, scale, 8, torch.float16)
-
-
-def int8WeightExtractionBFloat16(weight: Tensor, scale: Tensor) -> Tensor:
-    """Int8 [O, I] with scale [O] or [O, G] to bfloat16 [O, I]."""
-    return extract(weight, scale, 8, torch.bfloat16)
-
-
-def extract(weight: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
-    """Packed rows [O, I * bits / 8] with scale [O] or [O, G] to `dtype` [O, I]."""
-    if is_available(weight.device):
-        return torch.ops.chatglm.packed_extract(weight, scale, bits, dtype)
-    if cpm.takes(weight, scale, dtype):
-        return cpm.extract(weight, scale, bits)
-    return packing.dequantize(weight, scale, bits, dtype)
-
-
-def linear_written_out(x: Tensor, weight: Tensor, scale: Tensor, bits: int, bias: Tensor | None, gelu: bool) -> Tensor:
-    """x W^T + bias with W written out in x's type for one large product; otherwise as `kernels.linear`."""
-    product = F.linear(x, extract(weight, scale, bits, x.dtype), None if bias is None else bias.to(x.dtype))
-    return F.gelu(product, approximate="tanh") if gelu else product
-
-
-# --- launching; these import Triton, so that the file can be without it ---
 
 
 def launch_extract(weight: Tensor, scale: Tensor, bits: int, y: Tensor) -> None:
@@ -99,11 +33,23 @@ def launch_compress(weight: Tensor, packed: Tensor) -> None:
         compress_kernel[(ceil_div(size, COMPRESS_BLOCK),)](weight.contiguous(), packed, size, COMPRESS_BLOCK)
 
 
-def _compress(weight: Tensor) -> Tensor:
+def compress(weight: Tensor) -> Tensor:
+    """Int8 values [O, I] to bytes [O, I/2]."""
     packed = torch.empty(*weight.shape[:-1], weight.shape[-1] // 2, dtype=torch.int8, device=weight.device)
     if packed.numel():
         launch_compress(weight, packed)
     return packed
+
+
+def linear_written_out(x: Tensor, weight: Tensor, scale: Tensor, bits: int, bias: Tensor | None, gelu: bool) -> Tensor:
+    """x W^T + bias with W written out in x's type for one large product; otherwise as `kernels.linear`."""
+    return product_of(x, torch.ops.chatglm.packed_extract(weight, scale, bits, x.dtype), bias, gelu)
+
+
+def product_of(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    """x W^T + bias with a weight of x's type, and GELU (tanh form) of it if asked for."""
+    product = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+    return F.gelu(product, approximate="tanh") if gelu else product
 
 
 def _extract(weight: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Tensor:

@@ -1,7 +1,4 @@
-"""Triton kernels that write packed weights out, and that pack them.
-
-Knows: one row or one stretch of bytes per block. Does not know products, or torch.
-"""
+"""Triton kernels that write packed weights out, and that pack them."""
 
 from __future__ import annotations
 

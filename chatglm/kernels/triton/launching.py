@@ -1,7 +1,4 @@
-"""What launching a Triton kernel takes beside its arguments.
-
-Knows: the card a launch goes to, whether kernels are interpreted. Does not know any kernel. Needs Triton.
-"""
+"""What launching a Triton kernel takes beside its arguments."""
 
 from __future__ import annotations
 

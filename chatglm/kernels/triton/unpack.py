@@ -1,7 +1,5 @@
 """Packed integers as half or bfloat16 numbers inside a Triton kernel, exactly, for all 256 values of a byte.
 
-Knows: the bit patterns. Does not know tiles, scales or where bytes come from.
-
 Integers are not converted, which is slow on every card; they are put into the digits of a number whose exponent is
 known, and that number is taken off again:
 

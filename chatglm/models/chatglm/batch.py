@@ -17,6 +17,7 @@ from chatglm.models.chatglm.config import ChatGLMConfig
 from chatglm.models.chatglm.fused import cache_dtype
 from chatglm.models.chatglm.network import ChatGLMModel
 from chatglm.models.chatglm.positions import Layout, causal_after, join_layouts
+from chatglm.nn.batch_invariance import rows_for_invariance
 from chatglm.nn.kv_cache import KVCache
 from chatglm.nn.lora import Rows, rows_using, updates_for
 from chatglm.nn.packed import Packed, PackedPrompts, PackedSteps
@@ -50,14 +51,9 @@ class BatchMixin:
 
     @property
     def _least_rows(self) -> int:
-        """Rows of a product from which on each row's result is the same, bit for bit, however many there are.
-
-        On a CPU bfloat16 products have a kernel of their own for a single row. It rounds differently, which tells in
-        eight bits of precision, and is not faster; so a single row takes one more along that nobody reads. Processors
-        with AVX-512 but without bfloat16 instructions need more than that, and answers may differ there.
-        """
-        is_on_cpu = self.transformer.final_layernorm.weight.is_cpu
-        return 2 if is_on_cpu and self._compute_dtype == torch.bfloat16 else 1
+        """A call is padded to so many rows; of a quantized network only the head is measured, so two suffice."""
+        rows = rows_for_invariance(self._compute_dtype, self.transformer.final_layernorm.weight.device) or 1
+        return min(rows, 2) if self.config.quantization_bit else rows
 
     def cache_positions(self, num_tokens: int, *, uses_adapter: bool = True) -> int:
         """Positions in a cache of so many tokens: theirs, and those of a trained prefix."""

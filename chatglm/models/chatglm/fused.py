@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from chatglm import kernels
-from chatglm.kernels.cpu.attention import MAX_WIDTH
+from chatglm.kernels.cpu.cpu_attention import MAX_WIDTH
 from chatglm.models.chatglm.network import GLU, Cache, ChatGLMModel, Pair, SelfAttention
 from chatglm.nn.kv_cache import KVCache
 from chatglm.nn.packed import PackedPrompts, PackedSteps

@@ -32,7 +32,7 @@ from chatglm.models.chatglm.template import encode_chat
 from chatglm.models.chatglm.weights import model_spec
 from chatglm.nn.kv_cache import AnyCache, KVCache
 from chatglm.nn.lora import merged_state, updates_for
-from chatglm.quantization.convert import empty_linears, quantize_linears
+from chatglm.quantization.layer_swap import empty_linears, quantize_linears
 from chatglm.quantization.layers import QuantizedEmbedding, QuantizedLinear
 
 logger = logging.getLogger(__name__)

@@ -49,5 +49,6 @@ def model_spec(config: Any) -> ModelSpec:
         clean_up=answer_stages,
         ties_embedding=True,
         ignored_tensors=(r"rotary_emb\.inv_freq",),
+        foreign_tensors={"transformer.encoder.": "ChatGLM2 or ChatGLM3"},
         releases={150528: "the first release", 130528: "version 1.1, since April 2023"},
     )

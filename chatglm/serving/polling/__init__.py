@@ -1,8 +1,5 @@
-"""Upstream's polling API: ask with one request, read the answer so far with others.
+"""Upstream's polling API: one request asks, others read the answer so far.
 
-Knows: records, their life, the two endpoints. Does not know how an answer is made.
-
-    POST /chat ----> records.py: busy? known? --> pool of `max_running` threads --> desk.submit, deltas --> record
-                     at most running + waiting                the executor's queue holds those that wait
-    POST /get_response --> the record as it stands
+POST /chat ----> record store: busy? known id? --> pool of `max_running` threads --> RequestService, deltas --> record
+POST /get_response --> the record as it stands
 """

@@ -1,14 +1,13 @@
-"""The Flask application on waitress, and how it comes to its end.
+"""The Flask application on waitress, and its shutdown.
 
-Knows: waitress, signals, the bound of a shutdown. Does not know routes.
-
-    SIGTERM -> /chat says 503, /get_response still answers -> answers go on for `shutdown_timeout` seconds
-            -> those left are cancelled -> for another moment clients can read how it ended -> exit 0
+SIGTERM -> /chat answers 503, /get_response still answers -> answers go on for `shutdown_timeout` seconds
+        -> those left are cancelled -> for another moment clients can read the end -> exit 0
 """
 
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from typing import Any
@@ -18,30 +17,30 @@ from waitress.server import create_server
 from chatglm.cli.settings import MAX_BODY_BYTES
 from chatglm.cli.signals import record_stop_signals
 from chatglm.serving.commands import StartedServer
-from chatglm.serving.desk import RequestService
-from chatglm.serving.polling.application import create_app
-from chatglm.serving.polling.workers import Workers
+from chatglm.serving.polling.flask_app import create_polling_app
+from chatglm.serving.polling.workers import PollingWorkers
+from chatglm.serving.service import RequestService
 
 # Requests only read and write records, so a few threads serve many clients.
 NUM_THREADS = 8
 MAX_CONNECTIONS = 1000
-# Between these two the application itself says that a body is too long, in its own form.
-PATIENCE = 8
-# Clients poll about once a second; the last answers wait for them so long.
+# Up to so many times the limit the application itself rejects a long body, in its own form.
+DISCARD_FACTOR = 8
+# Clients poll about once a second; the last answers stay readable for this long.
 LAST_READS_SECONDS = 1.5
 
 
-def make_server(app: Any, start: StartedServer) -> Any:
-    """A waitress server on the bound socket."""
-    start.bound.listen(MAX_CONNECTIONS)
-    # Requests that wait for one of the threads are no news: each takes a millisecond.
+def make_polling_server(app: Any, bound: socket.socket) -> Any:
+    """A waitress server on a bound socket."""
+    bound.listen(MAX_CONNECTIONS)
+    # No warnings about requests that wait for a thread: each takes a millisecond.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     return create_server(
         app,
-        sockets=[start.bound],
+        sockets=[bound],
         threads=NUM_THREADS,
         connection_limit=MAX_CONNECTIONS,
-        max_request_body_size=MAX_BODY_BYTES * PATIENCE,
+        max_request_body_size=MAX_BODY_BYTES * DISCARD_FACTOR,
         ident=None,
         clear_untrusted_proxy_headers=True,
     )
@@ -49,14 +48,14 @@ def make_server(app: Any, start: StartedServer) -> Any:
 
 def run(start: StartedServer) -> int:
     """Serve until a signal comes; returns the exit code."""
-    desk = RequestService(start.pipeline, start.settings)
-    workers = Workers(desk)
+    service = RequestService(start.pipeline, start.settings)
+    workers = PollingWorkers(service)
     with record_stop_signals() as signals:
-        server = make_server(create_app(workers, start.settings), start)
+        server = make_polling_server(create_polling_app(service, workers), start.bound)
         threading.Thread(target=server.run, name="chatglm-waitress", daemon=True).start()
         start.announce()
         signals.wait()
-        desk.close()
+        service.close()
         if workers.records.num_unfinished:
             workers.drain(start.settings.shutdown_timeout, lambda: signals.count > 1)
             time.sleep(LAST_READS_SECONDS)

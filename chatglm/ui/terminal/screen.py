@@ -1,9 +1,7 @@
-"""Where answers, notes and errors go, so that a person sees all and a pipe gets nothing but answers.
+"""Where answers, notes and errors go: a person sees all, a pipe gets nothing but answers.
 
-Knows: the standard streams, and which of them are terminals. Does not know what is said.
-
-    someone types, sees the output     answers with a label, notes: stdout      errors: stderr
-    a pipe on either side, --prompt    answers bare: stdout                     notes, errors: stderr
+someone types, sees the output     answers with a label, notes: stdout      errors: stderr
+a pipe on either side, --prompt    answers bare: stdout                     notes, errors: stderr
 """
 
 from __future__ import annotations
@@ -13,31 +11,25 @@ import sys
 from dataclasses import dataclass
 
 BOT_LABEL = "ChatGLM-6B："
-# Line feed and tab are harmless; the others could move the cursor, change colours or answer to the shell.
+# All control characters but line feed and tab: they could move the cursor, change colours or type into the shell.
 UNSAFE = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 CLEAR = "\x1b[H\x1b[2J\x1b[3J"
 
 
 def is_dumb() -> bool:
-    """Whether the terminal says of itself that it understands no escape codes (a shell in Emacs, a serial console)."""
+    """Whether the terminal understands no escape codes (a shell in Emacs, a serial console)."""
     return os.environ.get("TERM") in ("dumb", "unknown")
 
 
 @dataclass
 class Screen:
-    """The output of one session.
-
-    Attributes:
-        has_person: somebody types the questions.
-        is_terminal: that person also sees what goes to stdout.
-    """
+    """Output of one chat. `has_person`: questions are typed; `is_terminal`: and stdout is seen by that person."""
 
     has_person: bool
     is_terminal: bool
 
     @classmethod
     def of_streams(cls, has_prompt_flag: bool = False) -> Screen:
-        """As stdin and stdout are; with `--prompt` nobody types."""
         has_person = not has_prompt_flag and sys.stdin is not None and sys.stdin.isatty()
         return cls(has_person, has_person and sys.stdout.isatty())
 
@@ -54,16 +46,13 @@ class Screen:
         self._write("\n")
 
     def note(self, text: str) -> None:
-        """Say something about the session."""
         print(text, file=sys.stdout if self.is_terminal else sys.stderr, flush=True)
 
     def error(self, text: str) -> None:
-        """Say what went wrong."""
         sys.stdout.flush()
         print(text, file=sys.stderr, flush=True)
 
     def clear(self) -> None:
-        """Clear the person's screen."""
         if not self.is_terminal:
             return
         if os.name == "nt":

@@ -34,6 +34,18 @@ from triton.compiler import ASTSource  # noqa: E402
 
 # Cards: A100, RTX 30, RTX 40, H100 and H200, B200, RTX 50. Bytes of shared memory that one block can have.
 SHARED_LIMITS = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+# One before and one from Hopper on, whose matrix instructions differ; the others take as long again.
+USUAL = (80, 90)
+
+
+def by_architecture(*cases: Any) -> list[Any]:
+    """Parameters, alone or in tuples that begin with an architecture; those of unusual ones are marked `slow`."""
+    usual = [(case[0] if isinstance(case, tuple) else case) in USUAL for case in cases]
+    values = [case if isinstance(case, tuple) else (case,) for case in cases]
+    marks = [() if one else pytest.mark.slow for one in usual]
+    return [pytest.param(*value, marks=mark) for value, mark in zip(values, marks, strict=True)]
+
+
 ARCHITECTURES = tuple(SHARED_LIMITS)
 INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);")
 LABEL = re.compile(r"^\s*(\.L\w+):")

@@ -5,7 +5,7 @@ test_numerics.py runs these files once in a pytest of their own with $TRITON_INT
 is imported (the interpreter) and must not be for compiling (compiling.py), and once more on a card, marked `gpu`.
 By hand:
 
-    TRITON_INTERPRET=1 python -m pytest tests/kernels/triton/numerics_linear.py
+    TRITON_INTERPRET=1 python -m pytest tests/kernels/triton/numerics_matmul.py
 
 In such a file: tensors on DEVICE, results poisoned with `poisoned`, kernels launched as elsewhere. The interpreter
 knows no inline assembly and no `gdc_*`: gate them by a constexpr which is `not INTERPRETED`. It needs 0.05 to 0.3 s for
@@ -29,7 +29,7 @@ FILES = sorted(Path(__file__).parent.glob("numerics_*.py"))
 
 
 def poisoned(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Not-a-numbers: what a kernel forgets to write shows."""
+    """NaN: what a kernel forgets to write shows."""
     return torch.full(shape, torch.nan, dtype=dtype, device=DEVICE)
 
 
@@ -39,7 +39,7 @@ def run(files: Sequence[Path], *, interpreted: bool) -> None:
     environment = {name: value for name, value in inherited if name not in ("TRITON_INTERPRET", "PYTEST_ADDOPTS")}
     if interpreted:
         environment["TRITON_INTERPRET"] = "1"
-    options = ("-p", "no:cacheprovider", "-x")
+    options = ("-p", "no:cacheprovider", "-x", "-n", "0")
     command = [sys.executable, "-m", "pytest", *options, *map(str, files)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -15,7 +15,7 @@ BOUNDS = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
 class PagedCase:
-    """Rows of given lengths in shuffled pages; whatever no row has stored is not-a-number.
+    """Rows of given lengths in shuffled pages; whatever no row has stored is NaN.
 
     Page 0 and, behind its own, all pages of a row's table are such pages too.
     """
@@ -96,6 +96,6 @@ class StoreCase(PagedCase):
         return int(self.table[number, position // page_size]), slice(None), position % page_size
 
     def heads(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values that are not turned yet, [B, H, 1, D]."""
+        """Queries, keys and values that are not rotated yet, [B, H, 1, D]."""
         query, key, value = self.qkv.view(len(self.qkv), -1, 1, 3 * self.keys.shape[3]).chunk(3, dim=-1)
         return query, key, value

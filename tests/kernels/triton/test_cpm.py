@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from chatglm.kernels.triton import cpm, extraction
+from chatglm.kernels.triton import cpm, weight_extraction
 from tests.kernels.cases import random_product
 
 CARD = torch.device("cuda", 0)
@@ -57,7 +57,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_what_is_launched(launches: list[dict[str, Any]], bits: int) -> None:
     case = random_product(1, 5, 4096, bits, half=True)
     name = f"int{bits}WeightExtractionHalf"
-    y = getattr(extraction, name)(case.weight, case.scale)
+    y = getattr(weight_extraction, name)(case.weight, case.scale)
     (launch,) = launches
     row_bytes = 4096 * bits // 8
     assert launch["code"] == (cpm.FOLDER / f"extract_int{bits}.ptx").read_bytes()
@@ -78,9 +78,9 @@ def test_what_the_code_does_not_do_is_left_to_torch(launches: list[dict[str, Any
         random_product(1, 4, 64, 4),  # a float32 scale
         random_product(1, 4, 64, 4, half=True, group_size=32),
     ):
-        assert extraction.int4WeightExtractionHalf(case.weight, case.scale).isfinite().all()
+        assert weight_extraction.int4WeightExtractionHalf(case.weight, case.scale).isfinite().all()
     case = random_product(1, 4, 64, 4, half=True)
-    assert extraction.int4WeightExtractionFloat(case.weight, case.scale).isfinite().all()
+    assert weight_extraction.int4WeightExtractionFloat(case.weight, case.scale).isfinite().all()
     assert not launches
 
 

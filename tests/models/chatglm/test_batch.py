@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
-from tests.engine.rounding import skip_without_even_bfloat16
+from chatglm.nn.batch_invariance import rows_for_invariance
 from tests.golden.cases import FLOAT32_BOUND, build
 
 FOLDERS = ("chatglm_v1/main", "chatglm_v1/prefix_embedding", "chatglm_v1/prefix_projection", "chatglm_v1/positions_1d")
 LENGTHS = (9, 2, 30, 3)
+BFLOAT16_BOUND = 4 * 2**-8  # a few roundings, of the largest logit
 
 
 def prompts(model: ChatGLMForConditionalGeneration) -> list[Tensor]:
@@ -67,9 +68,9 @@ def test_alone_is_a_pass_over_the_whole_sequence(folder: str) -> None:
 
 
 @torch.inference_mode()
-def test_bfloat16_is_the_same_to_the_bit_in_any_company() -> None:
-    """A single row has a kernel of its own for weights of some size, which rounds differently; so no row is single."""
-    skip_without_even_bfloat16()
+def test_bfloat16_batch_invariance() -> None:
+    """Equal to the bit where a number of rows was measured; within bfloat16 rounding on processors without one."""
+    rows = rows_for_invariance(torch.bfloat16, torch.device("cpu"))
     main = build("chatglm_v1/main").config.to_dict()
     sizes = {"hidden_size": 2048, "inner_hidden_size": 4096, "num_layers": 1, "num_attention_heads": 16}
     torch.manual_seed(0)
@@ -82,7 +83,8 @@ def test_bfloat16_is_the_same_to_the_bit_in_any_company() -> None:
         together = model.decode_together(last, layouts, caches)
         for n in range(len(every)):
             alone = model.decode(last[n : n + 1], alone_layouts[n], alone_caches[n])
-            assert torch.equal(together[n : n + 1], alone)
+            bound = 0.0 if rows else BFLOAT16_BOUND * float(alone.abs().max())
+            assert float((together[n : n + 1] - alone).abs().max()) <= bound
         last = together.argmax(dim=-1, keepdim=True)
 
 

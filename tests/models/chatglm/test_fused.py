@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 from chatglm import ChatGLMForConditionalGeneration, kernels
-from chatglm.kernels import choose
+from chatglm.kernels import dispatch
 from chatglm.models.chatglm.fused import FusedSelfAttention, cache_dtype, fuse
 from chatglm.models.chatglm.network import GLU, SelfAttention
 from chatglm.nn.kv_cache import KVCache
@@ -102,7 +102,7 @@ def test_demo_scores_equal_the_plain_layers(demo: tuple[Any, Any], monkeypatch: 
     here and there; activations rounded to int8 would make that a hundred times larger, so they are left as they are."""
     model, tokenizer = demo
     other = plain(model)
-    native = choose.native_kernels()
+    native = dispatch.native_kernels()
     assert native is not None
     monkeypatch.setattr(kernels, "linear", native.linear_float)
     for ids in prompts(tokenizer, 5):
@@ -135,8 +135,11 @@ def test_every_kind_of_network(folder: str) -> None:
 
 
 @torch.inference_mode()
-def test_long_context() -> None:
-    """2048 positions: the last step over the whole of them equals the plain one."""
+def test_long_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2048 positions: the last step over the whole of them equals the plain one; activations are left as they are."""
+    native = dispatch.native_kernels()
+    assert native is not None
+    monkeypatch.setattr(kernels, "linear", native.linear_float)
     model = build("chatglm_v1/main", max_sequence_length=2048).quantize(8)
     generator = torch.Generator().manual_seed(0)
     special = [model.config.gmask_token_id, model.config.bos_token_id]

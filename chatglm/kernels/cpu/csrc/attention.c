@@ -31,12 +31,13 @@ static int thread_number(void) {
 #endif
 }
 
-/* Each half of a part turned by the other (nn/rotary.py): x cos + (-second, first) sin. */
-static void turn(float *result, const float *x, const float *cosine, const float *sine, int64_t width, int parts) {
+/* Each half of a part rotated by the other (nn/rotary.py): x cos + (-second, first) sin. */
+static void rotate_into(float *result, const float *x, const float *cosine, const float *sine, int64_t width,
+                        int rotary_dims) {
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
 #endif
-    int64_t half = width / parts / 2;
+    int64_t half = width / rotary_dims / 2;
     for (int64_t first = 0; first < width; first += 2 * half) {
         for (int64_t i = first; i < first + half; i++) {
             float a = x[i], b = x[i + half];
@@ -48,7 +49,7 @@ static void turn(float *result, const float *x, const float *cosine, const float
 
 int32_t chatglm_attend_one(float *result, const float *qkv, const float *cosine, const float *sine, uint16_t *keys,
                            uint16_t *values, int64_t heads, int64_t width, int64_t capacity, int64_t length,
-                           int32_t parts, int32_t threads) {
+                           int32_t rotary_dims, int32_t threads) {
     HeadKernel attend_head = attention_in_use()->one;
     int64_t padded = padded_width(width);
     size_t row = (size_t)width * sizeof(float), space_size = (size_t)(4 * padded) * sizeof(float);
@@ -60,8 +61,8 @@ int32_t chatglm_attend_one(float *result, const float *qkv, const float *cosine,
         float *query = spaces + thread_number() * 4 * padded, *key = query + padded, *value = key + padded;
         float *total = value + padded;
         const float *new = qkv + 3 * h * width;
-        turn(query, new, cosine, sine, width, parts);
-        turn(key, new + width, cosine, sine, width, parts);
+        rotate_into(query, new, cosine, sine, width, rotary_dims);
+        rotate_into(key, new + width, cosine, sine, width, rotary_dims);
         memcpy(value, new + 2 * width, row);
         for (int64_t d = 0; d < width; d++) query[d] *= 1.0f / sqrtf((float)width);
         int64_t first = h * capacity * width;

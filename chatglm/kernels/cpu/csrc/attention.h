@@ -9,8 +9,8 @@
 INLINE int64_t padded_width(int64_t width) { return (width + WIDTH_STEP - 1) / WIDTH_STEP * WIDTH_STEP; }
 
 typedef struct {
-    const float *query;      /* [D], turned and divided by sqrt(D); padded with 0 */
-    const float *key;        /* [D] of the new position, turned; padded */
+    const float *query;      /* [D], rotated and divided by sqrt(D); padded with 0 */
+    const float *key;        /* [D] of the new position, rotated; padded */
     const float *value;      /* [D] of the new position; padded */
     uint16_t *keys, *values; /* [length + 1, D] in IEEE half; the last row is written */
     int64_t width, length;
@@ -26,7 +26,7 @@ typedef void (*HeadKernel)(float *total, const Head *head);
 
 /* One head's share of chatglm_attend_prompt: every query sees every position. */
 typedef struct {
-    const float *queries; /* turned; D each, `query_stride` floats apart */
+    const float *queries; /* rotated; D each, `query_stride` floats apart */
     float *totals;        /* the result; D each, `total_stride` floats apart */
     const uint16_t *keys, *values; /* [num_positions, D] in IEEE half */
     int64_t query_stride, total_stride, num_queries, num_positions, width;

@@ -4,7 +4,7 @@
  * many. Softmax is taken in one pass over the cache, block by block: when a block has a larger score than all before
  * it, what was summed until then is scaled down (Milakov and Gimelshein 2018, arXiv 1805.02867).
  *
- * Not-a-number and infinity among scores make the result not-a-number.
+ * NaN and infinity among scores make the result NaN.
  */
 #include <math.h>
 

@@ -18,7 +18,7 @@ static uint16_t float_to_half(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     uint32_t sign = (bits >> 16) & 0x8000, size = bits & 0x7fffffff;
-    if (size >= 0x7f800000) /* infinity, not-a-number */
+    if (size >= 0x7f800000) /* infinity, NaN */
         return (uint16_t)(sign | 0x7c00 | (size > 0x7f800000 ? 0x200 : 0));
     if (size >= 0x47800000) /* 65536 */
         return (uint16_t)(sign | 0x7c00);

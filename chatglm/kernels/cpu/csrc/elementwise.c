@@ -15,7 +15,7 @@ void chatglm_gelu(float *x, int64_t count, int32_t threads) {
 }
 
 void chatglm_rotate(float *qkv, const float *cosine, const float *sine, int64_t tokens, int64_t heads, int64_t width,
-                    int32_t parts, int32_t threads) {
+                    int32_t rotary_dims, int32_t threads) {
     const Kernels *kernels = kernels_in_use();
     (void)threads;
 #pragma omp parallel for num_threads(threads) schedule(static) if (tokens > ROTATE_TOKENS)
@@ -23,5 +23,5 @@ void chatglm_rotate(float *qkv, const float *cosine, const float *sine, int64_t 
         for (int64_t head = 0; head < heads; head++)
             for (int64_t part = 0; part < 2; part++) /* query, key; the value stays */
                 kernels->rotate(qkv + ((token * heads + head) * 3 + part) * width, cosine + token * width,
-                                sine + token * width, width, parts);
+                                sine + token * width, width, rotary_dims);
 }

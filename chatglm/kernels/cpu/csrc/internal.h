@@ -73,7 +73,7 @@ typedef struct {
     void (*prepare_float)(uint8_t *prepared, const float *x, int64_t columns, int bits);
     void (*dequantize_row)(float *result, const Row *row, int bits, int64_t columns);
     void (*gelu)(float *x, int64_t count);
-    void (*rotate)(float *x, const float *cosine, const float *sine, int64_t width, int parts);
+    void (*rotate)(float *x, const float *cosine, const float *sine, int64_t width, int rotary_dims);
     void (*read_scales)(float *result, const void *scale, int64_t first, int64_t count, int is_half);
     /* Many tokens at once, or NULL: rows first..last of `weight` for all of `num_tokens`. */
     int (*matrix_int8)(float *result, const float *x, int64_t num_tokens, const Weight *weight, int threads);

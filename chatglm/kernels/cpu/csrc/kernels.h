@@ -47,21 +47,21 @@ API void chatglm_gelu(float *x, int64_t count, int32_t threads);
 
 /* Turn queries and keys of `tokens` positions where they lie; qkv[tokens, H, 3 D], cosine and sine [tokens, D]. */
 API void chatglm_rotate(float *qkv, const float *cosine, const float *sine, int64_t tokens, int64_t heads,
-                        int64_t width, int32_t parts, int32_t threads);
+                        int64_t width, int32_t rotary_dims, int32_t threads);
 
 /* One new position of one request: turn query and key, append key and value to the cache, attend to all of it.
  *
  * result[H, D]; qkv[H, 3 D], per head query | key | value; cosine and sine [D];
  * keys and values [H, capacity, D] in IEEE half, of which `length` positions are filled before the call.
- * parts: the head is turned in so many parts (nn/rotary.py).
+ * rotary_dims: the head is rotated in so many parts (nn/rotary.py).
  */
 API int32_t chatglm_attend_one(float *result, const float *qkv, const float *cosine, const float *sine, uint16_t *keys,
                                uint16_t *values, int64_t heads, int64_t width, int64_t capacity, int64_t length,
-                               int32_t parts, int32_t threads);
+                               int32_t rotary_dims, int32_t threads);
 
 /* Queries of `tokens` positions attend to all of `length` positions of a cache.
  *
- * result[tokens, H, D]; qkv[tokens, H, 3 D] with queries turned; keys and values [H, capacity, D] in IEEE half.
+ * result[tokens, H, D]; qkv[tokens, H, 3 D] with queries rotated; keys and values [H, capacity, D] in IEEE half.
  * D is at most 512.
  */
 API int32_t chatglm_attend_prompt(float *result, const float *qkv, const uint16_t *keys, const uint16_t *values,

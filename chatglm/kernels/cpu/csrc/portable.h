@@ -16,8 +16,8 @@ typedef int32_t IntLanes __attribute__((vector_size(LINE), aligned(4)));
 /* Nearest integer, ties to even, of |x| < 2^22; written so that compilers vectorize it. */
 INLINE float round_even(float x) { return (x + 12582912.0f) - 12582912.0f; }
 
-/* The scale of up to 64 activations, and their integers -127..127. Not-a-number and infinity make the scale
- * not-a-number, so that they reach the result. */
+/* The scale of up to 64 activations, and their integers -127..127. NaN and infinity make the scale
+ * NaN, so that they reach the result. */
 INLINE float quantize_group(int8_t *integers, const float *x, int64_t count) {
     float largest = 0.0f;
     int finite = 1;
@@ -174,15 +174,15 @@ INLINE void gelu_portable(float *x, int64_t count) {
     for (int64_t i = 0; i < count; i++) {
         float y = -1.59576912f * (x[i] + 0.044715f * x[i] * x[i] * x[i]);
         y = y > 87.0f ? 87.0f : y;
-        y = y > -87.0f ? y : -87.0f; /* not-a-number too: it has no integer part, and x brings it back */
+        y = y > -87.0f ? y : -87.0f; /* NaN too: it has no integer part, and x brings it back */
         x[i] = x[i] / (1.0f + exponential(y));
     }
 }
 
-/* One query or key turned in place: in each part of width R, element i is paired with i + R/2 (nn/rotary.py). */
-INLINE void rotate_portable(float *x, const float *cosine, const float *sine, int64_t width, int parts) {
-    int64_t half = width / parts / 2;
-    for (int part = 0; part < parts; part++, x += 2 * half, cosine += 2 * half, sine += 2 * half)
+/* One query or key rotated in place: in each part of width R, element i is paired with i + R/2 (nn/rotary.py). */
+INLINE void rotate_portable(float *x, const float *cosine, const float *sine, int64_t width, int rotary_dims) {
+    int64_t half = width / rotary_dims / 2;
+    for (int part = 0; part < rotary_dims; part++, x += 2 * half, cosine += 2 * half, sine += 2 * half)
         for (int64_t i = 0; i < half; i++) {
             float first = x[i], second = x[half + i];
             x[i] = first * cosine[i] - second * sine[i];

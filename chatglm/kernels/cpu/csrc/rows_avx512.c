@@ -152,8 +152,8 @@ static void dequantize_row(float *result, const Row *row, int bits, int64_t colu
 
 static void gelu(float *x, int64_t count) { gelu_portable(x, count); }
 
-static void rotate(float *x, const float *cosine, const float *sine, int64_t width, int parts) {
-    rotate_portable(x, cosine, sine, width, parts);
+static void rotate(float *x, const float *cosine, const float *sine, int64_t width, int rotary_dims) {
+    rotate_portable(x, cosine, sine, width, rotary_dims);
 }
 
 const Kernels avx512_kernels = {

@@ -1,0 +1,285 @@
+"""`ChatSession`: one person's conversation with a model. The terminal and both web pages only draw it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chatglm.errors import ChatGLMError
+from chatglm.messages import History, Message, check_history
+from chatglm.ui.transcript import Transcript, read_json
+
+if TYPE_CHECKING:
+    from chatglm.generation.deltas import Delta, FinishReason
+    from chatglm.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer, or what there is of it.
+
+    Attributes:
+        text: the joined deltas.
+        finish_reason: as in `Delta`; None while it is being generated.
+        prompt_tokens, completion_tokens, dropped_rounds: as in the latest `Delta`; 0 before the first.
+        error: why it failed; empty if it did not.
+        first_s, latest_s: seconds from the question to the first and to the latest delta.
+    """
+
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    dropped_rounds: int = 0
+    error: str = ""
+    first_s: float = 0.0
+    latest_s: float = 0.0
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it joins the messages: it did not fail, and was not stopped before there was text."""
+        return not self.error and (bool(self.text) or self.finish_reason not in (None, "cancelled"))
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Speed after the first token, which costs the whole prompt; None with fewer than two tokens."""
+        elapsed = self.latest_s - self.first_s
+        return (self.completion_tokens - 1) / elapsed if self.completion_tokens > 1 and elapsed > 0 else None
+
+    def extended(self, delta: Delta, seconds: float) -> Reply:
+        """With a delta that came `seconds` after the question."""
+        return Reply(
+            self.text + delta.text,
+            delta.finish_reason,
+            delta.prompt_tokens,
+            delta.completion_tokens,
+            delta.dropped_rounds,
+            first_s=self.first_s or seconds,
+            latest_s=seconds,
+        )
+
+
+@dataclass(frozen=True)
+class Round:
+    """A question and the answers to it: one, and one more for each retry; `selected` is the index of the valid one."""
+
+    question: str
+    versions: tuple[Reply, ...] = ()
+    selected: int = -1
+
+    @property
+    def reply(self) -> Reply:
+        return self.versions[self.selected]
+
+
+@dataclass
+class Pending:
+    """The answer that is being generated to the question of `round`; without it the session would hold `before`."""
+
+    round: Round
+    before: list[Round]
+    cancel: threading.Event
+    reply: Reply = Reply()
+    started: float = field(default_factory=time.monotonic)
+
+
+class ChatSession:
+    """Rounds with one model. `stop`, `clear` and `wait` may be called from any thread.
+
+    Attributes:
+        rounds: finished rounds, oldest first; failed and empty ones too, which the model is not told of.
+        pending: the answer being generated, if any.
+        last_reply: the latest reply that ended, whether or not it was kept.
+        options: parameters of every `Pipeline.submit`.
+        system: instruction in front of the conversation, taken from the options.
+        num_forgotten: rounds dropped because of `max_rounds`.
+
+    Args:
+        pipeline: a loaded model.
+        options: see above.
+        history: earlier rounds as (question, answer) pairs.
+        max_rounds: how many rounds are kept; None keeps all.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        options: Mapping[str, Any] | None = None,
+        history: Iterable[Sequence[str]] = (),
+        *,
+        max_rounds: int | None = None,
+    ) -> None:
+        self._pipeline = pipeline
+        self.model_name = pipeline.name
+        self.set_options(options or {})
+        self._max_rounds = max_rounds
+        self._saved: set[Path] = set()
+        self._changed = threading.Condition()
+        self.rounds: list[Round] = []
+        self.pending: Pending | None = None
+        self._restart(check_history(history))
+
+    def set_options(self, options: Mapping[str, Any]) -> None:
+        """Parameters of the answers from now on; `system` among them."""
+        self.options = dict(options)
+        self.system: str | None = self.options.pop("system", None)
+
+    @property
+    def history(self) -> History:
+        """The rounds that the model is told of, as (question, answer) pairs."""
+        return [(round_.question, round_.reply.text) for round_ in self.rounds if round_.reply.is_usable]
+
+    @property
+    def messages(self) -> list[Message]:
+        """What the model is told, the system instruction included."""
+        messages = [Message("system", self.system)] if self.system else []
+        for question, answer in self.history:
+            messages += [Message("user", question), Message("assistant", answer)]
+        return messages
+
+    @property
+    def transcript(self) -> Transcript:
+        return Transcript(self.model_name, self.system, self.history)
+
+    def ask(self, question: str, cancel: threading.Event | None = None) -> Generator[Delta]:
+        """Answer `question`; a pending answer is stopped first.
+
+        However the iteration ends, the text so far is kept, except after an error.
+
+        Args:
+            question: what the user says.
+            cancel: ends the answer within a token.
+
+        Raises:
+            ChatGLMError: while iterating; `retry` asks again.
+        """
+        self.stop()
+        return self._answer(Round(question), self.rounds, cancel)
+
+    def retry(self, index: int = -1, cancel: threading.Event | None = None) -> Generator[Delta]:
+        """Answer the question of a round again; later rounds go. The earlier answer stays unless there is a new one.
+
+        Arguments and errors as `ask`. A fixed seed is raised by one for every version: it would give the same answer.
+        """
+        self.stop()
+        return self._answer(self.rounds[index], self.rounds[:index], cancel)
+
+    def edit(self, index: int, question: str, cancel: threading.Event | None = None) -> Generator[Delta]:
+        """Put another question in the place of a round and answer it; later rounds go. Otherwise as `ask`."""
+        self.stop()
+        return self._answer(Round(question), self.rounds[:index], cancel)
+
+    def undo(self, index: int = -1) -> str:
+        """Remove a round and those after it; returns its question."""
+        self.stop()
+        question = self.rounds[index].question
+        self.rounds = self.rounds[:index]
+        return question
+
+    def select_version(self, version: int, index: int = -1) -> None:
+        """Make another answer of a round the valid one."""
+        self.rounds[index] = replace(self.rounds[index], selected=version)
+
+    def stop(self) -> None:
+        """End the pending answer and keep its text; does not wait for the network's current step."""
+        if (pending := self.pending) is not None:
+            pending.cancel.set()
+            self._finish(pending)
+
+    def clear(self) -> None:
+        """Forget everything; a pending answer ends."""
+        self.stop()
+        self._restart([])
+
+    def save(self, name: str) -> Path:
+        """Write the transcript: JSON if the name ends in .json, else Markdown. Returns the absolute path.
+
+        Raises:
+            ChatGLMError: it cannot be written, or the file exists and is not from this session.
+        """
+        try:
+            path = Path(name).expanduser().resolve()
+            self.transcript.save(path, may_replace=path in self._saved)
+        except (OSError, RuntimeError, ValueError) as error:  # no such home folder, a loop of links, a name with NUL
+            reason = getattr(error, "strerror", None) or error
+            raise ChatGLMError(f"无法保存到 {name}。", f"Cannot save there: {reason}.") from None
+        self._saved.add(path)
+        return path
+
+    def load(self, data: bytes) -> None:
+        """Continue a conversation that was saved as JSON.
+
+        Raises:
+            ChatGLMError: it is none; the session is unchanged.
+        """
+        history = read_json(data)
+        self.stop()
+        self._restart(history)
+
+    def wait(self, num_seen: int, timeout: float) -> str | None:
+        """Wait until the pending answer has more than `num_seen` characters, for at most `timeout` seconds.
+
+        Returns:
+            its text so far; None when no answer is pending any more.
+        """
+
+        def is_changed() -> bool:
+            return self.pending is None or len(self.pending.reply.text) > num_seen
+
+        with self._changed:
+            self._changed.wait_for(is_changed, timeout)
+            return None if self.pending is None else self.pending.reply.text
+
+    def _restart(self, history: History) -> None:
+        self.rounds = [Round(question, (Reply(answer, "stop"),)) for question, answer in history]
+        self.last_reply: Reply | None = None
+        self.num_forgotten = 0
+
+    def _answer(self, round_: Round, past: list[Round], cancel: threading.Event | None) -> Generator[Delta]:
+        with self._changed:
+            pending = self.pending = Pending(round_, self.rounds, cancel or threading.Event())
+            self.rounds = past
+        options = dict(self.options)
+        if options.get("seed") is not None:
+            options["seed"] += len(round_.versions)
+        return self._stream(pending, [*self.messages, Message("user", round_.question)], options)
+
+    def _stream(self, pending: Pending, messages: list[Message], options: dict[str, Any]) -> Generator[Delta]:
+        try:
+            for delta in self._pipeline.submit(messages, cancel=pending.cancel, **options):
+                with self._changed:
+                    if self.pending is not pending:
+                        return
+                    pending.reply = pending.reply.extended(delta, time.monotonic() - pending.started)
+                    self._changed.notify_all()
+                yield delta
+        except Exception as error:
+            self._finish(pending, str(error) or repr(error))
+            raise
+        except BaseException:  # the reader has left, or Ctrl+C was pressed again
+            pending.cancel.set()
+            raise
+        finally:
+            self._finish(pending)
+
+    def _finish(self, pending: Pending, error: str = "") -> None:
+        """Make a round of the pending answer, unless that was done already."""
+        with self._changed:
+            if self.pending is not pending:
+                return
+            self.pending = None
+            reason = "error" if error else pending.reply.finish_reason or "cancelled"
+            reply = self.last_reply = replace(pending.reply, finish_reason=reason, error=error)
+            usable = tuple(version for version in pending.round.versions if version.is_usable)
+            if usable and not reply.is_usable:
+                self.rounds = pending.before
+            else:
+                rounds = [*self.rounds, Round(pending.round.question, (*usable, reply))]
+                num_excess = max(0, len(rounds) - (self._max_rounds or len(rounds)))
+                self.rounds = rounds[num_excess:]
+                self.num_forgotten += num_excess
+            self._changed.notify_all()

@@ -1,0 +1,85 @@
+"""`python cli_demo.py` and `python -m chatglm chat`. torch is imported only after the flags are checked."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from chatglm.cli.console import program_name, run_command
+from chatglm.cli.flags import ANSWER_FLAGS, MODEL_FLAGS, Parser, add_flags, answer_options
+from chatglm.cli.loading import LOADING_CANCELLED, load_from_flags
+from chatglm.cli.signals import INTERRUPTED, exit_on_interrupt
+from chatglm.demo import BANNER as DEMO_BANNER
+from chatglm.ui.session import ChatSession
+from chatglm.ui.terminal.line_readers import make_reader, valid_text
+from chatglm.ui.terminal.screen import Screen
+from chatglm.ui.terminal.terminal_chat import TerminalChat
+
+DESCRIPTION = """\
+在终端与 ChatGLM-6B 对话。不给 --model 时运行随附的迷你演示模型。
+Chat with ChatGLM-6B in this terminal. Without --model the bundled toy model runs."""
+EPILOG = """\
+管道 pipes:      每行一个问题，标准输出只有回答 / one question per line; stdout carries nothing but answers
+退出码 exit code: 0 正常 ok, 1 出错 error, 2 参数有误 bad flag, 130 Ctrl+C"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Chat until the user leaves; returns the exit code. A wrong flag raises SystemExit(2)."""
+    try:
+        return run_command(make_parser(), argv, _chat)
+    except KeyboardInterrupt:  # in the moment between two handlers
+        return INTERRUPTED
+    except BrokenPipeError:
+        # `cli_demo.py | head`: without this, Python would fail once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the terminal chat's flags."""
+    prog = program_name("cli_demo.py", "python -m chatglm chat")
+    parser = Parser(prog=prog, description=DESCRIPTION, epilog=EPILOG)
+    add_flags(parser, "模型 model", MODEL_FLAGS)
+    add_flags(parser, "回答 answers", ANSWER_FLAGS)
+    group = parser.add_argument_group("终端 terminal")
+    group.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        type=_question,
+        help="回答这一个问题后退出\nanswer this one question and exit (default: chat)",
+    )
+    group.add_argument(
+        "--verbose",
+        action="store_true",
+        help="每次回答后显示 token 数、速度和结束原因\nshow tokens, speed and finish reason (default: off)",
+    )
+    return parser
+
+
+def _question(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the question is empty")
+    return valid_text(text)
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    with exit_on_interrupt(LOADING_CANCELLED):
+        chat = _make_chat(arguments)
+    return chat.run() if arguments.prompt is None else chat.answer_once(arguments.prompt)
+
+
+def _make_chat(arguments: argparse.Namespace) -> TerminalChat:
+    """Everything up to the first question, greeting included."""
+    pipeline = load_from_flags(arguments)
+    screen = Screen.of_streams(has_prompt_flag=arguments.prompt is not None)
+    options = answer_options(arguments)
+    if options["system"] is not None:
+        options["system"] = valid_text(options["system"])
+    session = ChatSession(pipeline, options)
+    chat = TerminalChat(session, screen, make_reader(screen), is_verbose=arguments.verbose)
+    if pipeline.is_demo:
+        screen.note(DEMO_BANNER)
+    if arguments.prompt is None:
+        chat.greet()
+    return chat

@@ -1,0 +1,60 @@
+"""Candidates drawn by the kernel: the same as plain torch draws, but for draws at the very edge between two."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from chatglm.generation import batch_sampling
+from chatglm.generation.batch_sampling import RowParameters
+from chatglm.kernels.triton import triton_sampling
+from tests.kernels.triton.numerics import DEVICE
+
+ROWS = 30
+
+
+def rows_of(seed: int) -> RowParameters:
+    """Parameters of all kinds, greedy ones among them."""
+    chance = torch.Generator().manual_seed(seed)
+
+    def one_of(*values: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype)[torch.randint(len(values), (ROWS,), generator=chance)].to(DEVICE)
+
+    return RowParameters(
+        seeds=torch.randint(-(2**62), 2**62, (ROWS,), generator=chance).to(DEVICE),
+        counts=torch.randint(3000, (ROWS,), generator=chance).to(DEVICE),
+        temperatures=one_of(0.0, 0.1, 0.95, 3.0),
+        top_ks=one_of(0, 1, 5, 50, 64, 1000, dtype=torch.int64),
+        top_ps=one_of(0.0001, 0.3, 0.7, 1.0),
+        end_ids=torch.zeros(ROWS, dtype=torch.int64, device=DEVICE),
+        may_end=None,
+        penalties=torch.ones(ROWS, device=DEVICE),
+    )
+
+
+def drawn(kept: torch.Tensor, rows: RowParameters) -> torch.Tensor:
+    result = torch.full((ROWS,), -7, dtype=torch.int64, device=DEVICE)
+    triton_sampling.launch(kept, rows.seeds, rows.counts, rows.temperatures, rows.top_ks, rows.top_ps, result)
+    return result
+
+
+@pytest.mark.parametrize("num_kept", [64, 37])
+def test_as_plain_torch(num_kept: int) -> None:
+    differing = 0
+    for seed in range(3):
+        rows = rows_of(seed)
+        kept = (torch.randn(ROWS, num_kept) * 4).sort(dim=1, descending=True).values.to(DEVICE)
+        kept[3, 1:] = kept[3, 0]  # ties
+        ours, plain = drawn(kept, rows), batch_sampling._drawn(kept, rows)
+        assert int(ours.min()) >= 0
+        assert int(ours.max()) < num_kept
+        differing += int((ours != plain).sum())
+    assert differing <= 1, "sums in another order may move an edge by their last bit, and no more"
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, in the interpreter
+def test_logits_that_are_nan_still_give_a_candidate() -> None:
+    rows = rows_of(9)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        kept = torch.full((ROWS, 64), bad, device=DEVICE)
+        assert torch.equal(drawn(kept, rows).clamp(0, 63), drawn(kept, rows))

@@ -1,0 +1,47 @@
+"""A pipeline that echoes questions, so that tests of a session need no model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from chatglm.errors import InvalidLogitsError
+from chatglm.generation.deltas import Delta
+from chatglm.messages import Message
+
+
+class FakePipeline:
+    """Echoes the question letter by letter; "broken", "nothing", "long" and "old" have a meaning of their own.
+
+    Args:
+        presses: question -> (letters until Ctrl+C is pressed, how often it is).
+
+    Attributes:
+        calls: (texts of the messages, parameters) of each request.
+    """
+
+    name, is_demo = "fake", False
+
+    def __init__(self, presses: dict[str, tuple[int, int]] | None = None) -> None:
+        self.calls: list[tuple[list[str], dict[str, Any]]] = []
+        self.presses = presses or {}
+
+    def submit(self, messages: Sequence[Message], *, cancel: threading.Event, **options: Any) -> Iterator[Delta]:
+        self.calls.append(([message.content for message in messages], options))
+        question = messages[-1].content
+        if question == "broken":
+            yield Delta("half", None, 5, 1)
+            raise InvalidLogitsError("The network produced NaN.")
+        num_letters, num_presses = self.presses.get(question, (-1, 0))
+        for number, letter in enumerate("" if question == "nothing" else question):
+            for _ in range(num_presses if number == num_letters else 0):
+                os.kill(os.getpid(), signal.SIGINT)
+            if cancel.is_set():
+                yield Delta("", "cancelled", 5, number)
+                return
+            yield Delta(letter, None, 5, number + 1)
+        num_tokens = 0 if question == "nothing" else len(question)
+        yield Delta("", "length" if question == "long" else "stop", 5, num_tokens, 2 if question == "old" else 0)

@@ -1,0 +1,135 @@
+"""`main` called in this process: exit codes and what goes to which stream, without a terminal."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from chatglm.cli.flags import (
+    ANSWER_FLAGS,
+    MODEL_FLAGS,
+    Parser,
+    add_flags,
+    answer_options,
+    model_options,
+)
+from chatglm.ui.terminal.line_readers import PipeReader, TypingReader, make_reader
+from chatglm.ui.terminal.screen import Screen
+from chatglm.ui.terminal.terminal_app import main
+from chatglm.ui.terminal.terminal_chat import BANNER
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHATGLM_CACHE", environment["CHATGLM_CACHE"])
+    for flag in (*MODEL_FLAGS, *ANSWER_FLAGS):
+        monkeypatch.delenv(flag.variable, raising=False)
+
+
+def feed(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+
+
+def test_a_pipe_goes_on_after_a_question_that_cannot_be_answered(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    feed(monkeypatch, f"你好\n{'长' * 100}\n你好\n".encode())
+    assert main(["--model", str(tiny_folder), "--temperature", "0", "--max-length", "40", "--system", "短"]) == 1
+    streams = capsys.readouterr()
+    answers = streams.out.splitlines()
+    assert [bool(answer) for answer in answers] == [True, False, True]  # still one line for each question
+    assert BANNER in streams.err
+    assert "40" in streams.err
+
+
+def test_one_question(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model", str(tiny_folder), "--seed", "1", "--max-length", "30"]
+    assert main([*flags, "--prompt", "你好\udcff"]) == 0  # a byte of the command line that was no text
+    streams = capsys.readouterr()
+    assert streams.out.strip()
+    assert BANNER not in streams.err
+    assert main([*flags, "--prompt", "长" * 100]) == 1
+    assert capsys.readouterr().out == "\n"
+
+
+def test_missing_folder_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "/no/such/folder", "--prompt", "你好"]) == 1
+    streams = capsys.readouterr()
+    [line] = streams.err.splitlines()
+    assert line.startswith("There is no folder /no/such/folder.")
+    assert streams.out == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "message"),
+    [
+        (["--no-such-flag"], {}, "--no-such-flag"),
+        (["--temp", "0"], {}, "--temp"),  # abbreviations would change meaning when flags are added
+        (["--top-p", "2"], {}, "top_p must be"),
+        (["--dtype", "int3"], {}, "--dtype"),
+        (["--quantize", "5"], {}, "--quantize"),
+        (["--prompt", " "], {}, "--prompt: the question is empty"),
+        (["--max-memory", "much"], {}, "--max-memory"),
+        (["--max-memory", "0"], {}, "--max-memory"),
+        ([], {"CHATGLM_TOP_P": "much"}, "CHATGLM_TOP_P"),
+        ([], {"CHATGLM_MAX_MEMORY": "2 apples"}, "CHATGLM_MAX_MEMORY"),
+        ([], {"CHATGLM_MMAP": "maybe"}, "CHATGLM_MMAP"),
+        ([], {"CHATGLM_QUANTIZE": "5"}, "CHATGLM_QUANTIZE"),
+        ([], {"CHATGLM_MAX_LENGTH": "0"}, "max_length must be"),
+    ],
+)
+def test_wrong_flags_are_rejected_before_loading(
+    flags: list[str],
+    variables: dict[str, str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as end:
+        main(flags)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_flags_go_before_variables_before_defaults() -> None:
+    parser = Parser(prog="program", description="", epilog="")
+    variables = {
+        "CHATGLM_MODEL": "/models/100% real",
+        "CHATGLM_TOP_P": "0.5",
+        "CHATGLM_SEED": "",
+        "CHATGLM_MMAP": "1",
+        "CHATGLM_MAX_MEMORY": "2G",
+    }
+    add_flags(parser, "model", MODEL_FLAGS, variables)
+    add_flags(parser, "answers", ANSWER_FLAGS, variables)
+    arguments = parser.parse_args(["--top-p", "0.25", "--ptuning-checkpoint", "p", "--max-memory", "1.5G"])
+    assert model_options(arguments) == {
+        "model": "/models/100% real",
+        "device": "auto",
+        "dtype": "auto",
+        "quantize": None,
+        "ptuning_checkpoint": "p",
+        "lora_checkpoint": None,
+        "mmap": True,
+        "max_memory": 1_500_000_000,
+    }
+    nothing = {"max_length": None, "top_k": None, "temperature": None, "seed": None, "system": None}
+    assert answer_options(arguments) == {**nothing, "top_p": 0.25}
+    assert "(default: /models/100% real; $CHATGLM_MODEL)" in parser.format_help()
+    assert parser.parse_args(["--no-mmap"]).mmap is False
+
+
+def test_kind_of_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Editing needs a terminal on both sides that understands escape codes."""
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(make_reader(Screen(has_person=False, is_terminal=False)), PipeReader)
+    assert isinstance(make_reader(Screen(has_person=True, is_terminal=False)), TypingReader)
+    assert isinstance(make_reader(Screen(has_person=True, is_terminal=True)), TypingReader)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setitem(sys.modules, "prompt_toolkit", None)
+    assert isinstance(make_reader(Screen(has_person=True, is_terminal=True)), TypingReader)
