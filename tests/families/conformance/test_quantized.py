@@ -16,7 +16,7 @@ from chatglm.quantization.layers import QuantizedLinear
 from tests.conversion.text import write_text
 from tests.families.conformance.asking import answers, error, logits, logits_of
 
-BOUNDS = {8: 0.02, 4: 0.35}
+BOUNDS = {8: 0.05, 4: 0.6}  # of the logits of three layers with random weights
 
 
 @pytest.mark.parametrize("kernel", ["reference", "native"])

@@ -16,6 +16,7 @@ import torch
 from chatglm.loading import load, placement
 from chatglm.loading.placement import part_sizes, place
 from chatglm.pipeline import Pipeline
+from tests import forking
 from tests.families.cases import CASES, FamilyCase
 from tests.families.conformance.asking import answers, error, logits
 from tests.families.conformance.sharded import LOADED, NUM_RANKS
@@ -48,7 +49,7 @@ def test_placed_answers(case: FamilyCase, pipe: Pipeline, folder: Path, monkeypa
         assert answers(placed) == answers(pipe)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the processes saw, of every family."""
     root = tmp_path_factory.mktemp("sharded")
@@ -61,7 +62,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     place_ = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(NUM_RANKS)}
     changes = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     processes = [
-        subprocess.Popen(
+        forking.Popen(
             [sys.executable, "-m", "tests.families.conformance.sharded", str(root)],
             cwd=ROOT,
             env=os.environ | changes | place_ | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
