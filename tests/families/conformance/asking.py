@@ -22,16 +22,12 @@ def asked(query: str) -> list[Message]:
     return [Message("user", query)]
 
 
-def answers(pipe: Pipeline, adapters: Sequence[bool] = (True,) * len(QUERIES), **options: Any) -> list[str]:
-    """Greedy answers to all queries, which run together."""
-    handles = [
-        pipe.submit(asked(query), adapter=adapter, **{**GREEDY, **options})
-        for query, adapter in zip(QUERIES, adapters, strict=True)
-    ]
-    return [handle.result(60).text for handle in handles]
+def answers(pipe: Pipeline, adapters: Sequence[bool] = (True,) * len(QUERIES)) -> list[list[int]]:
+    """Prompts and greedy answers to all queries, which run together, as ids: the text of nonsense may be empty."""
+    return tokens_with(pipe, QUERIES, adapters)
 
 
-def answers_of(folder: Any, **options: Any) -> list[str]:
+def answers_of(folder: Any, **options: Any) -> list[list[int]]:
     """Those of a folder."""
     with load_pipeline(folder, **{"device": "cpu", "dtype": "fp32", **options}) as pipe:
         return answers(pipe)
@@ -68,22 +64,26 @@ def cached_logits(pipe: Pipeline, ids: Sequence[int], num_steps: int) -> Tensor:
     return torch.cat(rows)
 
 
-def tokens_with(pipe: Pipeline, queries: Sequence[str]) -> list[list[int]]:
-    """The greedy token ids of each query, all submitted together, and their logits' argmax seen on the way."""
+def tokens_with(
+    pipe: Pipeline, queries: Sequence[str], adapters: Sequence[bool] = (True,) * len(QUERIES)
+) -> list[list[int]]:
+    """Ids of prompt and greedy answer of each query, all submitted together, without the last one."""
     seen: list[list[int]] = [[] for _ in queries]
 
     def recorder(number: int) -> Any:
-        def record(ids: Tensor, values: Tensor) -> Tensor:
+        def record(ids: Tensor, logits_1V: Tensor) -> Tensor:
             seen[number] = ids[0].tolist()
-            return values
+            return logits_1V
 
         return record
 
     config = GenerationConfig.of({"max_length": 100}, **GREEDY)
     handles = [
-        pipe.engine.submit(prompt_ids(pipe, query), config, processors=[recorder(number)])
+        pipe.engine.submit(
+            prompt_ids(pipe, query), config, uses_adapter=adapters[number], processors=[recorder(number)]
+        )
         for number, query in enumerate(queries)
     ]
     for handle in handles:
-        handle.result(60)
+        assert handle.result(60).completion_tokens == GREEDY["max_new_tokens"]
     return seen

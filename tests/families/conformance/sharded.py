@@ -16,7 +16,7 @@ import torch.distributed as dist
 from chatglm import kernels
 from chatglm.pipeline import Pipeline, load_pipeline
 from tests.families import cases
-from tests.families.conformance.asking import GREEDY, QUERIES, cached_logits, error, prompt_ids
+from tests.families.conformance.asking import QUERIES, cached_logits, error, prompt_ids, tokens_with
 
 NUM_RANKS = 2
 LOADED: dict[str, dict[str, Any]] = {"float": {}, "int4": {"quantize": 4}, "prefix": {}}
@@ -34,7 +34,7 @@ def seen_of(sharded: Pipeline, whole: Pipeline) -> dict[str, Any]:
     return {
         "error": error(steps, cached_logits(whole, ids, 3)),
         "logits": steps.flatten()[:50].tolist(),
-        "answers": [pipe.chat(QUERIES[0], **GREEDY)[0] for pipe in (sharded, whole)],
+        "answers": [tokens_with(pipe, QUERIES[:1]) for pipe in (sharded, whole)],
         "sizes": sizes,
     }
 

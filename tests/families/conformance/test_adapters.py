@@ -47,7 +47,7 @@ def prefix(case: FamilyCase, request: pytest.FixtureRequest, tmp_path_factory: p
     folder = tmp_path_factory.mktemp("prefix")
     keys = {"pre_seq_len": PREFIX_LENGTH, "prefix_projection": request.param}
     start = case.family().spec(case.config()).prefix_encoder
-    tensors = {name: 50 * t for name, t in case.random_tensors(**keys).items() if name.startswith(start)}
+    tensors = {name: 10 * t for name, t in case.random_tensors(**keys).items() if name.startswith(start)}
     write_config(folder, {**case.keys(), **keys})
     write_weights(folder, tensors, "bin")
     return folder
