@@ -25,8 +25,8 @@ import torch
 
 from chatglm.devices import DTYPES
 from chatglm.engine import Engine
+from chatglm.engine.solo import stream_alone
 from chatglm.generation.config import GenerationConfig
-from chatglm.generation.decode import stream_text
 from chatglm.models import FAMILIES
 
 SIZES = {"vocab_size": 32000, "hidden_size": 2048, "inner_hidden_size": 8192, "num_attention_heads": 16}
@@ -52,7 +52,7 @@ class Letters:
 
 
 def random_network(num_layers: int, dtype: torch.dtype, bits: int) -> Any:
-    family = FAMILIES["chatglm"]
+    family = FAMILIES[0]
     config = family.config_class(**SIZES, **SPECIALS, eos_token_id=31993, num_layers=num_layers)
     torch.manual_seed(0)
     default = torch.get_default_dtype()
@@ -83,7 +83,7 @@ def mixed_work() -> list[Work]:
 
 def rate_of_loop(network: Any, one: Work) -> float:
     begun = time.perf_counter()
-    last = list(stream_text(network, Letters(), *one))[-1]
+    last = list(stream_alone(network, Letters(), *one))[-1]
     return last.completion_tokens / (time.perf_counter() - begun)
 
 

@@ -30,6 +30,7 @@ import torch
 from benchmarks.ceilings import Ceilings
 from benchmarks.random_model import write_folder
 from chatglm import kernels
+from chatglm.engine.decoder import BatchDecoder
 from chatglm.quantization.layers import QuantizedLinear
 
 CONTEXTS = (32, 512)
@@ -46,14 +47,14 @@ class Request:
         ids = torch.randint(100, 200, (1, length), generator=torch.Generator().manual_seed(0))
         ids[0, -2:] = torch.tensor([model.config.gmask_token_id, model.config.bos_token_id])
         self.ids = ids
-        self.layout = model.prompt_layout(ids)
-        self.cache = model.new_cache(length + 64)
+        self.layout = BatchDecoder(model).prompt_layout(ids)
+        self.cache = BatchDecoder(model).new_cache(length + 64)
 
     @torch.inference_mode()
     def prefill(self) -> float:
         """Seconds for the prompt."""
         start = time.perf_counter()
-        self.model.prefill(self.ids, self.layout, self.cache)
+        BatchDecoder(self.model).prefill(self.ids, self.layout, self.cache)
         return time.perf_counter() - start
 
     @torch.inference_mode()
@@ -141,7 +142,7 @@ def measure_start(folder: str, is_mapped: bool) -> dict[str, Any]:
     from chatglm.loading import load
     from chatglm.models import FAMILIES
 
-    _ = FAMILIES["chatglm"].model_class, FAMILIES["chatglm"].tokenizer_class, kernels.backend_name()
+    _ = FAMILIES[0].model_class, FAMILIES["chatglm"].tokenizer_class, kernels.backend_name()
     imported = time.perf_counter()
     model = load(folder, device="cpu", mmap=is_mapped).model
     loaded = time.perf_counter()

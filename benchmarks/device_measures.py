@@ -39,7 +39,7 @@ from benchmarks.device_work import (
 )
 from chatglm import kernels
 from chatglm.engine import Engine
-from chatglm.engine.blocks import blocks_for
+from chatglm.engine.block_manager import blocks_for
 from chatglm.engine.graph_runner import GraphRunner
 from chatglm.engine.runner import Runner
 from chatglm.kernels.triton.weight_extraction import linear_written_out

@@ -44,7 +44,7 @@ def make_checkpoint(folder: Path, args: argparse.Namespace) -> None:
     )
     write_config(folder, config)
     write_tokenizer(folder)
-    family = FAMILIES["chatglm"]
+    family = FAMILIES[0]
     shapes = expected_shapes(family, family.config(config))
     suffix, stem = ("safetensors", "model") if args.format == "safetensors" else ("bin", "pytorch_model")
     weight_map = {}
@@ -77,7 +77,7 @@ def measure(folder: str, dtype: str) -> dict[str, Any]:
     """Load in this process; peak resident memory (bytes) above that of the imports, and seconds."""
     from chatglm.loading import load
 
-    FAMILIES["chatglm"].model_class, FAMILIES["chatglm"].tokenizer_class
+    FAMILIES[0].model_class, FAMILIES["chatglm"].tokenizer_class
     before = resident("VmRSS")
     start = time.perf_counter()
     loaded = load(folder, device="cpu", dtype=dtype)

@@ -34,7 +34,7 @@ def measure(folder: str, dtype: str, limit: str | None, tokens: int) -> dict[str
     from chatglm.models import FAMILIES
     from chatglm.pipeline import load_pipeline
 
-    FAMILIES["chatglm"].model_class, FAMILIES["chatglm"].tokenizer_class
+    FAMILIES[0].model_class, FAMILIES["chatglm"].tokenizer_class
     before = resident("VmRSS")
     start = time.perf_counter()
     with load_pipeline(folder, device="cpu", dtype=dtype, max_memory=limit) as pipe:
@@ -44,8 +44,8 @@ def measure(folder: str, dtype: str, limit: str | None, tokens: int) -> dict[str
         answered = time.perf_counter()
         config = pipe.network.config
         with torch.inference_mode():
-            scores = pipe.network(torch.tensor([[200, 201, config.gmask_token_id, config.bos_token_id]])).logits
-        digest = hashlib.sha256(scores.float().numpy().tobytes() + answer.encode()).hexdigest()
+            logits = pipe.network(torch.tensor([[200, 201, config.gmask_token_id, config.bos_token_id]]))
+        digest = hashlib.sha256(logits.float().numpy().tobytes() + answer.encode()).hexdigest()
     return {
         "limit": limit,
         "peak_bytes": resident("VmHWM") - before,

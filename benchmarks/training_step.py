@@ -34,7 +34,7 @@ def measure(variant: str, arguments: argparse.Namespace) -> dict[str, float]:
     from chatglm.training.recipes import make_recipe
 
     torch.manual_seed(0)
-    family = FAMILIES["chatglm"]
+    family = FAMILIES[0]
     config = family.config_class(
         vocab_size=1000,
         hidden_size=arguments.hidden,

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 from chatglm.registration import register_when_needed
 
 if TYPE_CHECKING:
-    from chatglm.models.chatglm.config import ChatGLMConfig
-    from chatglm.models.chatglm.model import ChatGLMForConditionalGeneration
-    from chatglm.models.chatglm.tokenizer import ChatGLMTokenizer
+    from chatglm.models.chatglm.model import ChatGLMConfig, ChatGLMForConditionalGeneration
+    from chatglm.models.chatglm.pretrained_tokenizer import ChatGLMTokenizer
     from chatglm.pipeline import Pipeline, load_pipeline
 
 __version__ = "2.0.0"
@@ -28,9 +27,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ChatGLMConfig": "chatglm.models.chatglm.config",
+    "ChatGLMConfig": "chatglm.models.chatglm.model",
     "ChatGLMForConditionalGeneration": "chatglm.models.chatglm.model",
-    "ChatGLMTokenizer": "chatglm.models.chatglm.tokenizer",
+    "ChatGLMTokenizer": "chatglm.models.chatglm.pretrained_tokenizer",
     "Pipeline": "chatglm.pipeline",
     "load_pipeline": "chatglm.pipeline",
 }

@@ -1,14 +1,13 @@
-"""Every error a user can meet, each a class with one sentence and a remedy.
+"""Every error a user can meet, with a remedy.
 
-Knows: the sentences. Does not know: HTTP status codes, terminals, models.
-A door catches `ChatGLMError` and prints `str(error)`; anything else is a defect of ours and keeps its traceback.
+An interface catches `ChatGLMError` and prints `str(error)`; anything else is an internal error and keeps its traceback.
 """
 
 from __future__ import annotations
 
 
 class ChatGLMError(Exception):
-    """Something the user can understand and mend.
+    """Something the user can understand and fix.
 
     Args:
         problem: what is wrong, one sentence that names the file or value.
@@ -53,7 +52,7 @@ class UnsupportedModelError(CheckpointError):
 
 
 class OutOfMemoryError(ChatGLMError):
-    """The load cannot fit into this machine's memory; the sentence carries the numbers."""
+    """The load cannot fit into this machine's memory; the sentence has the numbers."""
 
 
 class DeviceError(ChatGLMError):
@@ -69,7 +68,7 @@ class PromptTooLongError(InvalidRequestError):
 
 
 class InvalidLogitsError(ChatGLMError):
-    """The network produced NaN or infinite scores."""
+    """The network produced NaN or infinite logits."""
 
 
 class TrainingError(ChatGLMError):

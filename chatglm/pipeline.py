@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from chatglm.engine import Engine, Handle
+from chatglm.engine.decoder import BatchDecoder
+from chatglm.engine.request import never
 from chatglm.errors import ChatGLMError, InvalidRequestError
-from chatglm.generation.chat import chat_defaults
-from chatglm.generation.config import GenerationConfig
-from chatglm.generation.decode import never
+from chatglm.generation.config import GenerationConfig, chat_defaults
 from chatglm.generation.deltas import Delta, fold
 from chatglm.loading import LoadedModel, load
 from chatglm.messages import History, Message, check_history, to_messages
@@ -23,6 +23,7 @@ class Pipeline:
     Attributes:
         network: a plain module, in eval mode.
         tokenizer: its tokenizer.
+        family: what they are of.
         name: folder name of the checkpoint, or "demo".
         is_demo: whether this is the embedded demo model.
     """
@@ -30,6 +31,7 @@ class Pipeline:
     def __init__(self, loaded: LoadedModel) -> None:
         self.network: Any = loaded.model
         self.tokenizer: Any = loaded.tokenizer
+        self.family = loaded.family
         self.name = "demo" if loaded.is_demo else loaded.folder.name
         self.is_demo = loaded.is_demo
         self._engine: Engine | None = None
@@ -44,14 +46,14 @@ class Pipeline:
     @property
     def context_limit(self) -> int:
         """Tokens that prompt and answer may have together."""
-        return int(self._open_network().config.max_sequence_length)
+        return int(self._open_network().spec.context_limit)
 
     @property
     def engine(self) -> Engine:
         """What runs the requests, made at the first one."""
         with self._engine_lock:
             if self._engine is None:
-                self._engine = Engine(self._open_network(), self.tokenizer)
+                self._engine = Engine(BatchDecoder(self._open_network()), self.tokenizer)
             return self._engine
 
     def start_engine(self, *, max_running: int = 16, max_waiting: int = 64, memory_limit: int | None = None) -> Engine:
@@ -64,7 +66,7 @@ class Pipeline:
             if self._engine is not None:
                 raise InvalidRequestError("The engine is running already.", "Set its limits before the first request.")
             self._engine = Engine(
-                self._open_network(),
+                BatchDecoder(self._open_network()),
                 self.tokenizer,
                 max_running=max_running,
                 max_waiting=max_waiting,
@@ -97,7 +99,7 @@ class Pipeline:
         network = self._open_network()
         config = GenerationConfig.of(chat_defaults(network), **parameters)
         limit = min(config.max_length, self.context_limit)
-        prompt = network.encode_chat(self.tokenizer, messages, limit)
+        prompt = self.family.encode_chat(self.tokenizer, messages, limit)
         return self._submit(prompt.input_ids, config, cancel, deadline, adapter, prompt.dropped_rounds)
 
     def complete(

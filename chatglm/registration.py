@@ -1,81 +1,78 @@
-"""Makes transformers' Auto classes know the families, at the moment the Auto classes are imported and not before.
+"""Enters the families into transformers' Auto registries, as soon as the Auto classes have been imported.
 
-Knows: Python's import system and the Auto registries. `import chatglm` must stay light, yet
-`AutoModel.from_pretrained("chatglm-6b")` must work after it, whichever of the two packages was imported first.
+`import chatglm` must stay light: importing the Auto classes there would cost seconds. So imports are watched until some
+code imports them, and registration waits until that outermost import is complete: no module is seen half-made.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 AUTO_CLASSES = "transformers.models.auto"
-FAMILY_MODULES = "chatglm.models.chatglm."
+WATCHED = ("transformers.", "chatglm.")
 
 
 def register() -> None:
-    """Enter config, network and tokenizer of every family into the Auto registries; doing it twice is harmless."""
+    """Enter configuration, network and tokenizer of every family; doing it twice is harmless."""
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+    from chatglm.loading import checked_folder
     from chatglm.models import FAMILIES
 
-    for model_type, family in FAMILIES.items():
-        family.model_class.check_folder = staticmethod(_check_folder)
-        AutoConfig.register(model_type, family.config_class, exist_ok=True)
+    for family in FAMILIES:
+        family.model_class.check_folder = staticmethod(checked_folder)
+        AutoConfig.register(family.model_type, family.config_class, exist_ok=True)
         for auto_class in (AutoModel, AutoModelForSeq2SeqLM, AutoModelForCausalLM):
             auto_class.register(family.config_class, family.model_class, exist_ok=True)
         # Under a class of its own, not under the config: otherwise `trust_remote_code=True`, as in every upstream
         # example, makes the library look for the tokenizer's remote file instead of taking ours.
-        name_only = type(f"{family.class_prefix}TokenizerName", (family.config_class,), {})
+        name_only = type(f"{family.prefix}TokenizerName", (family.config_class,), {})
         AutoTokenizer.register(name_only, tokenizer_class=family.tokenizer_class, exist_ok=True)
 
 
-def _check_folder(folder: Any) -> None:
-    """Name the damaged file of a local folder before transformers stumbles over it."""
-    from chatglm.loading import checked_folder
-
-    checked_folder(folder)
-
-
 def register_when_needed() -> None:
-    """Register now if the Auto classes are loaded already, otherwise as soon as they are."""
+    """Register now if the Auto classes are loaded already, otherwise when the import that loads them is complete."""
     if AUTO_CLASSES in sys.modules:
         register()
     else:
         sys.meta_path.insert(0, _Watcher())
 
 
-class _Watcher(MetaPathFinder):
-    """Waits for the Auto classes and, because importing a family imports them half-way through, for its modules."""
+class _Watcher(MetaPathFinder, threading.local):
+    """Counts, in each thread, how deep it is in imports of the two packages."""
 
-    def __init__(self) -> None:
-        self._searching = False
+    depth = 0
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if self._searching or not (fullname == AUTO_CLASSES or fullname.startswith(FAMILY_MODULES)):
+        if not fullname.startswith(WATCHED):
             return None
-        self._searching = True
-        try:
-            spec = find_spec(fullname)
-        finally:
-            self._searching = False
+        others = (finder for finder in sys.meta_path if finder is not self)
+        found = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _RegisterAfter(spec.loader)
+            spec.loader = _Counted(spec.loader, self)
         return spec
 
+    def finish(self) -> None:
+        """An outermost import is complete: register if it has loaded the Auto classes, and watch no more."""
+        if AUTO_CLASSES in sys.modules and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            register()
 
-class _RegisterAfter(Loader):
-    """Another loader, and `register()` once the module it loads is complete."""
 
-    def __init__(self, loader: Loader) -> None:
-        self._loader = loader
+class _Counted(Loader):
+    """Another loader whose modules count as being imported while they execute."""
+
+    def __init__(self, loader: Loader, watcher: _Watcher) -> None:
+        self._loader, self._watcher = loader, watcher
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -84,15 +81,10 @@ class _RegisterAfter(Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        self._loader.exec_module(module)
-        if AUTO_CLASSES in sys.modules and not any(map(_is_half_imported, _family_modules_but(module))):
-            register()
-
-
-def _family_modules_but(module: ModuleType) -> list[ModuleType]:
-    loaded = list(sys.modules.items())
-    return [other for name, other in loaded if name.startswith(FAMILY_MODULES) and other is not module]
-
-
-def _is_half_imported(module: ModuleType) -> bool:
-    return bool(getattr(module.__spec__, "_initializing", False))
+        self._watcher.depth += 1
+        try:
+            self._loader.exec_module(module)
+        finally:
+            self._watcher.depth -= 1
+        if self._watcher.depth == 0:
+            self._watcher.finish()

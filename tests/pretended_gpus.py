@@ -9,17 +9,16 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from chatglm.checkpoints.validate.expected_weights import expected_network
 from chatglm.loading.placement import Placement, part_sizes, place
 from chatglm.models import FAMILIES
 from chatglm.nn.kv_cache import KVCache
 from tests.folders import tiny_config
 
-FAMILY = FAMILIES["chatglm"]
+FAMILY = FAMILIES[0]
 
 
 def empty(num_layers: int = 9, **keys: Any) -> Any:
-    return expected_network(FAMILY, FAMILY.config(tiny_config(num_layers=num_layers, **keys)))
+    return FAMILY.empty_network(FAMILY.config(tiny_config(num_layers=num_layers, **keys)))
 
 
 def view(tensor: torch.Tensor, key: Any) -> torch.Tensor:

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from chatglm import devices
-from chatglm.checkpoints.validate.expected_weights import expected_network
 from chatglm.devices import (
     available_memory,
     choose_device,
@@ -85,10 +84,10 @@ def test_a_program_on_a_cpu_never_touches_cuda() -> None:
 def test_planning_for_mps_never_touches_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     forbid_cuda(monkeypatch.setattr)
-    family = FAMILIES["chatglm"]
+    family = FAMILIES[0]
     device = choose_device("mps")
     for bits in (0, 4):
-        network = expected_network(family, family.config({"num_layers": 1, "quantization_bit": bits}))
+        network = family.empty_network(family.config({"num_layers": 1, "quantization_bit": bits}))
         parameters = list(network.parameters())
         dtype = type_for("auto", device, parameters)
         assert (device, dtype) == (MPS, torch.float16)
@@ -180,7 +179,7 @@ def test_bf16_on_an_old_gpu_is_remarked(
 
 
 def test_estimate_of_chatglm_6b() -> None:
-    family = FAMILIES["chatglm"]
+    family = FAMILIES[0]
     spec = family.spec(family.config({}))
     assert cache_bytes(spec, torch.float16) == 2 * 28 * 4096 * 2048 * 2
     grouped = replace(spec, num_kv_heads=2, context_limit=8192)
@@ -190,9 +189,9 @@ def test_estimate_of_chatglm_6b() -> None:
 @pytest.mark.parametrize("bits", [0, 8, 4])
 def test_parameters_are_counted_not_bytes(bits: int) -> None:
     """6.17 billion, however many bits each has; a tied embedding counts once."""
-    family = FAMILIES["chatglm"]
+    family = FAMILIES[0]
     config = family.config({"quantization_bit": bits, "quantization_embedding_bit": bits})
-    count = count_parameters(expected_network(family, config), [])
+    count = count_parameters(family.empty_network(config), [])
     per_layer = 12 * 4096**2 + (3 + 1 + 4 + 1) * 4096 + 4 * 4096
     assert count == 28 * per_layer + 130528 * 4096 + 2 * 4096
 

@@ -1,4 +1,4 @@
-"""The object every face holds: streaming, threads, asyncio, cancelling, closing."""
+"""The object every interface holds: streaming, threads, asyncio, cancelling, closing."""
 
 from __future__ import annotations
 
@@ -6,30 +6,40 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
 from chatglm.errors import ChatGLMError, InvalidRequestError, ModelNotFoundError
 from chatglm.generation.deltas import Delta
+from chatglm.loading import load
 from chatglm.pipeline import Pipeline, load_pipeline
 from tests.folders import make_folder
 
 
 @pytest.fixture(scope="module")
-def pipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     make_folder(folder, "bin_shards", dtype=torch.float32, max_sequence_length=600)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipe(folder: Path) -> Iterator[Pipeline]:
     with load_pipeline(folder) as pipeline:
         yield pipeline
 
 
-def test_stream_chat_and_model_agree(pipe: Pipeline) -> None:
+def test_stream_chat_and_model_agree(pipe: Pipeline, folder: Path) -> None:
     deltas = list(pipe.stream("hello", max_new_tokens=30, temperature=0))
     response, history = pipe.chat("hello", max_new_tokens=30, temperature=0)
     assert "".join(delta.text for delta in deltas) == response
     assert history == [("hello", response)]
-    assert pipe.network.chat(pipe.tokenizer, "hello", max_new_tokens=30, temperature=0) == (response, history)
+    wrapped = load(folder, wraps=True)
+    for options in ({"temperature": 0}, {"seed": 3, "temperature": 2.0, "top_k": 0}):
+        asked = {"max_new_tokens": 30, **options}
+        assert wrapped.model.chat(wrapped.tokenizer, "hello", **asked) == pipe.chat("hello", **asked)
     assert deltas[-1].finish_reason in ("stop", "length")
     assert not pipe.is_demo
 

@@ -20,7 +20,7 @@ import pytest
 import sentencepiece
 from hypothesis import settings
 
-from chatglm.models.chatglm.tokenizer import ChatGLMTokenizer
+from chatglm.models.chatglm.pretrained_tokenizer import ChatGLMTokenizer
 
 ROOT = Path(__file__).parents[1]
 GENUINE_FILES = ROOT.parent / "shared" / "tokenizers"

@@ -1,4 +1,7 @@
-"""`python -m chatglm doctor FOLDER`: this machine, the memory the model needs here, and every problem of the folder."""
+"""`python -m chatglm doctor FOLDER`: this machine, the memory the model needs here, and every problem of the folder.
+
+Knows: how to print. Does not know how problems are found.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from chatglm.checkpoints.validate import ValidationReport
-from chatglm.checkpoints.validate.expected_weights import expected_network
 from chatglm.demo import CHECKPOINT, DEMO_NAME
 from chatglm.devices import DTYPE_NAMES, available_memory, choose_device, describe_devices
 from chatglm.loading import examine
@@ -22,8 +24,7 @@ LIBRARIES = ("torch", "transformers", "sentencepiece", "safetensors", "accelerat
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the report; 0 when the folder can be loaded, 1 when it cannot."""
     parser = argparse.ArgumentParser(
-        prog="python -m chatglm doctor",
-        description="Report what is wrong with a model folder, and what this machine has.",
+        prog="python -m chatglm doctor", description="Say what is wrong with a model folder."
     )
     parser.add_argument("folder", nargs="?", default=DEMO_NAME, help="model folder (default: the embedded demo model)")
     arguments = parser.parse_args(argv)
@@ -36,18 +37,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def environment() -> list[str]:
-    """Lines about Python, the libraries and the devices."""
+    """Lines about Python, the libraries and the devices of this machine."""
     lines = [f"Python {platform.python_version()} on {platform.platform()}"]
     lines.append(", ".join(f"{name} {_version(name)}" for name in LIBRARIES))
     return [*lines, *describe_devices()]
 
 
 def memory(report: ValidationReport) -> list[str]:
-    """Lines about the parameters, the memory they take in each dtype, and what is free on the default device."""
+    """Lines about the memory that the model takes in each number type, and what is free where it would run."""
     if report.family is None or report.config is None:
         return []
     config, spec = report.config, report.family.spec(report.config)
-    network = expected_network(report.family, config)
+    network = report.family.empty_network(config)
     tensors = kept_tensors(network, report.tensors).values()
     lines = [f"{report.family.name}, {count_parameters(network, report.tensors):,} parameters"]
     for dtype, name in DTYPE_NAMES.items():

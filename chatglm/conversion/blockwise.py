@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from chatglm.checkpoints import WeightReader
 from chatglm.checkpoints.validate import ValidationReport
-from chatglm.checkpoints.validate.expected_weights import expected_network
 from chatglm.conversion.samples import Sample
 from chatglm.kernels.packing import dequantize
 from chatglm.quantization.layers import QuantizedLinear
@@ -64,7 +63,7 @@ class BlockwiseNetwork:
 
     def __init__(self, report: ValidationReport, device: torch.device) -> None:
         assert report.family is not None  # a healthy report has one
-        self._network = expected_network(report.family, report.config).eval().requires_grad_(False)
+        self._network = report.family.empty_network(report.config).eval().requires_grad_(False)
         self.spec = self._network.spec
         self._blocks = self._network.get_submodule(self.spec.layers)
         self._stored, self._reader, self.device = report.tensors, WeightReader(report.tensors), device

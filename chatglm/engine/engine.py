@@ -1,13 +1,10 @@
 """Continuous batching: requests join and leave between the steps of one network.
 
-Knows: the thread that owns the network, the lock, the order of a step. Does not know a family, prompts as text, or
-who its callers are.
-
     callers, any thread              engine thread, one step
-    submit() --> Scheduler   ------> 1  those no longer wanted end
-                  slots, blocks      2  prompts of newcomers: one call
-    Handle  <-- Outbox       <------ 3  one id for each running request: one call
-                                     4  slots and blocks of the ended are free, then the deltas go out
+    submit() --> Scheduler   ------> 1  cancelled and expired requests end
+                  slots, blocks      2  prompts of new requests: one call
+    Handle  <-- Outbox       <------ 3  one token for each running request: one call
+                                     4  slots and blocks of finished requests are free, then the deltas go out
 
 The thread starts with the first request and ends when there has been nothing to do for a while.
 """
@@ -22,17 +19,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from chatglm.engine.blocks import BLOCK_TOKENS, BlockPool, count_blocks
+from chatglm.engine.block_manager import BLOCK_TOKENS, BlockManager, count_blocks
 from chatglm.engine.graph_runner import new_runner
 from chatglm.engine.handle import Handle
-from chatglm.engine.request import Request
-from chatglm.engine.runner import BatchModel, next_prompts
+from chatglm.engine.request import Request, never
+from chatglm.engine.runner import Decoder, next_prompts
 from chatglm.engine.scheduler import Scheduler
 from chatglm.engine.stats import Stats
 from chatglm.errors import ChatGLMError, QueueFullError
 from chatglm.generation.config import GenerationConfig
-from chatglm.generation.decode import never
-from chatglm.generation.next_token import LogitsProcessor
+from chatglm.generation.sampling import LogitsProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +44,7 @@ class Engine:
 
     def __init__(
         self,
-        model: BatchModel,
+        decoder: Decoder,
         tokenizer: Any,
         *,
         max_running: int = 16,
@@ -59,7 +55,7 @@ class Engine:
         """Make room for requests; nothing runs yet.
 
         Args:
-            model: the network, in eval mode.
+            decoder: runs the network, which is in eval mode; a `BatchDecoder`.
             tokenizer: tells the surface of each token.
             max_running: requests that are answered at the same time.
             max_waiting: requests beyond those that may wait for a slot or for memory.
@@ -70,11 +66,11 @@ class Engine:
         Raises:
             InvalidRequestError: the limits leave no room for anything.
         """
-        self._model = model
+        self._decoder = decoder
         self._tokenizer = tokenizer
-        pool = BlockPool(count_blocks(model, memory_limit, max_running))
-        self._scheduler = Scheduler(pool, max_running, max_waiting)
-        self._runner = new_runner(model, pool.total, max_running, uses_graphs)
+        blocks = BlockManager(count_blocks(decoder, memory_limit, max_running))
+        self._scheduler = Scheduler(blocks, max_running, max_waiting)
+        self._runner = new_runner(decoder, blocks, max_running, uses_graphs)
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._is_closed = False
@@ -109,7 +105,7 @@ class Engine:
             ChatGLMError: the engine is closed.
         """
         request = Request(
-            self._model,
+            self._decoder,
             self._tokenizer,
             input_ids,
             config,
@@ -162,8 +158,8 @@ class Engine:
                 steps_total=counts["steps"],
                 slots_used=len(scheduler.running),
                 slots_total=scheduler.max_running,
-                blocks_free=scheduler.pool.free,
-                blocks_total=scheduler.pool.total,
+                blocks_free=scheduler.blocks.free,
+                blocks_total=scheduler.blocks.total,
                 block_tokens=BLOCK_TOKENS,
             )
 
@@ -189,7 +185,7 @@ class Engine:
         while self._wait_for_work():
             try:
                 self._step()
-            except BaseException as error:  # a defect of ours: nobody may be left waiting for ever
+            except BaseException as error:  # an internal error: no caller may wait for ever
                 logger.exception("A step of the engine failed.")
                 self._fail_all(error)
 
@@ -212,16 +208,16 @@ class Engine:
         self._decode([request for request in running if request.cache is not None])
         self._settle(running)
 
-    def _prefill(self, newcomers: Sequence[Request]) -> None:
-        if newcomers:
-            self._runner.prefill(newcomers)
-            self._counts["prompt tokens"] += sum(r.prompt.shape[1] for r in newcomers if r.cache is not None)
+    def _prefill(self, new_requests: Sequence[Request]) -> None:
+        if new_requests:
+            self._runner.prefill(new_requests)
+            self._counts["prompt tokens"] += sum(r.prompt.shape[1] for r in new_requests if r.cache is not None)
 
     def _decode(self, requests: Sequence[Request]) -> None:
         if requests:
-            num_made = sum(request.tokens.num_made for request in requests)
+            num_generated = sum(request.num_generated for request in requests)
             self._runner.decode(requests)
-            self._counts["tokens"] += sum(request.tokens.num_made for request in requests) - num_made
+            self._counts["tokens"] += sum(request.num_generated for request in requests) - num_generated
             self._counts["steps"] += 1
 
     def _settle(self, requests: Sequence[Request]) -> list[Request]:

@@ -1,15 +1,11 @@
-"""Runs requests with everything on the device: pages, sampling, and steps that are captured as graphs.
+"""Runs requests with everything on the device: paged cache, sampling, and steps that are captured as graphs.
 
-Knows: slots and pages of requests, and that ids are seen one step late. Does not know the tensors of a step (steps.py),
-the network's inside, who waits, or threads.
+    host    launch step 1     launch step 2     read tokens of 1     launch step 3     read tokens of 2  ...
+    device  [   step 1   ]    [   step 2   ]                         [   step 3   ]
 
-    host    launch step 1     launch step 2     read ids of 1     launch step 3     read ids of 2  ...
-    device  [   step 1   ]    [   step 2   ]                      [   step 3   ]
-
-A step's last act is to choose ids and to write them where the next one finds them, so the host never stands between
-two steps. It learns of an answer's end one step late, and the row of the ended is wasted once.
-Batches have a few sizes; rows that are left over belong to nobody.
-
+A step's last act is to sample tokens and to write them where the next one finds them, so the host never stands between
+two steps. It learns of an answer's end one step late, and that row is wasted once.
+Batches have a few sizes; rows that are left over are padding.
 Requests that a step cannot serve (logits processors, an answer begun in the prompt) go to the plain runner.
 """
 
@@ -23,16 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chatglm.engine.blocks import BLOCK_TOKENS, blocks_for
-from chatglm.engine.page_table import PageTable
+from chatglm.engine.block_manager import BLOCK_TOKENS, BlockManager
 from chatglm.engine.request import Request
-from chatglm.engine.runner import Runner, one_by_one
-from chatglm.engine.slots import Row
-from chatglm.engine.steps import ComingIds, Kind, SteppingModel, Steps
+from chatglm.engine.runner import Runner, memory_errors, one_by_one
+from chatglm.engine.slots import SlotRow
+from chatglm.engine.steps import PagedModel, PendingTokens, StepKind, Steps
 from chatglm.errors import InvalidRequestError
-from chatglm.generation.batch_sampling import INVALID, choice_for
-from chatglm.generation.decode import memory_errors
-from chatglm.generation.sampling import invalid_logits
+from chatglm.generation.sampling import mode_for
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +34,10 @@ PROMPT_TOKENS_AT_ONCE = 4096
 
 
 @dataclass
-class Seat:
-    """What a request holds here."""
+class Slot:
+    """What a request holds here: its row, and how many steps have been launched for it."""
 
-    slot: int
-    pages: list[int]
+    number: int
     num_launched: int = 0
 
 
@@ -54,169 +46,156 @@ class GraphRunner:
 
     prompt_tokens_at_once = PROMPT_TOKENS_AT_ONCE
 
-    def __init__(self, model: SteppingModel, num_blocks: int, max_running: int) -> None:
+    def __init__(self, decoder: Any, blocks: BlockManager, max_running: int) -> None:
         """Take the memory for all pages.
 
         Args:
-            model: the network, in eval mode.
-            num_blocks: pages that requests may reserve together.
+            decoder: a `BatchDecoder` whose network offers a paged decoder.
+            blocks: where each request has reserved its pages before it comes here.
             max_running: requests at once.
         """
-        self._model = model
-        self._plain = Runner(model)
-        self._steps = Steps(model, num_blocks, max_running)
-        self._table = PageTable(num_blocks)
+        self._decoder, self._blocks = decoder, blocks
+        self._model: PagedModel = decoder.network.paged_decoder()
+        self._plain = Runner(decoder)
+        num_positions = decoder.cache_positions(decoder.spec.context_limit)
+        self._steps = Steps(self._model, decoder.spec, blocks.total, num_positions, max_running)
         self._free_slots = list(range(max_running, 0, -1))
-        self._seats: dict[Request, Seat] = {}
-        self._pending: tuple[Sequence[Request], ComingIds] | None = None
+        self._slots: dict[Request, Slot] = {}
+        self._pending: tuple[Sequence[Request], PendingTokens] | None = None
         # Requests of the plain runner, and the positions that their caches may have.
-        self._beside: dict[Request, int] = {}
-        self._most_beside = num_blocks * BLOCK_TOKENS // 8
+        self._plain_positions: dict[Request, int] = {}
+        self._most_plain_positions = blocks.total * BLOCK_TOKENS // 8
 
     def warm_up(self) -> None:
-        """Capture the usual steps, so that nobody has to wait for it later."""
+        """Capture the usual steps, so that no request has to wait for it later."""
         self._steps.warm_up()
 
     def prefill(self, requests: Sequence[Request]) -> None:
         """Take in the prompts; a request whose prompt cannot be taken in ends."""
-        self._forget_ended()
-        mine = [request for request in requests if self._can_serve(request)]
-        others = self._with_room([request for request in requests if request not in mine])
+        self._forget_finished()
+        paged = [request for request in requests if self._can_serve(request)]
+        others = self._with_room([request for request in requests if request not in paged])
         with self._steps.current_device():
             if others:
                 self._plain.prefill(others)
-            if mine:
-                one_by_one(self._fill, mine)
+            if paged:
+                one_by_one(self._fill, paged)
 
     def decode(self, requests: Sequence[Request]) -> None:
-        """Start one more step for all, and hand out the ids of the step before."""
-        self._forget_ended()
-        others = [request for request in requests if request not in self._seats]
-        mine = [request for request in requests if self._goes_on(request)]
+        """Start one more step for all, and hand out the tokens of the step before."""
+        self._forget_finished()
+        others = [request for request in requests if request not in self._slots]
+        paged = [request for request in requests if self._goes_on(request)]
         with self._steps.current_device():
-            before, error = self._pending, self._try_launch(mine)
+            before, error = self._pending, self._try_launch(paged)
             if before is not None:
                 _hand_out(*before)
             if error is not None:  # of the device: it cannot be said whose it is
-                for request in mine:
+                for request in paged:
                     request.fail(error)
             if others:
                 self._plain.decode(others)
-        self._forget_ended()
+        self._forget_finished()
 
-    def scores(self, request: Request) -> Tensor:
-        """Scores [1, V] that the next step of a request chooses from; nothing goes on by it."""
-        return self._steps.scores(self._seats[request].slot)
+    def logits(self, request: Request) -> Tensor:
+        """Logits [1, V] that the next step of a request samples from; nothing goes on by it."""
+        return self._steps.logits(self._slots[request].number)
 
     def _can_serve(self, request: Request) -> bool:
-        if request.tokens.processors:
-            return False
-        return self._model.can_step(request.prompt, request.layout)
+        has_own_end = len(request.eos_ids) > max(1, len(self._decoder.spec.eos_ids))
+        return not request.processors and not has_own_end and self._model.can_step(request.prompt, request.layout)
 
     def _with_room(self, others: Sequence[Request]) -> list[Request]:
-        """Those that may run beside: their caches lie outside the pages, and together may take an eighth of that."""
-        chosen = []
+        """Those that the plain runner may take: their caches lie outside the pages, and may be an eighth of them."""
+        taken = []
         for request in others:
-            used = sum(self._beside.values())
-            if not used or used + request.num_positions <= self._most_beside:
-                self._beside[request] = request.num_positions
-                chosen.append(request)
-        return chosen
+            used = sum(self._plain_positions.values())
+            if not used or used + request.num_positions <= self._most_plain_positions:
+                self._plain_positions[request] = request.num_positions
+                taken.append(request)
+        return taken
 
     def _goes_on(self, request: Request) -> bool:
-        """Whether a request may get more ids than are under way."""
-        seat = self._seats.get(request)
-        return seat is not None and seat.num_launched < request.num_allowed
+        """Whether a request may get more tokens than are under way."""
+        slot = self._slots.get(request)
+        return slot is not None and slot.num_launched < request.num_allowed
 
-    def _forget_ended(self) -> None:
-        for request in [request for request in self._seats if request.finish_reason is not None]:
-            self._free_slots.append(self._seats.pop(request).slot)
-            self._table.release(request)
-        self._beside = {request: size for request, size in self._beside.items() if request.finish_reason is None}
-
-    # --- prompts ---
+    def _forget_finished(self) -> None:
+        for request in [request for request in self._slots if request.finish_reason is not None]:
+            self._free_slots.append(self._slots.pop(request).number)
+        self._plain_positions = {
+            request: size for request, size in self._plain_positions.items() if request.finish_reason is None
+        }
 
     def _fill(self, requests: Sequence[Request]) -> None:
-        seats = [self._seat(request) for request in requests]
-        tables = [torch.tensor(seat.pages, dtype=torch.int32) for seat in seats]
+        slots = [self._slot(request) for request in requests]
+        tables = [torch.tensor(self._blocks.blocks_of(request), dtype=torch.int32) for request in requests]
         prompts = [request.prompt for request in requests]
         layouts = [request.layout for request in requests]
         uses_adapter = [request.uses_adapter for request in requests]
         with torch.inference_mode(), memory_errors(sum(prompt.shape[1] for prompt in prompts)):
             self._model.fill_pages(prompts, layouts, self._steps.pages, tables, uses_adapter)
-            rows = [self._row(request, seat) for request, seat in zip(requests, seats, strict=True)]
+            rows = [self._row(request, slot) for request, slot in zip(requests, slots, strict=True)]
             self._steps.slots.write(requests, rows)
-        for request, seat in zip(requests, seats, strict=True):
-            request.cache = seat
+        for request, slot in zip(requests, slots, strict=True):
+            request.cache = slot
 
-    def _seat(self, request: Request) -> Seat:
-        """Slot and pages of a request; those it has, if its prompt was tried before."""
-        if request not in self._seats:
-            pages = self._table.take(request, blocks_for(request.num_positions))
-            self._seats[request] = Seat(self._free_slots.pop(), pages)
-        return self._seats[request]
+    def _slot(self, request: Request) -> Slot:
+        """The slot of a request; the one it has, if its prompt was tried before."""
+        if request not in self._slots:
+            self._slots[request] = Slot(self._free_slots.pop())
+        return self._slots[request]
 
-    def _row(self, request: Request, seat: Seat) -> Row:
+    def _row(self, request: Request, slot: Slot) -> SlotRow:
         num_before = request.prompt.shape[1] - 1
         positions = self._model.answer_positions(request.layout, num_before)
-        length = self._model.cache_positions(num_before, uses_adapter=request.uses_adapter)
-        return Row(seat.slot, seat.pages, length, positions)
-
-    # --- steps ---
+        length = self._decoder.cache_positions(num_before, uses_adapter=request.uses_adapter)
+        return SlotRow(slot.number, self._blocks.blocks_of(request), length, positions)
 
     def _try_launch(self, requests: Sequence[Request]) -> Exception | None:
-        """Start a step, whose ids are pending from then on; returns what went wrong."""
+        """Start a step, whose tokens are pending from then on; returns what went wrong."""
         self._pending = None
         if not requests:
             return None
         try:
-            with memory_errors(max(request.tokens.ids.shape[1] for request in requests)):
-                coming = self._steps.launch([self._seats[request].slot for request in requests], _kind_for(requests))
+            with memory_errors(max(len(request.token_ids) for request in requests)):
+                pending = self._steps.launch([self._slots[request].number for request in requests], _kind_for(requests))
         except Exception as error:
             return error
-        self._pending = requests, coming
+        self._pending = requests, pending
         for request in requests:
-            self._seats[request].num_launched += 1
+            self._slots[request].num_launched += 1
         return None
 
 
-def _kind_for(requests: Sequence[Request]) -> Kind:
-    tokens = [request.tokens for request in requests]
-    return Kind(
+def _kind_for(requests: Sequence[Request]) -> StepKind:
+    return StepKind(
         len(requests),
-        choice_for(one.config for one in tokens),
-        has_penalty=any(one.config.repetition_penalty != 1 for one in tokens),
-        may_be_short=any(one.end_from > one.ids.shape[1] - one.num_made for one in tokens),
+        mode_for(request.config for request in requests),
+        has_penalty=any(request.config.repetition_penalty != 1 for request in requests),
+        eos_may_be_forbidden=any(request.min_length > request.prompt.shape[1] for request in requests),
     )
 
 
-def _hand_out(requests: Sequence[Request], coming: ComingIds) -> None:
-    for request, token_id in zip(requests, coming.read(), strict=True):
+def _hand_out(requests: Sequence[Request], pending: PendingTokens) -> None:
+    for request, token_id in zip(requests, pending.read(), strict=True):
         if request.finish_reason is None:
-            _give(request, token_id)
+            request.accept(token_id)
 
 
-def _give(request: Request, token_id: int) -> None:
-    try:
-        if token_id == INVALID:
-            raise invalid_logits()
-        request.take_id(token_id)
-    except Exception as error:
-        request.fail(error)
-
-
-def new_runner(model: Any, num_blocks: int, max_running: int, uses_graphs: bool | None) -> Runner | GraphRunner:
+def new_runner(decoder: Any, blocks: BlockManager, max_running: int, uses_graphs: bool | None) -> Runner | GraphRunner:
     """The runner for a network; `uses_graphs` None = graphs where it lies on one GPU.
 
     Raises:
         InvalidRequestError: graphs are asked for, and the network cannot take such steps.
     """
-    can_step = hasattr(model, "step")
+    network: Any = getattr(decoder, "network", None)
+    can_step = hasattr(network, "paged_decoder")
     if uses_graphs and not can_step:
-        raise InvalidRequestError(f"{type(model).__name__} has no steps that could be captured.")
-    if uses_graphs or (uses_graphs is None and can_step and model.lies_on_one_gpu):
+        raise InvalidRequestError(f"{type(network or decoder).__name__} has no steps that could be captured.")
+    if uses_graphs or (uses_graphs is None and can_step and network.paged_decoder().lies_on_one_gpu):
         try:
-            return GraphRunner(model, num_blocks, max_running)
+            return GraphRunner(decoder, blocks, max_running)
         except torch.OutOfMemoryError:
             logger.warning("There is no memory for all pages at once; every request gets a cache of its own.")
-    return Runner(model)
+    return Runner(decoder)

@@ -1,6 +1,5 @@
-"""Steps of fixed shape, captured once and replayed: one launch from the host in the place of some hundred.
+"""Steps of fixed shape, captured once as CUDA graphs and replayed; on other devices a replay is just a call.
 
-Knows: CUDA graphs, and that elsewhere a replay is just a call. Does not know what a step does.
 A captured step always reads and writes the same tensors; whoever owns them fills them before a replay.
 """
 

@@ -1,7 +1,4 @@
-"""What a caller holds of a request: the deltas as they come, in a thread or in asyncio, and the way to end it.
-
-Knows: how answers are read. Does not know how they are made.
-"""
+"""What a caller holds of a request: the deltas as they come, in a thread or in asyncio, and the way to cancel it."""
 
 from __future__ import annotations
 

@@ -1,11 +1,9 @@
-"""The deltas of one answer, between the thread that makes them and whoever reads them.
-
-Knows: waiting and waking, in threads and in event loops. Does not know networks, slots or other requests.
+"""The deltas of one answer, between the engine's thread and whoever reads them.
 
     engine thread --put--> [delta, delta, ...] <--read-- any number of iterators, threads and event loops
 
-Nothing here ever makes the engine wait: a delta is appended and whoever sleeps is woken. An answer is bounded by its
-token limit, so a slow reader costs at most the memory of one answer.
+Nothing here ever makes the engine wait. An answer is bounded by its token limit, so a slow reader costs at most the
+memory of one answer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""One request on its way through the engine: what it asked for, how far it is, what its caller has not seen yet.
+"""One request on its way through the engine.
 
-Knows: its own ids, text, cache, wishes and end. Does not know other requests, threads or when it gets a turn.
-
-    waiting --(slot, blocks)--> cache is None --(prompt pass)--> one id a step --> ended, once
+waiting --(slot, blocks)--> cache is None --(prompt pass)--> one token a step --> finished, once
 """
 
 from __future__ import annotations
@@ -11,17 +9,49 @@ import math
 import traceback
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from chatglm.engine.outbox import Outbox
-from chatglm.errors import InvalidRequestError
+from chatglm.errors import InvalidRequestError, PromptTooLongError
 from chatglm.generation.config import GenerationConfig
-from chatglm.generation.decode import AnswerText, never, token_limit
 from chatglm.generation.deltas import Delta, FinishReason
-from chatglm.generation.next_token import LogitsProcessor, NextToken
+from chatglm.generation.detokenizer import IncrementalDetokenizer
+from chatglm.generation.sampling import INVALID, LogitsProcessor, invalid_logits
+from chatglm.model_spec import ModelSpec
+
+
+def never() -> bool:
+    """The cancel flag of a request that nobody cancels."""
+    return False
+
+
+def token_limit(num_prompt: int, config: GenerationConfig, context_limit: int) -> int:
+    """How many tokens an answer may have.
+
+    Raises:
+        PromptTooLongError: the prompt alone reaches `max_length` or the model's context.
+    """
+    limit = min(config.max_length, context_limit)
+    if num_prompt >= limit:
+        raise PromptTooLongError(
+            f"The prompt has {num_prompt} tokens, but prompt and answer together may have {limit}.",
+            "Shorten it or raise max_length." if limit < context_limit else "Shorten it.",
+        )
+    return min(limit - num_prompt, config.max_new_tokens or limit)
+
+
+class RequestDecoder(Protocol):
+    """What a request asks of the decoder that will run it; see `chatglm.engine.decoder.BatchDecoder`."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    def prompt_layout(self, input_ids_1n: Tensor) -> Any: ...
+
+    def cache_positions(self, num_tokens: int, *, uses_adapter: bool = True) -> int: ...
 
 
 class Request:
@@ -29,19 +59,24 @@ class Request:
 
     Attributes:
         prompt: int64 [1, n], on the CPU.
-        num_allowed: ids that the answer may have.
+        config: limits, sampling, stop strings.
+        num_allowed: tokens that the answer may have.
         layout: where things lie in the prompt, as the network's family sees it.
         cache: what the network remembers of it; None before the prompt pass and after the end.
-        uses_adapter: whether what was trained beside the network takes part.
+        uses_adapter: whether a trained prefix or LoRA update takes part.
         num_positions: cache positions it may need at most.
-        tokens: its ids and random source.
+        token_ids: prompt and answer; an end token is not part of it.
+        eos_ids: tokens that end the answer.
+        min_length: tokens of prompt and answer below which it may not end.
+        seed: of its random numbers.
+        processors: transformers' logits processors.
         outbox: where its caller reads.
         finish_reason: why it ended; None while it has not.
     """
 
     def __init__(
         self,
-        model: Any,
+        decoder: RequestDecoder,
         tokenizer: Any,
         input_ids: Sequence[int],
         config: GenerationConfig,
@@ -59,30 +94,43 @@ class Request:
         """
         if deadline is not None and not 0 <= deadline < math.inf:
             raise InvalidRequestError(f"deadline must be a number of seconds of at least 0, not {deadline!r}.")
-        self.num_allowed = token_limit(len(input_ids), config, model.config.max_sequence_length)
+        spec = decoder.spec
+        self.config = config
+        self.num_allowed = token_limit(len(input_ids), config, spec.context_limit)
         # On the host, whatever the network's device: to look at ids there would wait for the step under way.
         self.prompt: Tensor = torch.tensor([list(input_ids)])
-        self.layout: Any = model.prompt_layout(self.prompt)
+        self.layout: Any = decoder.prompt_layout(self.prompt)
         self.cache: Any = None
         self.uses_adapter = uses_adapter
         num_tokens = len(input_ids) + self.num_allowed
-        self.num_positions: int = model.cache_positions(num_tokens, uses_adapter=uses_adapter)
-        self.tokens = NextToken(self.prompt, config, model.config.eos_token_id, processors)
+        self.num_positions = decoder.cache_positions(num_tokens, uses_adapter=uses_adapter)
+        self.token_ids = list(input_ids)
+        self.eos_ids = spec.eos_ids if config.eos_token_id is None else (config.eos_token_id,)
+        self.min_length = max(config.min_length, len(input_ids) + config.min_new_tokens)
+        # Seeds are whole numbers of any size; a request without one has a number from torch's own source.
+        self.seed = int(torch.randint(2**62, ())) if config.seed is None else config.seed & (2**63 - 1)
+        self.processors = processors
         self.outbox = Outbox()
         self.finish_reason: FinishReason | None = None
-        self._answer = AnswerText(tokenizer, config, len(input_ids), dropped_rounds)
+        self.error: BaseException | None = None
+        self._detokenizer = IncrementalDetokenizer(tokenizer, config.stop, spec.clean_up())
+        self._dropped_rounds = dropped_rounds
         self._end_at = None if deadline is None else monotonic() + deadline
         self._is_cancelled = is_cancelled
         self._was_cancelled = False
-        self._unseen: list[Delta] = []
-        self._error: BaseException | None = None
+        self._unpublished: list[Delta] = []
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.token_ids) - self.prompt.shape[1]
 
     def cancel(self) -> None:
         """Ask for the end. From any thread; takes no lock, because a garbage collection may be what calls it."""
         self._was_cancelled = True
 
     def end_if_unwanted(self) -> None:
-        """End it now if it was cancelled, or its time is over."""
+        """End it now if it was cancelled, or its deadline has passed."""
         try:
             if self._was_cancelled or self._is_cancelled():
                 self.end("cancelled")
@@ -91,48 +139,56 @@ class Request:
         except Exception as error:
             self.fail(error)
 
-    def take(self, scores: Tensor) -> None:
-        """One step: choose an id from scores [1, V] and turn it into text; the answer may end with it."""
-        self._go_on(self.tokens.take(scores))
-
-    def take_id(self, token_id: int) -> None:
-        """One step whose id was chosen elsewhere."""
-        self._go_on(self.tokens.accept(token_id))
-
-    def _go_on(self, token_id: int | None) -> None:
-        if token_id is None:
-            self.end("stop")
-            return
-        delta = self._answer.push(token_id)
-        self._unseen.append(delta)
-        if delta.finish_reason is not None:
-            self._let_go(delta.finish_reason)
-        elif self.tokens.num_made == self.num_allowed:
-            self.end("length")
+    def accept(self, token_id: int) -> None:
+        """One step: turn the sampled token into text. The answer may end with it; errors end the request."""
+        try:
+            if token_id == INVALID:
+                raise invalid_logits()
+            if token_id in self.eos_ids:
+                self.end("stop")
+                return
+            self.token_ids.append(token_id)
+            text = self._detokenizer.push(token_id)
+            self._unpublished.append(self._delta(text, "stop" if self._detokenizer.stopped else None))
+            if self._detokenizer.stopped:
+                self._finish("stop")
+            elif self.num_generated == self.num_allowed:
+                self.end("length")
+        except Exception as error:
+            self.fail(error)
 
     def end(self, reason: FinishReason) -> None:
         """The answer is complete as it stands."""
-        self._unseen.append(self._answer.finish(reason))
-        self._let_go(self._unseen[-1].finish_reason or reason)
+        text = self._detokenizer.finish()
+        reason = "stop" if self._detokenizer.stopped else reason  # held-back text may complete a stop string
+        self._unpublished.append(self._delta(text, reason))
+        self._finish(reason)
 
     def fail(self, error: BaseException) -> None:
-        """End with an error; the text made so far is not lost."""
+        """End with an error; the text generated so far is not lost."""
         _clear_frames(error)
         try:
-            last = self._answer.finish("error")
+            text = self._detokenizer.finish()
         except Exception:  # the text is what failed
-            last = Delta("", "error", self.prompt.shape[1], self._answer.num_tokens)
-        self._unseen.append(last)
-        self._error = error
-        self._let_go("error")
+            text = ""
+        self._unpublished.append(self._delta(text, "error"))
+        self.error = error
+        self._finish("error")
+
+    def take_deltas(self) -> list[Delta]:
+        """What nobody has been given yet."""
+        deltas, self._unpublished = self._unpublished, []
+        return deltas
 
     def publish(self) -> None:
         """Hand what is new to the caller."""
-        if self._unseen:
-            unseen, self._unseen = self._unseen, []
-            self.outbox.put(unseen, self._error)
+        if self._unpublished:
+            self.outbox.put(self.take_deltas(), self.error)
 
-    def _let_go(self, reason: FinishReason) -> None:
+    def _delta(self, text: str, reason: FinishReason | None) -> Delta:
+        return Delta(text, reason, self.prompt.shape[1], self.num_generated, self._dropped_rounds)
+
+    def _finish(self, reason: FinishReason) -> None:
         self.finish_reason = reason
         self.cache = None
 

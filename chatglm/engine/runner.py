@@ -1,63 +1,48 @@
-"""What one step does with the network: the prompts of newcomers in one call, the next ids of all in another.
+"""Steps of requests whose caches are their own: prompts in one call, the next token of all in another.
 
-Knows: which calls a network offers, and that an error belongs to one request. Does not know slots, queues or threads.
-Shapes: B requests, n ids of a prompt, V vocabulary.
+Shapes: B requests, n tokens of a prompt, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from chatglm.engine.request import Request
-from chatglm.generation.decode import DecodableModel, memory_errors
+from chatglm.engine.request import Request, RequestDecoder
+from chatglm.errors import OutOfMemoryError
+from chatglm.generation.sampling import NO_TOKEN, SamplingRows, mode_for, sample
 
 
-class BatchModel(DecodableModel, Protocol):
-    """What a family's network offers to the engine.
+class Decoder(RequestDecoder, Protocol):
+    """What a runner asks of `chatglm.engine.decoder.BatchDecoder`."""
 
-    Attributes:
-        visibility: "prefix" if every id of a prompt sees all of it, "causal" if only what is before it. Whole prompts
-            are right for both; only a causal one could be cut or share its beginning with another.
-        position_bytes: bytes that a cache takes for one position.
-        prompt_tokens_at_once: ids of several prompts that are taken in faster by one call than one prompt by one.
-    """
+    @property
+    def device(self) -> torch.device: ...
 
-    visibility: str
-    position_bytes: int
-    prompt_tokens_at_once: int
+    @property
+    def prompt_tokens_at_once(self) -> int: ...
 
     def new_cache(self, capacity: int, *, uses_adapter: bool = True) -> Any: ...
 
-    def cache_positions(self, num_tokens: int, *, uses_adapter: bool = True) -> int:
-        """Positions that a cache for so many tokens holds, those that belong to the network itself included."""
-        ...
+    def fill_caches(self, prompts: Sequence[Tensor], layouts: Sequence[Any], caches: Sequence[Any]) -> None: ...
 
-    def fill_caches(self, prompts: Sequence[Tensor], layouts: Sequence[Any], caches: Sequence[Any]) -> None:
-        """Take in all but the last id of each prompt [1, n], each into its own empty cache.
-
-        After an error the caches are not used again.
-        """
-        ...
-
-    def decode_together(self, input_ids: Tensor, layouts: Sequence[Any], caches: Sequence[Any]) -> Tensor:
-        """Scores [B, V] after one more id [B, 1] of each request. An error leaves all caches as they were."""
-        ...
+    def decode(self, input_ids_B1: Tensor, layouts: Sequence[Any], caches: Sequence[Any]) -> Tensor: ...
 
 
 class Runner:
     """Runs requests on a network, in the thread that calls it."""
 
-    def __init__(self, model: BatchModel) -> None:
-        self._model = model
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
 
     @property
     def prompt_tokens_at_once(self) -> int:
-        """Ids of several prompts that are given to one call of `prefill`."""
-        return self._model.prompt_tokens_at_once
+        """Tokens of several prompts that are given to one call of `prefill`."""
+        return self._decoder.prompt_tokens_at_once
 
     def warm_up(self) -> None:
         """Nothing: there is nothing to prepare."""
@@ -67,42 +52,90 @@ class Runner:
         one_by_one(self._fill, requests)
 
     def decode(self, requests: Sequence[Request]) -> None:
-        """One more id for each; a request whose step fails ends, the others go on."""
+        """One more token for each; a request whose step fails ends, the others go on."""
         one_by_one(self._decode, requests)
 
-    def _decode(self, requests: Sequence[Request]) -> None:
-        scores = self._scores(requests)
-        for request, row in zip(requests, scores.split(1), strict=True):
-            self._take(request, row)
-
-    def _take(self, request: Request, scores: Tensor) -> None:
-        try:
-            with torch.inference_mode():
-                request.take(scores)
-        except Exception as error:
-            request.fail(error)
-
     def _fill(self, requests: Sequence[Request]) -> None:
-        prompts = [request.prompt.to(self._model.device) for request in requests]
+        prompts = [request.prompt.to(self._decoder.device) for request in requests]
         with torch.inference_mode(), memory_errors(sum(prompt.shape[1] for prompt in prompts)):
             caches = [
-                self._model.new_cache(request.num_positions, uses_adapter=request.uses_adapter) for request in requests
+                self._decoder.new_cache(request.num_positions, uses_adapter=request.uses_adapter)
+                for request in requests
             ]
-            self._model.fill_caches(prompts, [request.layout for request in requests], caches)
+            self._decoder.fill_caches(prompts, [request.layout for request in requests], caches)
         for request, cache in zip(requests, caches, strict=True):
             request.cache = cache
 
-    def _scores(self, requests: Sequence[Request]) -> Tensor:
-        last = torch.cat([request.tokens.ids[:, -1:] for request in requests]).to(self._model.device)
-        layouts = [request.layout for request in requests]
-        caches = [request.cache for request in requests]
-        with torch.inference_mode(), memory_errors(max(request.tokens.ids.shape[1] for request in requests)):
-            if len(requests) == 1:
-                scores = self._model.decode(last, layouts[0], caches[0])
-            else:
-                scores = self._model.decode_together(last, layouts, caches)
-            # Ids are chosen on the host, so that a seed draws the same ones whatever the device.
-            return scores.cpu()
+    def _decode(self, requests: Sequence[Request]) -> None:
+        # No cache in this frame: the error of a request that ends here may keep it.
+        sampled = self._sample(requests, self._logits(requests))
+        for request, token_id in zip(requests, sampled, strict=True):
+            if request.finish_reason is None:
+                request.accept(token_id)
+
+    def _logits(self, requests: Sequence[Request]) -> Tensor:
+        last = torch.tensor([[request.token_ids[-1]] for request in requests], device=self._decoder.device)
+        layouts, caches = [request.layout for request in requests], [request.cache for request in requests]
+        with torch.inference_mode(), memory_errors(max(len(request.token_ids) for request in requests)):
+            return self._decoder.decode(last, layouts, caches).cpu()
+
+    @torch.inference_mode()
+    def _sample(self, requests: Sequence[Request], logits_BV: Tensor) -> list[int]:
+        for number, request in enumerate(requests):
+            if request.processors:
+                logits_BV[number] = _processed(request, logits_BV[number : number + 1])
+        rows = sampling_rows(requests, logits_BV.shape[1])
+        return sample(logits_BV, rows, mode_for(request.config for request in requests)).tolist()
+
+
+def sampling_rows(requests: Sequence[Request], vocab_size: int) -> SamplingRows:
+    """Sampling parameters of the next token of each request, on the CPU."""
+    configs = [request.config for request in requests]
+    most_eos = max(len(request.eos_ids) for request in requests)
+    eos_ids = [[*request.eos_ids, *[NO_TOKEN] * (most_eos - len(request.eos_ids))] for request in requests]
+    allowed = [len(request.token_ids) >= request.min_length for request in requests]
+    has_penalty = any(config.repetition_penalty != 1 for config in configs)
+    return SamplingRows(
+        seeds=torch.tensor([request.seed for request in requests]),
+        counts=torch.tensor([request.num_generated for request in requests]),
+        temperatures=torch.tensor([0.0 if config.is_greedy else config.temperature for config in configs]),
+        top_ks=torch.tensor([min(config.top_k, NO_TOKEN) for config in configs]),
+        top_ps=torch.tensor([float(config.top_p) for config in configs]),
+        eos_ids=torch.tensor(eos_ids).clamp(max=NO_TOKEN),
+        eos_allowed=None if all(allowed) else torch.tensor(allowed),
+        penalties=torch.tensor([float(config.repetition_penalty) for config in configs]),
+        seen=torch.stack([_seen(request, vocab_size) for request in requests]) if has_penalty else None,
+    )
+
+
+def _seen(request: Request, vocab_size: int) -> Tensor:
+    seen_V = torch.zeros(vocab_size, dtype=torch.bool)
+    if request.config.repetition_penalty != 1:
+        seen_V[torch.tensor(request.token_ids)] = True
+    return seen_V
+
+
+def _processed(request: Request, logits_1V: Tensor) -> Tensor:
+    """Logits [V] after the request's own processors; one that raises ends the request."""
+    ids = torch.tensor([request.token_ids])
+    try:
+        for processor in request.processors:
+            logits_1V = processor(ids, logits_1V)
+    except Exception as error:
+        request.fail(error)
+    return logits_1V[0]
+
+
+@contextmanager
+def memory_errors(num_tokens: int) -> Iterator[None]:
+    """A device's failure to allocate, as our error."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"Memory ran out on the device at {num_tokens} tokens of prompt and answer.",
+            "Give a smaller --max-length, --quantize 8 or 4, or another --device.",
+        ) from error
 
 
 def one_by_one(work: Callable[[Sequence[Request]], None], requests: Sequence[Request]) -> None:
@@ -125,16 +158,13 @@ def _fails(work: Callable[[Sequence[Request]], None], requests: Sequence[Request
 
 
 def next_prompts(requests: Sequence[Request], num_tokens_at_once: int) -> list[Request]:
-    """The first requests without a cache whose prompts go into one call, so that nobody waits long for it.
-
-    So many that they have no more ids than that together, but at least one if there is one.
-    """
-    chosen: list[Request] = []
+    """The first requests without a cache whose prompts go into one call: no more tokens than that, but at least one."""
+    taken: list[Request] = []
     num_tokens = 0
     for request in requests:
         if request.cache is None:
             num_tokens += request.prompt.shape[1]
-            if chosen and num_tokens > num_tokens_at_once:
+            if taken and num_tokens > num_tokens_at_once:
                 break
-            chosen.append(request)
-    return chosen
+            taken.append(request)
+    return taken

@@ -1,17 +1,14 @@
-"""Who runs and who waits.
+"""Which requests run and which wait: first come, first served. Every method is called with the engine's lock held.
 
-Knows: slots, blocks, the queue and its order: first come, first served, nobody overtakes. Does not know threads, time
-or networks. Every method is called with the engine's lock held.
-
-    add --> waiting [D E F ...] --a slot and enough blocks--> running {A B C} --remove--> gone
-            at most max_waiting                               at most max_running
+add --> waiting [D E F ...] --a slot and enough blocks--> running {A B C} --remove--> gone
+        at most max_waiting                               at most max_running
 """
 
 from __future__ import annotations
 
 from collections import deque
 
-from chatglm.engine.blocks import BLOCK_TOKENS, BlockPool, blocks_for
+from chatglm.engine.block_manager import BLOCK_TOKENS, BlockManager, blocks_for
 from chatglm.engine.request import Request
 from chatglm.errors import InvalidRequestError, QueueFullError
 
@@ -22,18 +19,18 @@ class Scheduler:
     Nothing that could run ever waits: requests move up the moment something is added or removed.
     """
 
-    def __init__(self, pool: BlockPool, max_running: int, max_waiting: int) -> None:
-        """Begin with nobody.
+    def __init__(self, blocks: BlockManager, max_running: int, max_waiting: int) -> None:
+        """Begin empty.
 
         Raises:
-            InvalidRequestError: a bound is too low for anybody to run.
+            InvalidRequestError: a bound is too low for any request to run.
         """
         if max_running < 1 or max_waiting < 0:
             raise InvalidRequestError(
                 f"{max_running} running and {max_waiting} waiting requests are no bounds.",
                 "Let at least 1 run and 0 wait.",
             )
-        self.pool = pool
+        self.blocks = blocks
         self.max_running = max_running
         self.max_waiting = max_waiting
         self.running: dict[Request, None] = {}  # in order of admission
@@ -51,10 +48,10 @@ class Scheduler:
             InvalidRequestError: it may need more blocks than there are in all.
             QueueFullError: it would have to wait, and as many wait as may.
         """
-        if blocks_for(request.num_positions) > self.pool.total:
+        if blocks_for(request.num_positions) > self.blocks.total:
             raise InvalidRequestError(
                 f"Prompt and answer together may take {request.num_positions} tokens, but the memory for caches holds "
-                f"{self.pool.total * BLOCK_TOKENS}.",
+                f"{self.blocks.total * BLOCK_TOKENS}.",
                 "Give a smaller max_length or max_new_tokens, or a higher memory limit.",
             )
         self.waiting.append(request)
@@ -70,13 +67,13 @@ class Scheduler:
         """Let a request go that has ended, whether it ran or waited; those behind it move up."""
         if request in self.running:
             del self.running[request]
-            self.pool.release(request)
+            self.blocks.release(request)
         else:
             self.waiting.remove(request)
         self._admit()
 
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self.max_running:
-            if not self.pool.reserve(self.waiting[0], self.waiting[0].num_positions):
+            if not self.blocks.reserve(self.waiting[0], self.waiting[0].num_positions):
                 return
             self.running[self.waiting.popleft()] = None

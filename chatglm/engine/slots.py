@@ -1,8 +1,7 @@
-"""What a step must know of each request, in tensors on the device: one row, a slot, for each.
+"""What a captured step reads of each request, in tensors on the device: one row, a slot, for each.
 
-Knows: which number stands in which column, writing new rows, reading the rows of a step and writing them back. Does
-not know the network or when steps run. Slot 0 belongs to nobody: it fills up batches and never changes.
-Shapes: S slots, B rows of a step, M pages of a table, R position rows, V vocabulary.
+Slot 0 is the padding slot: it fills up batches and never changes.
+Shapes: S slots, B rows of a step, M pages of a table, R position rows, E end tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,28 +13,26 @@ import torch
 from torch import Tensor
 
 from chatglm.engine.request import Request
-from chatglm.generation.batch_sampling import RowParameters
+from chatglm.generation.sampling import NO_TOKEN, SamplingRows
 from chatglm.nn.transfer import to_device
 
-# Columns of whole numbers; positions and what they grow by from step to step come last, R of each. The first three
-# change with every step.
-ID, LENGTH, COUNT, SEED, TOP_K, END_ID, END_FROM, USES_ADAPTER, POSITIONS = range(9)
+# Columns of whole numbers. E end tokens follow, then R positions and R steps by which they grow. The first three change
+# with every step.
+TOKEN, LENGTH, COUNT, SEED, TOP_K, MIN_COUNT, USES_ADAPTER, EOS = range(8)
 # Columns of fractions.
 TEMPERATURE, TOP_P, PENALTY, NUM_FRACTIONS = range(4)
-NOBODY = 0
-# More than any vocabulary has.
-LARGEST = 2**31
+PADDING_SLOT = 0
 
 
 @dataclass(frozen=True)
-class Row:
-    """A request that comes in.
+class SlotRow:
+    """A new request.
 
     Attributes:
         slot: its number, from 1.
         pages: its pages in order.
         length: positions stored for it.
-        positions: int64 [2, R], those of its next id, and what they grow by.
+        positions: int64 [2, R], those of its next token, and what they grow by.
     """
 
     slot: int
@@ -48,20 +45,27 @@ class Slots:
     """State of all slots, at addresses that never change (`seen` appears with the first request that needs it)."""
 
     def __init__(
-        self, num_slots: int, table_width: int, num_position_rows: int, vocabulary: int, device: torch.device
+        self,
+        num_slots: int,
+        table_width: int,
+        num_position_rows: int,
+        num_eos: int,
+        vocab_size: int,
+        device: torch.device,
     ) -> None:
-        self._num_rows = num_position_rows
-        self._vocabulary = vocabulary
-        self.numbers = torch.zeros(num_slots + 1, POSITIONS + 2 * num_position_rows, dtype=torch.int64, device=device)
+        self._num_rows, self._positions = num_position_rows, EOS + num_eos
+        self._vocab_size = vocab_size
+        num_columns = self._positions + 2 * num_position_rows
+        self.numbers = torch.zeros(num_slots + 1, num_columns, dtype=torch.int64, device=device)
         self.fractions = torch.ones(num_slots + 1, NUM_FRACTIONS, device=device)
         self.tables = torch.zeros(num_slots + 1, table_width, dtype=torch.int32, device=device)
         self.seen: Tensor | None = None
 
-    def write(self, requests: Sequence[Request], rows: Sequence[Row]) -> None:
-        """Set the rows of newcomers whose prompts have been taken in."""
+    def write(self, requests: Sequence[Request], rows: Sequence[SlotRow]) -> None:
+        """Set the rows of new requests whose prompts have been taken in."""
         device = self.numbers.device
         slots = torch.tensor([row.slot for row in rows])
-        numbers = [_numbers(request, row) for request, row in zip(requests, rows, strict=True)]
+        numbers = [self._numbers_for(request, row) for request, row in zip(requests, rows, strict=True)]
         fractions = torch.tensor([_fractions(request) for request in requests])
         tables = torch.zeros(len(rows), self.tables.shape[1], dtype=torch.int32)
         for number, row in enumerate(rows):
@@ -73,26 +77,26 @@ class Slots:
         for request, row in zip(requests, rows, strict=True):
             self._see_prompt(request, row.slot)
 
-    def parameters(
-        self, slots_B: Tensor, numbers_BC: Tensor, *, has_penalty: bool, may_be_short: bool
-    ) -> RowParameters:
-        """How the ids of a step's rows are chosen.
+    def sampling_rows(
+        self, slots_B: Tensor, numbers_BC: Tensor, *, has_penalty: bool, eos_may_be_forbidden: bool
+    ) -> SamplingRows:
+        """Sampling parameters of a step's rows.
 
         Args:
             slots_B: of the rows.
             numbers_BC: theirs.
-            has_penalty: some row avoids repetition.
-            may_be_short: some row may not end yet.
+            has_penalty: some row has a repetition penalty.
+            eos_may_be_forbidden: some row has a minimum length.
         """
         fractions = self.fractions.index_select(0, slots_B)
-        return RowParameters(
+        return SamplingRows(
             seeds=numbers_BC[:, SEED],
             counts=numbers_BC[:, COUNT],
             temperatures=fractions[:, TEMPERATURE],
             top_ks=numbers_BC[:, TOP_K],
             top_ps=fractions[:, TOP_P],
-            end_ids=numbers_BC[:, END_ID],
-            may_end=numbers_BC[:, COUNT] >= numbers_BC[:, END_FROM] if may_be_short else None,
+            eos_ids=numbers_BC[:, EOS : self._positions],
+            eos_allowed=numbers_BC[:, COUNT] >= numbers_BC[:, MIN_COUNT] if eos_may_be_forbidden else None,
             penalties=fractions[:, PENALTY],
             seen=self.seen.index_select(0, slots_B) if has_penalty and self.seen is not None else None,
         )
@@ -102,58 +106,55 @@ class Slots:
         return self.numbers.index_select(0, slots_B), self.tables.index_select(0, slots_B)
 
     def positions(self, numbers_BC: Tensor) -> Tensor:
-        """Positions of the ids of a step's rows, [B, R]."""
-        return numbers_BC[:, POSITIONS : POSITIONS + self._num_rows]
+        """Positions of the tokens of a step's rows, [B, R]."""
+        return numbers_BC[:, self._positions : self._positions + self._num_rows]
 
-    def advance(self, slots_B: Tensor, numbers_BC: Tensor, chosen_B: Tensor, *, has_penalty: bool) -> None:
-        """Write the rows back as the next step finds them; those of nobody stay as they are."""
-        is_somebody_B = slots_B != NOBODY
-        # A row without an id will end; until the host knows, it goes on with one that exists.
-        ids_B = chosen_B.clamp(min=0)
-        steps_BR = numbers_BC[:, POSITIONS + self._num_rows :]
+    def advance(self, slots_B: Tensor, numbers_BC: Tensor, sampled_B: Tensor, *, has_penalty: bool) -> None:
+        """Write the rows back as the next step finds them; padding rows stay as they are."""
+        is_request_B = slots_B != PADDING_SLOT
+        # A row without a token will end; until the host knows, it goes on with one that exists.
+        ids_B = sampled_B.clamp(min=0)
+        steps_BR = numbers_BC[:, self._positions + self._num_rows :]
         after_BC = torch.cat(
             (
                 ids_B[:, None],
                 numbers_BC[:, LENGTH : COUNT + 1] + 1,
-                numbers_BC[:, COUNT + 1 : POSITIONS],
+                numbers_BC[:, COUNT + 1 : self._positions],
                 self.positions(numbers_BC) + steps_BR,
                 steps_BR,
             ),
             dim=1,
         )
-        self.numbers.index_copy_(0, slots_B, torch.where(is_somebody_B[:, None], after_BC, numbers_BC))
+        self.numbers.index_copy_(0, slots_B, torch.where(is_request_B[:, None], after_BC, numbers_BC))
         if has_penalty and self.seen is not None:
             self.seen.index_put_((slots_B, ids_B), self.seen.new_ones(()))
 
+    def _numbers_for(self, request: Request, row: SlotRow) -> Tensor:
+        columns = {
+            TOKEN: request.token_ids[-1],
+            LENGTH: row.length,
+            COUNT: 0,
+            SEED: request.seed,
+            TOP_K: min(request.config.top_k, NO_TOKEN),
+            MIN_COUNT: request.min_length - request.prompt.shape[1],
+            USES_ADAPTER: int(request.uses_adapter),
+        }
+        num_eos = self._positions - EOS
+        eos_ids = [min(token, NO_TOKEN) for token in request.eos_ids] + [NO_TOKEN] * (num_eos - len(request.eos_ids))
+        return torch.cat((torch.tensor([columns[number] for number in range(EOS)] + eos_ids), row.positions.flatten()))
+
     def _see_prompt(self, request: Request, slot: int) -> None:
-        """Note the ids of a prompt whose answer avoids repetition."""
-        if request.tokens.config.repetition_penalty == 1:
+        """Note the tokens of a prompt whose answer has a repetition penalty."""
+        if request.config.repetition_penalty == 1:
             return
         if self.seen is None:
-            shape = (self.numbers.shape[0], self._vocabulary)
+            shape = (self.numbers.shape[0], self._vocab_size)
             self.seen = torch.zeros(shape, dtype=torch.bool, device=self.numbers.device)
-        seen_V = torch.zeros(self._vocabulary, dtype=torch.bool)
+        seen_V = torch.zeros(self._vocab_size, dtype=torch.bool)
         seen_V[request.prompt[0]] = True
         self.seen[slot].copy_(to_device(seen_V, self.seen.device))
 
 
-def _numbers(request: Request, row: Row) -> Tensor:
-    tokens, config = request.tokens, request.tokens.config
-    # Seeds are whole numbers of any size; a request without one has a number from torch's own source.
-    seed = int(torch.randint(2**62, ())) if config.seed is None else config.seed & (2**63 - 1)
-    columns = {
-        ID: int(request.prompt[0, -1]),
-        LENGTH: row.length,
-        COUNT: 0,
-        SEED: seed,
-        TOP_K: min(config.top_k, LARGEST),
-        END_ID: min(tokens.end_id, LARGEST),
-        END_FROM: tokens.end_from - request.prompt.shape[1],
-        USES_ADAPTER: int(request.uses_adapter),
-    }
-    return torch.cat((torch.tensor([columns[number] for number in range(POSITIONS)]), row.positions.flatten()))
-
-
 def _fractions(request: Request) -> list[float]:
-    config = request.tokens.config
+    config = request.config
     return [0.0 if config.is_greedy else config.temperature, config.top_p, config.repetition_penalty]

@@ -1,7 +1,4 @@
-"""What an engine has done and has room for, as plain numbers.
-
-Knows: names of figures. Does not know how they come about.
-"""
+"""What an engine has done and has room for, as plain numbers."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Steps of a network on its device: their tensors, their graphs, and the ids on their way to the host.
-
-Knows: which sizes batches have, what a step of each kind reads and writes, that a step leaves ids where the next one
-finds them. Does not know requests, or who holds which slot and pages.
-"""
+"""Decode steps on a device: their tensors, their graphs, and the sampled tokens on their way to the host."""
 
 from __future__ import annotations
 
@@ -15,11 +11,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from chatglm.engine.blocks import blocks_for
+from chatglm.engine.block_manager import blocks_for
 from chatglm.engine.graphs import Graphs
-from chatglm.engine.runner import BatchModel
-from chatglm.engine.slots import ID, LENGTH, NOBODY, USES_ADAPTER, Slots
-from chatglm.generation.batch_sampling import Choice, choose
+from chatglm.engine.slots import LENGTH, PADDING_SLOT, TOKEN, USES_ADAPTER, Slots
+from chatglm.generation.sampling import SamplingMode, sample
+from chatglm.model_spec import ModelSpec
 from chatglm.nn.transfer import to_device
 
 logger = logging.getLogger(__name__)
@@ -27,16 +23,22 @@ logger = logging.getLogger(__name__)
 BATCH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
-class SteppingModel(BatchModel, Protocol):
-    """What a family's network offers to this runner, beside what it offers to the plain one.
+class PagedModel(Protocol):
+    """What a family offers for captured decode steps over a paged cache.
 
     Attributes:
         lies_on_one_gpu: whether captured steps can be replayed, and pay.
         num_position_rows: R.
     """
 
-    lies_on_one_gpu: bool
-    num_position_rows: int
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def lies_on_one_gpu(self) -> bool: ...
+
+    @property
+    def num_position_rows(self) -> int: ...
 
     def new_pages(self, num_pages: int) -> Any: ...
 
@@ -68,35 +70,35 @@ class SteppingModel(BatchModel, Protocol):
         lengths_B: Tensor,
         uses_adapter_B: Tensor,
     ) -> Tensor:
-        """Scores [B, V] after one more id of each row; nothing is read by the host."""
+        """Logits [B, V] after one more id of each row; nothing is read by the host."""
         ...
 
 
 @dataclass(frozen=True)
-class Kind:
+class StepKind:
     """A step that needs a graph of its own.
 
     Attributes:
         size: rows.
-        choice: how ids are chosen; a graph with `Choice.ALL` ends at the scores.
-        has_penalty: some row avoids repetition.
-        may_be_short: some row may not end yet.
+        mode: how tokens are sampled; a graph with `SamplingMode.FULL` ends at the logits.
+        has_penalty: some row has a repetition penalty.
+        eos_may_be_forbidden: some row has a minimum length.
     """
 
     size: int
-    choice: Choice
+    mode: SamplingMode
     has_penalty: bool = False
-    may_be_short: bool = False
+    eos_may_be_forbidden: bool = False
 
     @property
-    def graph(self) -> Kind:
+    def graph(self) -> StepKind:
         """The kind whose graph serves: sorting all scores is for few requests, and is done behind one."""
-        return Kind(self.size, Choice.ALL) if self.choice is Choice.ALL else self
+        return StepKind(self.size, SamplingMode.FULL) if self.mode is SamplingMode.FULL else self
 
 
 @dataclass(frozen=True)
-class ComingIds:
-    """Ids of a step that the device works on."""
+class PendingTokens:
+    """Tokens of a step that the device works on."""
 
     ids: Tensor
     is_done: torch.cuda.Event | None
@@ -117,25 +119,30 @@ class Steps:
         sizes: of batches, ascending.
     """
 
-    def __init__(self, model: SteppingModel, num_pages: int, max_running: int) -> None:
+    def __init__(
+        self, model: PagedModel, spec: ModelSpec, num_pages: int, num_positions: int, max_running: int
+    ) -> None:
         """Take the memory of everything that graphs will point to.
 
         Args:
             model: the network, in eval mode.
+            spec: of it.
             num_pages: that requests may have together.
+            num_positions: that one request may have at most.
             max_running: requests at once.
         """
         self._model = model
-        self._device = torch.device(model.device)
+        self._device = model.device
         self.pages = model.new_pages(num_pages)
-        context = blocks_for(model.cache_positions(model.config.max_sequence_length))
-        self.slots = Slots(max_running, context, model.num_position_rows, model.config.vocab_size, self._device)
+        context = blocks_for(num_positions)
+        num_eos = max(1, len(spec.eos_ids))
+        self.slots = Slots(max_running, context, model.num_position_rows, num_eos, spec.vocab_size, self._device)
         self.sizes = [size for size in BATCH_SIZES if size < max_running] + [max_running]
         self._rows = {size: torch.zeros(size, dtype=torch.int64, device=self._device) for size in self.sizes}
-        self._chosen = {size: torch.zeros(size, dtype=torch.int64, device=self._device) for size in self.sizes}
-        # Slots that stand in the rows, and the scores of steps whose ids are chosen behind the graph, by size.
+        self._sampled = {size: torch.zeros(size, dtype=torch.int64, device=self._device) for size in self.sizes}
+        # Slots that stand in the rows, and the logits of steps whose tokens are sampled behind the graph, by size.
         self._slots_in_rows: dict[int, list[int]] = {}
-        self._scores_of: dict[int, Tensor] = {}
+        self._logits_of: dict[int, Tensor] = {}
         self._graphs = Graphs(self._device)
 
     def current_device(self) -> AbstractContextManager[object]:
@@ -148,13 +155,13 @@ class Steps:
         with self.current_device():
             for size in reversed(self.sizes):
                 try:
-                    for choice in (Choice.BEST, Choice.CANDIDATES):
-                        self._prepare(Kind(size, choice))
+                    for mode in (SamplingMode.GREEDY, SamplingMode.TOP_K):
+                        self._prepare(StepKind(size, mode))
                 except torch.OutOfMemoryError:
                     logger.warning("There is no memory to prepare steps of %d requests at once.", size)
 
     @torch.inference_mode()
-    def launch(self, slots: Sequence[int], kind: Kind) -> ComingIds:
+    def launch(self, slots: Sequence[int], kind: StepKind) -> PendingTokens:
         """Start a step of these slots.
 
         Args:
@@ -165,56 +172,58 @@ class Steps:
         self._prepare(kind)
         self._set_rows(list(slots), kind.size)
         self._graphs.replay(kind.graph, self._step_of(kind.graph))
-        if kind.choice is Choice.ALL:
+        if kind.mode is SamplingMode.FULL:
             slots_B = self._rows[kind.size]
-            self._choose(slots_B, self.slots.numbers_of(slots_B)[0], self._scores_of[kind.size], kind)
-        return self._coming_ids(len(slots), kind.size)
+            self._sample(slots_B, self.slots.numbers_of(slots_B)[0], self._logits_of[kind.size], kind)
+        return self._pending(len(slots), kind.size)
 
     @torch.inference_mode()
-    def scores(self, slot: int) -> Tensor:
-        """Scores [1, V] that the next step of a slot chooses from; nothing goes on by it."""
-        return self._scores(*self.slots.numbers_of(torch.tensor([slot], device=self._device)))
+    def logits(self, slot: int) -> Tensor:
+        """Logits [1, V] that the next step of a slot chooses from; nothing goes on by it."""
+        return self._logits(*self.slots.numbers_of(torch.tensor([slot], device=self._device)))
 
-    def _prepare(self, kind: Kind) -> None:
-        """Capture a step of that kind if there is none, on rows that belong to nobody."""
-        if self._graphs.needs(kind.graph) or (kind.choice is Choice.ALL and kind.size not in self._scores_of):
+    def _prepare(self, kind: StepKind) -> None:
+        """Capture a step of that kind if there is none, on padding rows."""
+        if self._graphs.needs(kind.graph) or (kind.mode is SamplingMode.FULL and kind.size not in self._logits_of):
             slots_B = self._rows[kind.size].zero_()
             self._slots_in_rows.pop(kind.size, None)
-            if kind.choice is Choice.ALL:
-                self._scores_of[kind.size] = self._scores(*self.slots.numbers_of(slots_B)).clone()
+            if kind.mode is SamplingMode.FULL:
+                self._logits_of[kind.size] = self._logits(*self.slots.numbers_of(slots_B)).clone()
             if self._graphs.needs(kind.graph):
                 self._graphs.capture(kind.graph, self._step_of(kind.graph))
 
     def _set_rows(self, slots: list[int], size: int) -> None:
         """Say which slots take part, if it is not said yet."""
         if self._slots_in_rows.get(size) != slots:
-            filled = torch.tensor(slots + [NOBODY] * (size - len(slots)))
+            filled = torch.tensor(slots + [PADDING_SLOT] * (size - len(slots)))
             self._rows[size].copy_(to_device(filled, self._device))
             self._slots_in_rows[size] = slots
 
-    def _step_of(self, kind: Kind) -> Callable[[], None]:
+    def _step_of(self, kind: StepKind) -> Callable[[], None]:
         return lambda: self.step(self._rows[kind.size], kind)
 
-    def step(self, slots_B: Tensor, kind: Kind) -> None:
-        """One id for each row, from where the last step left off. Read by nobody: this is what a graph holds."""
+    def step(self, slots_B: Tensor, kind: StepKind) -> None:
+        """One token for each row, from where the last step left off. This is what a graph holds."""
         numbers_BC, table_BM = self.slots.numbers_of(slots_B)
-        scores_BV = self._scores(numbers_BC, table_BM)
-        if kind.choice is Choice.ALL:
-            self._scores_of[kind.size].copy_(scores_BV)
+        logits_BV = self._logits(numbers_BC, table_BM)
+        if kind.mode is SamplingMode.FULL:
+            self._logits_of[kind.size].copy_(logits_BV)
         else:
-            self._choose(slots_B, numbers_BC, scores_BV, kind)
+            self._sample(slots_B, numbers_BC, logits_BV, kind)
 
-    def _choose(self, slots_B: Tensor, numbers_BC: Tensor, scores_BV: Tensor, kind: Kind) -> None:
-        """The ids of a step, kept for the host and written where the next step finds them."""
+    def _sample(self, slots_B: Tensor, numbers_BC: Tensor, logits_BV: Tensor, kind: StepKind) -> None:
+        """The tokens of a step, kept for the host and written where the next step finds them."""
         has_penalty = kind.has_penalty
-        parameters = self.slots.parameters(slots_B, numbers_BC, has_penalty=has_penalty, may_be_short=kind.may_be_short)
-        chosen_B = choose(scores_BV, parameters, kind.choice)
-        self.slots.advance(slots_B, numbers_BC, chosen_B, has_penalty=has_penalty)
-        self._chosen[kind.size].copy_(chosen_B)
+        rows = self.slots.sampling_rows(
+            slots_B, numbers_BC, has_penalty=has_penalty, eos_may_be_forbidden=kind.eos_may_be_forbidden
+        )
+        sampled_B = sample(logits_BV, rows, kind.mode)
+        self.slots.advance(slots_B, numbers_BC, sampled_B, has_penalty=has_penalty)
+        self._sampled[kind.size].copy_(sampled_B)
 
-    def _scores(self, numbers_BC: Tensor, table_BM: Tensor) -> Tensor:
+    def _logits(self, numbers_BC: Tensor, table_BM: Tensor) -> Tensor:
         return self._model.step(
-            numbers_BC[:, ID],
+            numbers_BC[:, TOKEN],
             self.slots.positions(numbers_BC),
             self.pages,
             table_BM,
@@ -222,12 +231,12 @@ class Steps:
             numbers_BC[:, USES_ADAPTER].bool(),
         )
 
-    def _coming_ids(self, num_rows: int, size: int) -> ComingIds:
-        chosen = self._chosen[size][:num_rows]
+    def _pending(self, num_rows: int, size: int) -> PendingTokens:
+        chosen = self._sampled[size][:num_rows]
         if self._device.type != "cuda":
-            return ComingIds(chosen.to("cpu", copy=True), None)
+            return PendingTokens(chosen.to("cpu", copy=True), None)
         ids = torch.empty(num_rows, dtype=torch.int64, pin_memory=True)
         ids.copy_(chosen, non_blocking=True)
         is_done = torch.cuda.Event()
         is_done.record()
-        return ComingIds(ids, is_done)
+        return PendingTokens(ids, is_done)

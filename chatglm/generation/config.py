@@ -1,7 +1,4 @@
-"""One request's limits and sampling, and the check of every value before a model is touched.
-
-Knows: names, defaults and ranges. Does not know models or texts.
-"""
+"""One request's limits and sampling parameters, checked before a model is touched."""
 
 from __future__ import annotations
 
@@ -43,7 +40,7 @@ class GenerationConfig:
         min_new_tokens: the answer does not end before so many tokens.
         min_length: likewise for prompt and answer together, as upstream's.
         eos_token_id: the id that ends the answer; None = the model's.
-        seed: same seed, same text on the same device; None = different every time.
+        seed: same seed, same text, in any batch and on any device; None = different every time.
         stop: strings that end the answer; they are not part of it.
     """
 
@@ -98,6 +95,13 @@ class GenerationConfig:
             raise InvalidRequestError(f"Unknown generation parameter {unknown[0]!r}.", f"Known are: {known}.")
         given = {name: value for name, value in parameters.items() if value is not None}
         return replace(cls(), **{**defaults, **given})
+
+
+def chat_defaults(network: Any) -> dict[str, Any]:
+    """What is used where a request gives nothing: the checkpoint's generation_config.json, else the family's."""
+    family = network.spec.chat_defaults
+    own = {name: network.stored_defaults.get(name) for name in family if name != "max_length"}
+    return {**family, **{name: value for name, value in own.items() if value is not None}}
 
 
 def stored_settings(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,9 @@
-"""Token ids to text, one id at a time, in linear time.
+"""Token ids to text, one at a time, in linear time.
 
-Knows: what single tokens look like (text, a byte, nothing) and how they join. Does not know vocabularies or models.
+    ids -> SurfaceDecoder -> space clean-up -> the family's clean-up -> stop strings -> deltas
+           bytes to text     (as decode does)
 
-    ids -> SurfaceDecoder -> space clean-up -> strip, year, wide marks -> stop strings -> deltas
-           bytes to text     (as decode does)  (as `clean_up` does)
-
-The law, at every split: the joined deltas equal `clean_up(tokenizer.decode(ids))`, cut before the first stop string.
+The law, at every split: the joined deltas equal the cleaned `tokenizer.decode(ids)`, cut before the first stop string.
 Each step holds back a bounded tail, so nothing is ever decoded twice and nothing given out is ever taken back.
 """
 
@@ -14,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol
 
-from chatglm.generation.text import SPACE_RULES, TRAINING_TIME, Replacer, Stage, StopFinder, Stripper, Widener
+from chatglm.generation.stopping import StopFinder
+from chatglm.generation.text import SPACE_RULES, Replacer
+from chatglm.model_spec import TextStage
 
 LeadingSpaces = Literal["keep", "drop one", "drop all"]
 SPACE_MARK = "▁"  # SentencePiece's own sign for a space inside a piece
@@ -100,21 +100,20 @@ class IncrementalDetokenizer:
     Args:
         tokenizer: tells the surface of each token.
         stop_strings: texts that end the answer; none by default.
-        cleans_up: False leaves the text as `tokenizer.decode` gives it (upstream's `process_response` switched off).
+        clean_up: stages that turn decoded text into the answer people see (`ModelSpec.clean_up`).
 
     Raises:
         InvalidRequestError: a stop string is empty.
     """
 
     def __init__(
-        self, tokenizer: SurfaceTokenizer, stop_strings: Sequence[str] = (), *, cleans_up: bool = True
+        self, tokenizer: SurfaceTokenizer, stop_strings: Sequence[str] = (), clean_up: Sequence[TextStage] = ()
     ) -> None:
         self._tokenizer = tokenizer
         self._decoder = SurfaceDecoder(tokenizer.leading_spaces)
         self._stop_finder = StopFinder(stop_strings)
         spaces = [Replacer(*rule) for rule in SPACE_RULES] if tokenizer.clean_up_tokenization_spaces else []
-        cleaning: list[Stage] = [Stripper(), Replacer(*TRAINING_TIME), Widener()] if cleans_up else []
-        self._stages: list[Stage] = [*spaces, *cleaning, self._stop_finder]
+        self._stages: list[TextStage] = [*spaces, *clean_up, self._stop_finder]
         self._deltas: list[str] = []
 
     @property

@@ -1,95 +1,202 @@
-"""From scores to the next token id.
+"""From logits to the next token of each row: the only sampler.
 
-Knows: repetition penalty, temperature, top-k, top-p, drawing. Does not know models or when to stop.
-The order is upstream's: penalty and minimum length, then temperature, then top-k, then top-p.
-Shapes: V vocabulary, K kept candidates.
+The order is upstream's: repetition penalty and minimum length, then temperature, top-k, top-p, and a draw. A row's
+random number follows from its seed and its count of tokens alone, so it depends neither on the batch nor on the device.
+Nothing is read by the host. Modes, the dearer the more general; a batch takes the cheapest that serves all its rows:
+
+    GREEDY   the best token of every row
+    TOP_K    the best 64: greedy rows, and those with 1 <= top_k <= 64 (ties of the 64th are not seen)
+    FULL     any parameters; all logits are sorted
+
+Shapes: B rows, V vocabulary, K sorted candidates, E end tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import IntEnum
 
 import torch
 from torch import Tensor
 
 from chatglm.errors import InvalidLogitsError
 from chatglm.generation.config import GenerationConfig
+from chatglm.kernels.triton import is_available
+
+NUM_CANDIDATES = 64
+# The token of a row whose logits hold NaN or infinity.
+INVALID = -1
+# More than any vocabulary has: an end token that no row can sample.
+NO_TOKEN = 2**31
+
+_MASK_64 = 2**64 - 1
+
+# transformers' logits processors: token ids [1, n] and logits [1, V] -> logits [1, V].
+LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
 
 
-def require_finite(scores: Tensor) -> None:
-    """Refuse scores that hold NaN or infinity.
+class SamplingMode(IntEnum):
+    """How the tokens of a batch are sampled."""
 
-    Upstream answers them with token 5 ("▁") for the whole batch, which hides a broken model behind blanks.
+    GREEDY = 0
+    TOP_K = 1
+    FULL = 2
 
-    Raises:
-        InvalidLogitsError: with the likely causes.
+
+@dataclass(frozen=True)
+class SamplingRows:
+    """Sampling parameters of each row.
+
+    Attributes:
+        seeds: int64 [B].
+        counts: int64 [B], tokens that the answer has.
+        temperatures: float32 [B]; 0 = greedy.
+        top_ks: int64 [B]; 0 = all.
+        top_ps: float32 [B].
+        eos_ids: int64 [B, E], tokens that end the answer; `NO_TOKEN` where a row has fewer.
+        eos_allowed: bool [B]; None if every row may end.
+        penalties: float32 [B], for repetition; 1 = none.
+        seen: bool [B, V], tokens of prompt and answer so far; None if no row has a penalty.
     """
-    if not bool(torch.isfinite(scores).all()):
-        raise invalid_logits()
+
+    seeds: Tensor
+    counts: Tensor
+    temperatures: Tensor
+    top_ks: Tensor
+    top_ps: Tensor
+    eos_ids: Tensor
+    eos_allowed: Tensor | None
+    penalties: Tensor
+    seen: Tensor | None = None
+
+
+def mode_for(configs: Iterable[GenerationConfig]) -> SamplingMode:
+    """The cheapest mode that serves all of them."""
+    return max(map(_mode, configs), default=SamplingMode.GREEDY)
+
+
+def _mode(config: GenerationConfig) -> SamplingMode:
+    if config.is_greedy:
+        return SamplingMode.GREEDY
+    return SamplingMode.TOP_K if 0 < config.top_k <= NUM_CANDIDATES else SamplingMode.FULL
+
+
+def sample(logits_BV: Tensor, rows: SamplingRows, mode: SamplingMode) -> Tensor:
+    """The next tokens, int64 [B]; `INVALID` for a row that holds NaN or infinity. `mode` must serve every row."""
+    # NaN comes through as both.
+    least_B, most_B = logits_BV.aminmax(dim=1)
+    is_valid_B = least_B.isfinite() & most_B.isfinite()
+    logits_BV = forbid_end(penalize_repetition(logits_BV.float(), rows), rows)
+    best_B = logits_BV.argmax(dim=1)
+    if mode is SamplingMode.GREEDY:
+        return torch.where(is_valid_B, best_B, INVALID)
+    num_kept = logits_BV.shape[1]
+    if mode is SamplingMode.TOP_K:
+        num_kept = min(NUM_CANDIDATES, num_kept)
+    kept_BK, ids_BK = logits_BV.topk(num_kept, dim=1)
+    drawn_B = ids_BK.gather(1, _draw(kept_BK, rows)[:, None])[:, 0]
+    sampled_B = torch.where(rows.temperatures > 0, drawn_B, best_B)
+    return torch.where(is_valid_B, sampled_B, INVALID)
+
+
+def penalize_repetition(logits_BV: Tensor, rows: SamplingRows) -> Tensor:
+    """Positive logits of tokens already seen divided by the row's penalty, negative ones multiplied."""
+    if rows.seen is None:
+        return logits_BV
+    factors_B1 = rows.penalties[:, None]
+    return torch.where(rows.seen, torch.where(logits_BV < 0, logits_BV * factors_B1, logits_BV / factors_B1), logits_BV)
+
+
+def forbid_end(logits_BV: Tensor, rows: SamplingRows) -> Tensor:
+    """The end tokens made impossible where the answer is too short to end."""
+    if rows.eos_allowed is None:
+        return logits_BV
+    # An end token outside the vocabulary never comes, and nothing else may be forbidden for it.
+    eos_BE = rows.eos_ids.clamp(max=logits_BV.shape[1] - 1)
+    stays_BE = rows.eos_allowed[:, None] | (rows.eos_ids != eos_BE)
+    return logits_BV.scatter_reduce(
+        1, eos_BE, torch.where(stays_BE, torch.inf, -torch.inf), reduce="amin", include_self=True
+    )
+
+
+def _draw(kept_BK: Tensor, rows: SamplingRows) -> Tensor:
+    """Which of the candidates [B, K], best first, is drawn; int64 [B]."""
+    if kept_BK.shape[1] <= NUM_CANDIDATES and is_available(kept_BK.device):
+        from chatglm.kernels.triton.triton_sampling import operator
+
+        return operator(kept_BK, rows.seeds, rows.counts, rows.temperatures, rows.top_ks, rows.top_ps)
+    return draw_reference(kept_BK, rows)
+
+
+def draw_reference(kept_BK: Tensor, rows: SamplingRows) -> Tensor:
+    """`_draw` in plain torch: the reference of the kernel, and all there is for more candidates."""
+    probabilities_BK, is_kept_BK = filter_candidates(kept_BK, rows)
+    sums_BK = probabilities_BK.where(is_kept_BK, 0).cumsum(dim=1)
+    # The first whose sum exceeds a random part of the whole; rounding may let none do so: then the last kept.
+    bound_B1 = uniform(rows.seeds, rows.counts)[:, None] * sums_BK[:, -1:]
+    num_below_B = (sums_BK <= bound_B1).sum(dim=1)
+    last_kept_B = (is_kept_BK & (probabilities_BK > 0)).sum(dim=1) - 1
+    # NaN keeps none; its row's token is not used, but must be one.
+    return torch.minimum(num_below_B, last_kept_B).clamp(min=0)
+
+
+def filter_candidates(kept_BK: Tensor, rows: SamplingRows) -> tuple[Tensor, Tensor]:
+    """Probabilities after temperature and top-k, and which survive top-p; at least the best. Logits are best first.
+
+    Top-k keeps ties of the k-th logit. Top-p keeps a token while the probability of all better ones is below it.
+    """
+    logits_BK = kept_BK / torch.where(rows.temperatures > 0, rows.temperatures, 1)[:, None]
+    last_B1 = torch.where(rows.top_ks == 0, kept_BK.shape[1], rows.top_ks).clamp(max=kept_BK.shape[1])[:, None] - 1
+    logits_BK = logits_BK.masked_fill(kept_BK < kept_BK.gather(1, last_B1), -torch.inf)
+    probabilities_BK = logits_BK.softmax(dim=1)
+    better_BK = probabilities_BK.cumsum(dim=1) - probabilities_BK
+    is_kept_BK = (better_BK < rows.top_ps[:, None]) | (rows.top_ps[:, None] >= 1)
+    is_kept_BK[:, 0] = True
+    return probabilities_BK, is_kept_BK
+
+
+def uniform(seeds_B: Tensor, counts_B: Tensor) -> Tensor:
+    """Random numbers of 0 <= u < 1, float32 [B], each from its seed and count alone.
+
+    SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014,
+    https://doi.org/10.1145/2660193.2660195): output number `count` of the generator that starts at the mixed seed.
+    """
+    state = _mix(seeds_B) + (counts_B + 1) * _signed(0x9E3779B97F4A7C15)
+    # 24 bits, as many as float32 has.
+    return _shifted(_mix(state), 40).float() * 2.0**-24
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's mixing of 64 bits; products of int64 wrap around."""
+    x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """x shifted right as an unsigned number."""
+    return (x >> bits) & (_MASK_64 >> bits)
+
+
+def _signed(number: int) -> int:
+    """The int64 of the same bits."""
+    return number - 2**64 if number >= 2**63 else number
 
 
 def invalid_logits() -> InvalidLogitsError:
-    """The error about scores that are no numbers, with the likely causes."""
+    """The error about NaN and infinity, which upstream hides behind token 5 ("▁"), with the likely causes."""
     return InvalidLogitsError(
-        "The model produced NaN or infinite scores.",
+        "The model produced NaN or infinite logits.",
         "Likely causes: float16 overflow (try --dtype bf16 or fp32), damaged weights "
         "(run `python -m chatglm doctor`), or a fine-tuned prefix that diverged.",
     )
 
 
 class RequireFinite:
-    """`require_finite` in the form of a transformers logits processor."""
+    """A transformers logits processor that raises `invalid_logits` for NaN and infinity."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        require_finite(scores)
+        if not bool(torch.isfinite(scores).all()):
+            raise invalid_logits()
         return scores
-
-
-def penalize_repetition(scores_V: Tensor, seen_ids: Sequence[int] | Tensor, penalty: float) -> Tensor:
-    """Divide positive and multiply negative scores of ids already seen; returns a new tensor [V]."""
-    if penalty == 1.0 or len(seen_ids) == 0:
-        return scores_V
-    ids = torch.as_tensor(seen_ids, device=scores_V.device).unique()
-    seen = scores_V[ids]
-    return scores_V.index_copy(0, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
-
-
-def forbid(scores_V: Tensor, token_id: int) -> Tensor:
-    """Make an id impossible; returns a new tensor [V]. An id that is not in the vocabulary is so already."""
-    if not 0 <= token_id < scores_V.shape[0]:
-        return scores_V
-    return scores_V.index_fill(0, torch.tensor([token_id], device=scores_V.device), -torch.inf)
-
-
-def candidates(scores_V: Tensor, config: GenerationConfig) -> tuple[Tensor, Tensor]:
-    """Scores and ids [K] that survive temperature, top-k and top-p, best first; at least one.
-
-    Top-k keeps ties of the k-th score. Top-p keeps a token while the probability of all better ones is below top_p.
-    """
-    scores_V = scores_V.float() / config.temperature
-    ids = torch.arange(scores_V.shape[0], device=scores_V.device)
-    if 0 < config.top_k < scores_V.shape[0]:
-        ids = (scores_V >= scores_V.topk(config.top_k).values[-1]).nonzero()[:, 0]
-    kept, order = scores_V[ids].sort(descending=True, stable=True)
-    ids = ids[order]
-    if config.top_p < 1:
-        probabilities = kept.softmax(dim=0)
-        better = probabilities.cumsum(dim=0) - probabilities
-        num_kept = max(1, int((better < config.top_p).sum()))
-        kept, ids = kept[:num_kept], ids[:num_kept]
-    return kept, ids
-
-
-def pick(scores_V: Tensor, config: GenerationConfig, generator: torch.Generator | None) -> int:
-    """The next token id from finite scores [V]; drawn with `generator` unless the config is greedy."""
-    if config.is_greedy:
-        return int(scores_V.argmax())
-    kept, ids = candidates(scores_V, config)
-    return int(ids[torch.multinomial(kept.softmax(dim=0), 1, generator=generator)])
-
-
-def new_generator(seed: int | None, device: torch.device) -> torch.Generator | None:
-    """The random source of one request: its own when it has a seed, torch's global one otherwise."""
-    if seed is None:
-        return None
-    return torch.Generator(device=device).manual_seed(seed % 2**64)

@@ -1,23 +1,19 @@
 """Cleaning of answers, whole (`clean_up`) and as it streams (the stages).
 
-Knows: characters. Does not know token ids, models, prompts.
-
 Every stage is append-only: `push(text)` gives the characters that nothing later can change, `finish()` the rest, and
-the joined output equals the whole-text function however the text was cut. What each one must hold back:
+the joined output equals the whole-text function however the text was cut. What each one holds back:
 
     Replacer      a tail that may begin the pattern
     Stripper      white space at the end
     Widener       one half-width mark, until its right neighbour is seen
-    StopFinder    a tail that may begin a stop string
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Sequence
 
-from chatglm.errors import InvalidRequestError
+from chatglm.model_spec import TextStage
 
 # The model was trained to write this placeholder where its training date belongs.
 TRAINING_TIME = ("[[训练时间]]", "2023年")
@@ -47,23 +43,18 @@ def clean_up(text: str) -> str:
     return _MARK_BESIDE_CHINESE.sub(lambda mark: mark.group().translate(WIDE_MARKS), text)
 
 
+def run_stages(stages: Iterable[TextStage], text: str) -> str:
+    """A whole text through all stages."""
+    for stage in stages:
+        text = stage.push(text) + stage.finish()
+    return text
+
+
 def clean_up_spaces(text: str) -> str:
     """Remove the spaces that tokenization leaves before English marks and contractions."""
     for pattern, replacement in SPACE_RULES:
         text = text.replace(pattern, replacement)
     return text
-
-
-class Stage(Protocol):
-    """One append-only step between raw and final text."""
-
-    def push(self, text: str) -> str:
-        """Take more text; return what is now decided."""
-        ...
-
-    def finish(self) -> str:
-        """No more text will come; return the rest."""
-        ...
 
 
 class Replacer:
@@ -137,48 +128,6 @@ class Widener:
     def finish(self) -> str:
         rest, self._held = self._held, ""
         return rest
-
-
-class StopFinder:
-    """Cuts the text before the stop string that begins first.
-
-    `stopped` becomes true once that cut is certain; from then on `push` gives nothing.
-
-    Raises:
-        InvalidRequestError: a stop string is empty.
-    """
-
-    def __init__(self, stop_strings: Sequence[str]) -> None:
-        if not all(stop_strings):
-            raise InvalidRequestError("A stop string is empty.", "Leave it out, or give at least one character.")
-        self._stop_strings = tuple(stop_strings)
-        self._held = ""
-        self.stopped = False
-
-    def push(self, text: str) -> str:
-        if self.stopped or not self._stop_strings:
-            return "" if self.stopped else text
-        text = self._held + text
-        cut = self._find(text)
-        start = start_of_tail(text, self._stop_strings)
-        if cut < len(text) and cut <= start:
-            self.stopped = True
-            return text[:cut]
-        # A longer stop string that begins before the one already found has to be waited for.
-        self._held = text[start:]
-        return text[:start]
-
-    def finish(self) -> str:
-        if self.stopped:
-            return ""
-        rest, self._held = self._held, ""
-        cut = self._find(rest)
-        self.stopped = cut < len(rest)
-        return rest[:cut]
-
-    def _find(self, text: str) -> int:
-        """Where the first stop string begins, or the length of the text."""
-        return min((place for stop in self._stop_strings if (place := text.find(stop)) >= 0), default=len(text))
 
 
 def start_of_tail(text: str, patterns: Sequence[str]) -> int:

@@ -12,7 +12,6 @@ import torch
 
 from chatglm.checkpoints import read_json
 from chatglm.checkpoints.validate import ValidationReport
-from chatglm.checkpoints.validate.expected_weights import expected_network
 from chatglm.demo import CHECKPOINT
 from chatglm.devices import choose_device
 from chatglm.errors import DamagedFileError, InvalidRequestError
@@ -44,7 +43,7 @@ from chatglm.loading.tensor_parallel import init_process_group, shard_network
 from chatglm.loading.tied_embedding import EMBEDDING_BITS, EMBEDDING_MESSAGE, wants_packed_embedding
 from chatglm.models import Family
 from chatglm.progress import Progress
-from chatglm.quantization.packed_network import check_packed
+from chatglm.quantization.layer_swap import check_packed
 from chatglm.sizes import parse_bytes
 
 Report = Callable[[str], object]
@@ -96,6 +95,7 @@ def load(
     num_gpus: int = 1,
     device_map: Mapping[str, int] | None = None,
     tensor_parallel: bool = False,
+    wraps: bool = False,
     progress: Progress | None = None,
     report: Report | None = None,
 ) -> LoadedModel:
@@ -120,6 +120,7 @@ def load(
         device_map: part -> number of its GPU, in place of a computed one.
         tensor_parallel: shard the model over the processes that torchrun started: all of them make this call, and then
             the same requests in the same order. Only the first reports.
+        wraps: give network and tokenizer as transformers' classes, with `chat`, `generate` and `save_pretrained`.
         progress: called with (bytes read, bytes to read) after each tensor.
         report: called with messages for the user: memory estimate, warnings, licence of the weights.
 
@@ -153,7 +154,7 @@ def load(
     settings = _generation_settings(folder)
     if quantize is not None:
         _ask_for_quantized(folder, examined.config, quantize, is_limited=limit is not None)
-    network = _empty_network(examined, adapters, chosen_device, report)
+    network = _empty_network(examined, adapters, chosen_device, report, wraps=wraps)
     shards = shard_network(network, ranks) if ranks is not None else NOT_SHARDED
     kept = kept_tensors(network, examined.tensors).values()
     chosen_dtype = type_for(dtype, chosen_device, kept)
@@ -192,9 +193,9 @@ def load(
         mapping_message(folder, filled) if mmap else "",
     )
     network.stored_defaults = settings
-    if hasattr(network, "generation_config"):
-        network.generation_config.update(**settings)
-    return LoadedModel(network.eval(), examined.tokenizer, cast(Family, examined.family), folder, is_demo, close)
+    family = cast(Family, examined.family)
+    tokenizer = family.tokenizer_class.from_pretrained(str(folder)) if wraps else examined.tokenizer
+    return LoadedModel(network.eval(), tokenizer, family, folder, is_demo, close)
 
 
 def load_model_on_gpus(
@@ -217,7 +218,7 @@ def load_model_on_gpus(
         CheckpointError, OutOfMemoryError: with the file, or the numbers, and the remedy.
     """
     check_num_gpus(num_gpus)
-    options = {"dtype": "fp16", "device": "cuda:0", "num_gpus": num_gpus, "device_map": device_map}
+    options = {"dtype": "fp16", "device": "cuda:0", "num_gpus": num_gpus, "device_map": device_map, "wraps": True}
     return load(str(checkpoint_path), **{**options, **kwargs}).model
 
 
@@ -247,7 +248,9 @@ def _ask_for_quantized(folder: Path, config: Any, bits: int, *, is_limited: bool
     config.quantization_bit = bits
 
 
-def _empty_network(examined: ValidationReport, adapters: _Adapters, device: torch.device, report: Report) -> Any:
+def _empty_network(
+    examined: ValidationReport, adapters: _Adapters, device: torch.device, report: Report, *, wraps: bool
+) -> Any:
     """The network of a validated folder on the meta device, with room for a prefix; its adapters fit."""
     config, family = examined.config, cast(Family, examined.family)
     spec = family.spec(config)
@@ -257,7 +260,7 @@ def _empty_network(examined: ValidationReport, adapters: _Adapters, device: torc
     if spec.ties_embedding and wants_packed_embedding(config, spec, examined.tensors, device):
         config.quantization_embedding_bit = EMBEDDING_BITS
         report(EMBEDDING_MESSAGE)
-    network = expected_network(family, config)
+    network = family.empty_model(config) if wraps else family.empty_network(config)
     if adapters.lora is not None:
         check_lora_fits(network, adapters.lora)
     return network

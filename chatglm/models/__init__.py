@@ -1,14 +1,25 @@
-"""The families, one row each: which classes belong together and how a folder is recognised.
+"""The families: how a folder is recognised, and where the parts of each lie.
 
-Knows: names of modules and the keys of a config.json. Imports a family's heavy modules only when one is asked for.
-To add a family: one folder beside `chatglm/` and one row in `FAMILIES`.
+A family is a package with these modules, {P} being its class prefix, and a row in `FAMILIES`:
+
+    config.py      {P}NetworkConfig.from_keys(config.json)        sizes and special ids
+    tokenizer.py   {P}TextTokenizer.from_folder(folder)           text <-> token ids
+    template.py    encode_chat(tokenizer, messages, limit)        messages -> prompt ids
+    positions.py   find_layout(input_ids, config)                 positions, and who sees whom
+    network.py     {P}Network(config)                             a plain nn.Module, see chatglm.engine.decoder.Network
+    weights.py     model_spec(config)                             names, sizes and conventions as data
+    model.py       {P}Config, {P}ForConditionalGeneration         the same for transformers' Auto classes
+    pretrained_tokenizer.py   {P}Tokenizer                        likewise
+
+Each part is imported when it is first used; only the last two import transformers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from chatglm.errors import UnsupportedModelError
@@ -17,67 +28,107 @@ from chatglm.model_spec import ModelSpec
 
 @dataclass(frozen=True)
 class Family:
-    """Where the four parts of a family live; each attribute imports its part when first used."""
+    """One row of the registry.
+
+    Attributes:
+        name: for people.
+        recognises: whether a config.json is of this family.
+        package: where its modules lie.
+        prefix: of its classes.
+        model_type: what transformers' registries know it by.
+    """
 
     name: str
+    recognises: Callable[[Mapping[str, Any]], bool]
     package: str
-    class_prefix: str
+    prefix: str
+    model_type: str
 
-    def _part(self, module: str, suffix: str) -> Any:
-        return getattr(import_module(f"{self.package}.{module}"), f"{self.class_prefix}{suffix}")
+    def _part(self, module: str, name: str) -> Any:
+        return getattr(import_module(f"{self.package}.{module}"), name)
 
-    @cached_property
-    def config_class(self) -> Any:
-        return self._part("config", "Config")
-
-    @cached_property
-    def model_class(self) -> Any:
-        return self._part("model", "ForConditionalGeneration")
-
-    @cached_property
-    def tokenizer_class(self) -> Any:
-        return self._part("tokenizer", "Tokenizer")
-
-    def config(self, keys: dict[str, Any]) -> Any:
-        """The configuration that the keys of a config.json describe."""
-        return self.config_class.from_dict(keys)
-
-    def read_tokenizer(self, folder: Any) -> Any:
-        """The tokenizer of a folder."""
-        from chatglm.checkpoints import check_usable
-
-        for name in self.tokenizer_class.vocab_files_names.values():
-            check_usable(folder / name)
-        return self.tokenizer_class.from_pretrained(str(folder))
+    def config(self, keys: Mapping[str, Any]) -> Any:
+        """The network's configuration from the content of a config.json."""
+        return self._part("config", f"{self.prefix}NetworkConfig").from_keys(keys)
 
     def spec(self, config: Any) -> ModelSpec:
         """Names, sizes and conventions of a network of this configuration."""
-        return import_module(f"{self.package}.weights").model_spec(config)
+        return self._part("weights", "model_spec")(config)
 
     def empty_network(self, config: Any) -> Any:
-        """The network of `config` with parameters that have types and shapes but no memory."""
+        """The network of `config`, packed as it says, with parameters that have types and shapes but no memory."""
+        import torch
+
+        from chatglm.quantization.layer_swap import make_room
+
+        with torch.device("meta"):
+            network = self._part("network", f"{self.prefix}Network")(config)
+            network.stored_defaults = {}
+            make_room(network)
+        return network
+
+    def read_tokenizer(self, folder: Path) -> Any:
+        """The tokenizer of a model folder."""
+        return self._part("tokenizer", f"{self.prefix}TextTokenizer").from_folder(folder)
+
+    def encode_chat(self, tokenizer: Any, messages: Any, limit: int) -> Any:
+        """The prompt of a conversation, fewer than `limit` ids."""
+        return self._part("template", "encode_chat")(tokenizer, messages, limit)
+
+    @property
+    def config_class(self) -> Any:
+        """For transformers, as the next two."""
+        return self._part("model", f"{self.prefix}Config")
+
+    @property
+    def model_class(self) -> Any:
+        return self._part("model", f"{self.prefix}ForConditionalGeneration")
+
+    @property
+    def tokenizer_class(self) -> Any:
+        return self._part("pretrained_tokenizer", f"{self.prefix}Tokenizer")
+
+    def empty_model(self, config: Any) -> Any:
+        """`empty_network` as the class that transformers knows."""
         import torch
 
         with torch.device("meta"):
-            return self.model_class(config)
+            return self.model_class(self.config_class(**vars(config)))
 
 
-FAMILIES = {"chatglm": Family("ChatGLM-6B", "chatglm.models.chatglm", "ChatGLM")}
+# ChatGLM2 and later share model_type "chatglm".
+LATER_FAMILY_KEYS = ("padded_vocab_size", "multi_query_attention", "kv_channels")
 
 
-def family_of(config: dict[str, Any]) -> Family:
+def _is_chatglm(keys: Mapping[str, Any]) -> bool:
+    return keys.get("model_type") == "chatglm" and not any(key in keys for key in LATER_FAMILY_KEYS)
+
+
+# The most specific first.
+FAMILIES = [Family("ChatGLM-6B", _is_chatglm, "chatglm.models.chatglm", "ChatGLM", "chatglm")]
+
+
+def family_of(keys: Mapping[str, Any]) -> Family:
     """The family whose folder has this config.json.
 
     Raises:
-        UnsupportedModelError: no family here reads it; the sentence says what it seems to be.
+        UnsupportedModelError: no family here reads it; the message says what it seems to be.
     """
-    from chatglm.models.chatglm.config import refuse_later_families
+    for family in FAMILIES:
+        if family.recognises(keys):
+            return family
+    refuse_later_families(keys)
+    raise UnsupportedModelError(
+        f"This folder holds a model of type {keys.get('model_type')!r}, not ChatGLM-6B.",
+        'Give a folder whose config.json says model_type "chatglm".',
+    )
 
-    refuse_later_families(config)
-    model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+
+def refuse_later_families(keys: Mapping[str, Any]) -> None:
+    """Raise UnsupportedModelError when `keys` of a config.json are those of ChatGLM2 or later."""
+    found = [key for key in LATER_FAMILY_KEYS if key in keys]
+    if found:
         raise UnsupportedModelError(
-            f"This folder holds a model of type {model_type!r}, not ChatGLM-6B.",
-            'Give a folder whose config.json says model_type "chatglm".',
+            f"This is a ChatGLM2 or ChatGLM3 checkpoint (its config.json has `{found[0]}`), not ChatGLM-6B.",
+            "This family is not supported yet; use a chatglm-6b folder.",
         )
-    return FAMILIES[model_type]

@@ -1,10 +1,9 @@
-"""Scaled dot-product attention over a given visibility.
+"""Scaled dot-product attention over a given visibility: softmax(q k / sqrt(D)) v.
 
-Knows: softmax(q k / sqrt(D)) v, fused or with the probabilities written out, and which of torch's fused kernels is not
-wanted on a card. Does not know who may see whom.
-Shapes: B rows, H heads, T query positions, S key positions, D head width.
+Shapes: B rows, H query heads, G key and value heads (H is a multiple of G), T query positions, S key positions,
+D head width.
 
-The original divides queries by (layer + 1) before the product and multiplies the scores by it afterwards. The pair
+Upstream divides queries by (layer + 1) before the product and multiplies the scores by it afterwards. The pair
 cancels; it kept half-precision scores from overflowing, which torch's fused kernels avoid by accumulating in float32.
 """
 
@@ -49,32 +48,39 @@ class _WithoutCudnn:
 _without_cudnn = _WithoutCudnn()
 
 
-def attend(query_BHTD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, visible: Tensor | None) -> Tensor:
+def attend(query_BHTD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, visible: Tensor | None) -> Tensor:
     """Attention output [B, H, T, D].
 
     Args:
         query_BHTD: queries, already rotated.
-        key_BHSD: keys, already rotated; keys and values may have fewer heads (G), each for H / G queries.
-        value_BHSD: values.
+        key_BGSD: keys, already rotated; each serves H / G neighbouring query heads.
+        value_BGSD: values.
         visible: bool, broadcastable to [B, H, T, S], True = may be seen; None = everything is visible.
             Every row must see at least one key.
     """
-    is_grouped = key_BHSD.shape[1] != query_BHTD.shape[1]
+    grouped = query_BHTD.shape[1] != key_BGSD.shape[1]
+
+    def attention() -> Tensor:
+        return F.scaled_dot_product_attention(query_BHTD, key_BGSD, value_BGSD, attn_mask=visible, enable_gqa=grouped)
+
     # What torch compiles has few shapes, and it cannot trace a lock.
     if not query_BHTD.is_cuda or torch.compiler.is_compiling():
-        return F.scaled_dot_product_attention(
-            query_BHTD, key_BHSD, value_BHSD, attn_mask=visible, enable_gqa=is_grouped
-        )
+        return attention()
     with _without_cudnn:
-        return F.scaled_dot_product_attention(
-            query_BHTD, key_BHSD, value_BHSD, attn_mask=visible, enable_gqa=is_grouped
-        )
+        return attention()
+
+
+def causal_mask(num_new: int, num_keys: int, device: torch.device) -> Tensor:
+    """bool [1, 1, T, S]: the last `num_new` of S positions each see themselves and all before."""
+    return torch.ones(num_new, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_new)[None, None]
 
 
 def attend_with_probabilities(
-    query_BHTD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, visible: Tensor | None
+    query_BHTD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, visible: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """As `attend`, and the probabilities [B, H, T, S]; softmax in float32."""
+    repeats = query_BHTD.shape[1] // key_BGSD.shape[1]
+    key_BHSD, value_BHSD = (x.repeat_interleave(repeats, dim=1) for x in (key_BGSD, value_BGSD))
     scores_BHTS = (query_BHTD @ key_BHSD.transpose(-1, -2)).float() * query_BHTD.shape[-1] ** -0.5
     if visible is not None:
         scores_BHTS = scores_BHTS.masked_fill(~visible, -torch.inf)

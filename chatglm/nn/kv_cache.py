@@ -1,10 +1,8 @@
 """The keys and values of the positions already computed, owned by whoever runs the request.
 
-Knows: storage that grows by doubling, so that appending token by token copies each position O(1) times; taking the
-first room of all layers at once; storing in another type than the network computes in. Does not know what the positions
-mean. It answers the two calls that the network makes (`update`, `get_seq_length`) with the same meaning as a
-transformers `Cache`, so either can be handed to the network.
-Shapes: B rows, H heads, S positions, N positions there is room for, D head width.
+Storage grows by doubling, so that appending token by token copies each position O(1) times. It answers the two calls
+that a network makes (`update`, `get_seq_length`) as a transformers `Cache` does, so either can be given to a network.
+Shapes: B rows, H heads of keys and values, S positions, N positions there is room for, D head width.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
-"""A linear layer with a low-rank update beside it, base(x) + B A x, and the switch that says which rows use it.
+"""A linear layer with an attached low-rank update, base(x) + B A x, and the switch that says which rows use it.
 
-Knows: this sum, and how it becomes one weight. Does not know what the base is made of (packed weights, for instance),
-where the update comes from, or whose rows they are.
 Source: Hu et al., "LoRA", https://arxiv.org/abs/2106.09685. The scale is part of B.
 Shapes: r rank, I and O widths of the layer, T rows of a call (positions or requests), last but one in its input.
 """

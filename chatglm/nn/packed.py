@@ -1,14 +1,10 @@
 """Several requests in one call of a network: their positions lie behind one another in a single row.
 
-Knows: whose positions are where, and that each request attends within its own cache only, exactly as it would alone.
-Does not know what the positions mean.
-
     requests of 3, 1 and 2 positions      row of the call: [a a a b c c]     products see 6 positions at once
                                           attention: a with cache A, b with cache B, c with cache C
 
-A long request costs a short one nothing, and no mask is needed. Positions behind those of the last request belong to
-nobody: they are computed, stored nowhere and attend to nothing.
-Shapes: T positions of the call, H heads, S positions of one cache, N positions a cache has room for, D head width.
+Positions behind those of the last request are padding: computed, stored nowhere, attending to nothing.
+Shapes: T positions of the call, H query heads, G key and value heads, S positions of one cache, D head width.
 """
 
 from __future__ import annotations
@@ -19,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from chatglm.nn.attention import attend
+from chatglm.nn.attention import attend, causal_mask
 from chatglm.nn.kv_cache import KVCache
 
 
@@ -34,24 +30,25 @@ class Packed(ABC):
         return self.caches[0].get_seq_length(layer_idx)
 
     @abstractmethod
-    def attend(self, query_1HTD: Tensor, key_1HTD: Tensor, value_1HTD: Tensor, layer_idx: int) -> Tensor:
+    def attend(self, query_1HTD: Tensor, key_1GTD: Tensor, value_1GTD: Tensor, layer_idx: int) -> Tensor:
         """Store the keys and values of the call, each with its request; returns the attention output [1, H, T, D]."""
 
 
 class PackedPrompts(Packed):
-    """Prompts, each of which sees all of itself and what its cache holds."""
+    """Prompts, each of which sees all of what its cache holds, and of itself all or (`causal`) what is before."""
 
-    def __init__(self, caches: Sequence[KVCache], lengths: Sequence[int]) -> None:
+    def __init__(self, caches: Sequence[KVCache], lengths: Sequence[int], *, causal: bool = False) -> None:
         super().__init__(caches)
-        self.lengths = lengths
+        self.lengths, self.causal = lengths, causal
 
-    def attend(self, query_1HTD: Tensor, key_1HTD: Tensor, value_1HTD: Tensor, layer_idx: int) -> Tensor:
+    def attend(self, query_1HTD: Tensor, key_1GTD: Tensor, value_1GTD: Tensor, layer_idx: int) -> Tensor:
         mixed = torch.zeros_like(query_1HTD)
         stop = 0
         for cache, length in zip(self.caches, self.lengths, strict=True):
             start, stop = stop, stop + length
-            keys, values = cache.update(key_1HTD[:, :, start:stop], value_1HTD[:, :, start:stop], layer_idx)
-            mixed[:, :, start:stop] = attend(query_1HTD[:, :, start:stop], keys, values, None)
+            keys, values = cache.update(key_1GTD[:, :, start:stop], value_1GTD[:, :, start:stop], layer_idx)
+            visible = causal_mask(length, keys.shape[2], keys.device) if self.causal and length > 1 else None
+            mixed[:, :, start:stop] = attend(query_1HTD[:, :, start:stop], keys, values, visible)
         return mixed
 
 
@@ -61,11 +58,11 @@ class PackedSteps(Packed):
     What a call stores counts only from `commit` on: a call that fails half-way leaves every cache as it was.
     """
 
-    def attend(self, query_1HTD: Tensor, key_1HTD: Tensor, value_1HTD: Tensor, layer_idx: int) -> Tensor:
+    def attend(self, query_1HTD: Tensor, key_1GTD: Tensor, value_1GTD: Tensor, layer_idx: int) -> Tensor:
         mixed = torch.zeros_like(query_1HTD)
         for number, cache in enumerate(self.caches):
             keys, values, length = cache.room_for_one(layer_idx)
-            keys[:, :, length], values[:, :, length] = key_1HTD[:, :, number], value_1HTD[:, :, number]
+            keys[:, :, length], values[:, :, length] = key_1GTD[:, :, number], value_1GTD[:, :, number]
             seen = slice(0, length + 1)
             mixed[:, :, number : number + 1] = attend(
                 query_1HTD[:, :, number : number + 1],

@@ -1,10 +1,7 @@
 """Keys and values of many requests in one store of equal pages; each request has pages of its own.
 
-Knows: how much a page holds, where a position of a request lies, prompts packed into one call. Does not know who owns
-which page (engine/page_table.py), how a step reads them (kernels/triton), or how keys are turned.
-
     table of a request   [7 2 9]       its position 70 lies in page 2 at place 6
-    page 0               belongs to nobody: rows that only fill up a batch write there
+    page 0               padding rows write there
 
 A store never grows or moves, so a captured graph of a step may keep its addresses.
 Shapes: N pages, P positions of a page, H heads, D head width, T positions of the call, G requests of a run.
@@ -28,22 +25,22 @@ PAGE_TOKENS = 64
 
 @dataclass(frozen=True)
 class Pages:
-    """Keys and values of all requests, and what a step turns new keys by.
+    """Keys and values of all requests, and what a step rotary_tables new keys by.
 
     Attributes:
         keys: of each layer, [N, H, P, D].
         values: the same.
-        turns: tables for every position that a request can have; see `nn.rotary.tables_to`. They are made with the
-            store, for a captured graph can keep the address of what was there before it only.
+        rotary_tables: for every position that a request can have; see `nn.rotary.tables_to`. Made with the store,
+            because a captured graph keeps their address.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
-    turns: Tensor
+    rotary_tables: Tensor
 
     @classmethod
     def empty(
-        cls, num_layers: int, num_pages: int, num_heads: int, width: int, turns: Tensor, dtype: torch.dtype
+        cls, num_layers: int, num_pages: int, num_heads: int, width: int, rotary_tables: Tensor, dtype: torch.dtype
     ) -> Pages:
         """Room for `num_pages` pages and the one of nobody, where the tables lie.
 
@@ -51,8 +48,8 @@ class Pages:
         """
         shape = (num_pages + 1, num_heads, PAGE_TOKENS, width)
         layers = range(2 * num_layers)
-        stores = tuple(torch.zeros(shape, dtype=dtype, device=turns.device) for _ in layers)
-        return cls(stores[:num_layers], stores[num_layers:], turns)
+        stores = tuple(torch.zeros(shape, dtype=dtype, device=rotary_tables.device) for _ in layers)
+        return cls(stores[:num_layers], stores[num_layers:], rotary_tables)
 
     def store(self, key_HTD: Tensor, value_HTD: Tensor, layer_idx: int, page_T: Tensor, place_T: Tensor) -> None:
         """Write T positions to their places [T], or to T places of each of several requests [G, T]; see `places`."""

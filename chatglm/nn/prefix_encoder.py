@@ -1,8 +1,7 @@
 """The trainable prefix of P-Tuning v2: keys and values that stand in front of every layer's own.
 
-Knows: how P virtual positions become keys and values. Does not know the network they are put into.
 Source: Liu et al., "P-Tuning v2", https://arxiv.org/abs/2110.07602; tensor names as upstream's checkpoints.
-Shapes: P prefix length, B rows, L layers, H heads, D head width, C = H * D.
+Shapes: P prefix length, B rows, L layers, H heads of keys and values, D head width, C = H * D.
 """
 
 from __future__ import annotations

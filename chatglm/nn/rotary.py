@@ -1,10 +1,8 @@
-"""Rotary position embedding as ChatGLM-6B uses it: two halves of a head, each turned by its own position row.
-
-Knows: inverse frequencies, cos/sin tables, the rotation. Does not know where positions come from.
+"""Rotary position embedding as ChatGLM-6B uses it: two halves of a head, each rotated by its own position row.
 
     one head of width D = 128, two position rows          one position row
     |<------- 64 ------->|<------- 64 ------->|           |<----------------- 128 ---------------->|
-     turned by position   turned by block pos.             turned by position
+     rotated by position   rotated by block pos.             rotated by position
 
 Inside each part, width R, element i is paired with element i + R/2 (the "rotate half" form).
 Shapes: B rows, T positions, H heads, D head width, R rotated width, N positions of a table, P position rows (2 or 1).
@@ -21,7 +19,7 @@ ROTARY_BASE = 10000.0
 def inverse_frequencies(width: int, device: torch.device | None = None) -> Tensor:
     """`base^(-2i/width)` for i < width/2, float32 [width/2], rounded through half precision.
 
-    The original rounds them to half when the network is built, so every published weight was trained with the
+    Upstream rounds them to half when the network is built, so every published weight was trained with the
     rounded values; leaving the rounding out moves the logits by about 5e-4.
     """
     exponents = torch.arange(0, width, 2, dtype=torch.float32, device=device) / width
@@ -31,7 +29,7 @@ def inverse_frequencies(width: int, device: torch.device | None = None) -> Tenso
 def rotary_tables(positions_BT: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and sin, each [B, 1, T, width], for one part of the head.
 
-    They are computed in float32 at any `dtype` and rounded once at the end: in bfloat16 the original rounds the
+    They are computed in float32 at any `dtype` and rounded once at the end: in bfloat16 upstream rounds the
     positions themselves, which merges neighbours above 256.
     """
     angles_BTR = positions_BT[..., None].float() * inverse_frequencies(width, positions_BT.device)
@@ -77,8 +75,8 @@ def rows_at(tables_2NR: Tensor, positions_BP: Tensor, dtype: torch.dtype) -> tup
 
 
 def rotate(x_BHTD: Tensor, tables: tuple[Tensor, Tensor], parts: int) -> Tensor:
-    """Turn queries or keys [B, H, T, D]; `parts` is the number of position rows (2 or 1)."""
+    """Rotate queries or keys [B, H, T, D]; `parts` is the number of position rows (2 or 1)."""
     cos, sin = tables
     pairs = x_BHTD.unflatten(-1, (parts, 2, -1))
-    turned = torch.stack((-pairs[..., 1, :], pairs[..., 0, :]), dim=-2).flatten(-3)
-    return x_BHTD * cos + turned * sin
+    rotated = torch.stack((-pairs[..., 1, :], pairs[..., 0, :]), dim=-2).flatten(-3)
+    return x_BHTD * cos + rotated * sin

@@ -1,8 +1,4 @@
-"""Sending small tensors to a device without waiting for it.
-
-Knows: that a copy from ordinary memory waits until the device has done all it was given, and one from pinned memory
-does not. Does not know what is sent.
-"""
+"""Small tensors to a device without waiting for it."""
 
 from __future__ import annotations
 
@@ -11,7 +7,10 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on `device`, in the order of the current stream."""
+    """A tensor of the host on `device`, in the order of the current stream.
+
+    A copy from ordinary memory waits until the device has done all it was given; one from pinned memory does not.
+    """
     if device.type != "cuda":
         return tensor.to(device)
     # Pinned memory is not given to anybody else before the copy is done.

@@ -1,38 +1,66 @@
-"""Walks a network and swaps linear layers for quantized ones, from outside: the network never asks."""
+"""Swaps the linear layers of a network for packed ones, from outside: `spec.linears` names them.
+
+A configuration says how its network is packed: quantization_bit and quantization_group_size for the linear layers,
+quantization_embedding_bit for embedding and output head.
+"""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection, Iterator
+from typing import Any
 
 from torch import nn
 
-from chatglm.quantization.layers import QuantizedLinear
+from chatglm.quantization.layers import QuantizedEmbedding, QuantizedLinear
 
 
-def named_linears(root: nn.Module, names: Collection[str]) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """(parent, name in it, layer) of every linear layer under `root` whose own name is in `names`.
+def linear_names(network: Any) -> list[str]:
+    """Full names of the linear layers of every transformer layer; under an attached LoRA update, of its base.
 
-    Where an update lies beside such a layer, it is the `base` of what has its name.
+    Raises:
+        AttributeError: the spec names a layer that the network does not have.
     """
-    for parent in list(root.modules()):
-        for name, child in list(parent.named_children()):
-            if name in names and isinstance(child, nn.Linear):
-                yield parent, name, child
-            elif name in names and isinstance(base := getattr(child, "base", None), nn.Linear):
-                yield child, "base", base
+    spec = network.spec
+    names = (f"{spec.layers}.{number}.{linear.name}" for number in range(spec.num_layers) for linear in spec.linears)
+    return [f"{name}.base" if hasattr(network.get_submodule(name), "base") else name for name in names]
 
 
-def quantize_linears(root: nn.Module, names: Collection[str], bits: int, group_size: int = 0) -> None:
-    """Replace layers by quantized ones of the same values, one by one: the peak is the network and one layer."""
-    for parent, name, linear in named_linears(root, names):
-        setattr(parent, name, QuantizedLinear.of(linear, bits, group_size))
-        del linear
+def make_room(network: Any) -> None:
+    """Replace layers by packed ones that wait for their values from a checkpoint, as the configuration says."""
+    config, spec = network.config, network.spec
+    if config.quantization_bit:
+        for name in linear_names(network):
+            _make_room_at(network, name, config.quantization_bit, config.quantization_group_size)
+        _use_fused_kernels(network)
+    if bits := config.quantization_embedding_bit:
+        network.set_submodule(spec.embedding, QuantizedEmbedding(spec.vocab_size, spec.hidden_size, bits))
+        _make_room_at(network, spec.head, bits)
+
+
+def quantize_network(network: Any) -> None:
+    """Replace layers by packed ones of the same values, one by one: the peak is the network and one layer."""
+    bits, group_size = network.config.quantization_bit, network.config.quantization_group_size
+    for name in linear_names(network):
+        network.set_submodule(name, QuantizedLinear.of(network.get_submodule(name), bits, group_size))
     gc.collect()
+    _use_fused_kernels(network)
 
 
-def empty_linears(root: nn.Module, names: Collection[str], bits: int, group_size: int = 0) -> None:
-    """Replace layers by quantized ones that wait for their values from a checkpoint."""
-    for parent, name, linear in named_linears(root, names):
-        new = QuantizedLinear(linear.in_features, linear.out_features, bits, linear.bias is not None, group_size)
-        setattr(parent, name, new)
+def check_packed(network: Any) -> None:
+    """Assert that every linear layer of the spec is packed, if the configuration says so."""
+    if bits := network.config.quantization_bit:
+        names = linear_names(network)
+        plain = [name for name in names if getattr(network.get_submodule(name), "bits", None) != bits]
+        assert not plain, f"not quantized to {bits} bits: {plain}"
+
+
+def _make_room_at(network: nn.Module, name: str, bits: int, group_size: int = 0) -> None:
+    linear: Any = network.get_submodule(name)
+    rows, columns, has_bias = linear.out_features, linear.in_features, linear.bias is not None
+    network.set_submodule(name, QuantizedLinear(columns, rows, bits, has_bias, group_size))
+
+
+def _use_fused_kernels(network: Any) -> None:
+    """The kernels between the products pay where these are fast; not every family has them."""
+    if hasattr(network, "fuse"):
+        network.fuse()

@@ -15,7 +15,7 @@ from benchmarks.device_model import SIZES_TINY, device_network
 from benchmarks.device_work import FULL, TINY, Plan, greedy
 from benchmarks.gpu import commit, compare
 from chatglm import kernels
-from chatglm.generation.decode import token_limit
+from chatglm.engine.request import token_limit
 from tests import forking
 
 COMMAND = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--tiny", "--bits", "16", "4"]

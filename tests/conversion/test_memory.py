@@ -56,7 +56,7 @@ def write_constant_weights(folder: Path, config: dict[str, object]) -> int:
     """Weights whose values do not matter, quickly; returns their size."""
     from chatglm.models import FAMILIES
 
-    family = FAMILIES["chatglm"]
+    family = FAMILIES[0]
     shapes = family.empty_network(family.config(config)).state_dict()
     tensors = {name: torch.full(tensor.shape, 0.01, dtype=torch.float16) for name, tensor in shapes.items()}
     del tensors["lm_head.weight"]

@@ -1,19 +1,17 @@
-"""A network for the engine that costs nothing: its next id follows from the ids alone, and it watches how it is used.
-
-Knows: the calls of `chatglm.engine.runner.BatchModel`. Does not know threads or what a test checks.
-"""
+"""A decoder for the engine that costs nothing: its next token follows from the tokens alone, and it watches its use."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from chatglm.errors import ChatGLMError
+from chatglm.models.chatglm.weights import answer_stages
+from tests.scripted import tiny_spec
 
 END = 0
 VOCABULARY = 50
@@ -38,7 +36,7 @@ class Cache:
         assert len(self.ids) <= self.capacity, "more was stored than was reserved"
 
 
-class CountingModel:
+class CountingDecoder:
     """Answers end by themselves after some ids, differently for each prompt.
 
     Attributes:
@@ -53,7 +51,7 @@ class CountingModel:
     prompt_tokens_at_once = 256
 
     def __init__(self, context: int = 1000, on_step: Callable[[], object] = lambda: None) -> None:
-        self.config = SimpleNamespace(max_sequence_length=context, eos_token_id=END)
+        self.spec = tiny_spec(VOCABULARY, context, (END,), clean_up=answer_stages)
         self.batches: list[int] = []
         self.prompts: list[int] = []
         self.most_positions = 0
@@ -72,13 +70,6 @@ class CountingModel:
     def prompt_layout(self, input_ids: Tensor) -> Any:
         return input_ids.shape[1]
 
-    def prefill(self, input_ids: Tensor, layout: Any, cache: Cache) -> Tensor:
-        self.fill_caches([input_ids], [layout], [cache])
-        return self.decode(input_ids[:, -1:], layout, cache)
-
-    def decode(self, input_ids: Tensor, layout: Any, cache: Cache) -> Tensor:
-        return self.decode_together(input_ids, [layout], [cache])
-
     def fill_caches(self, prompts: Sequence[Tensor], layouts: Sequence[Any], caches: Sequence[Cache]) -> None:
         self.prompts.append(sum(prompt.shape[1] for prompt in prompts))
         for prompt, layout, cache in zip(prompts, layouts, caches, strict=True):
@@ -86,7 +77,7 @@ class CountingModel:
             assert not cache.ids
             cache.append(prompt[0, :-1].tolist())
 
-    def decode_together(self, input_ids: Tensor, layouts: Sequence[Any], caches: Sequence[Cache]) -> Tensor:
+    def decode(self, input_ids: Tensor, layouts: Sequence[Any], caches: Sequence[Cache]) -> Tensor:
         assert len({id(cache) for cache in caches}) == len(caches) == len(layouts) == input_ids.shape[0]
         self.on_step()
         histories = [[*cache.ids, *ids] for cache, ids in zip(caches, input_ids.tolist(), strict=True)]

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from chatglm.engine import Engine
+from chatglm.engine.decoder import BatchDecoder
 from chatglm.generation.config import GenerationConfig
 from chatglm.nn.lora import merged_state, updates_for
 from chatglm.pipeline import load_pipeline
@@ -45,7 +46,7 @@ def prompts(model: Any) -> list[list[int]]:
 
 
 def texts(model: Any, asked: list[tuple[list[int], bool]]) -> list[str]:
-    engine = Engine(model, IdTokenizer())
+    engine = Engine(BatchDecoder(model), IdTokenizer())
     handles = [engine.submit(ids, GREEDY, uses_adapter=uses_adapter) for ids, uses_adapter in asked]
     answers = [handle.result().text for handle in handles]
     stats = engine.stats()
@@ -115,11 +116,12 @@ def test_scores_without_are_those_of_the_base_to_the_bit(name: str) -> None:
 def scores(model: Any, own: Sequence[list[int]], uses: Sequence[bool]) -> Tensor:
     """Scores of three steps [3, B, V] of these prompts together."""
     ids = [torch.tensor([prompt]) for prompt in own]
-    layouts = [model.prompt_layout(prompt) for prompt in ids]
-    caches = [model.new_cache(32, uses_adapter=flag) for flag in uses]
-    model.fill_caches(ids, layouts, caches)
+    decoder = BatchDecoder(model)
+    layouts = [decoder.prompt_layout(prompt) for prompt in ids]
+    caches = [decoder.new_cache(32, uses_adapter=flag) for flag in uses]
+    decoder.fill_caches(ids, layouts, caches)
     last = [torch.cat([prompt[:, -1:] for prompt in ids]), *(torch.full((len(own), 1), n) for n in (20, 21))]
-    return torch.stack([model.decode_together(step, layouts, caches) for step in last])
+    return torch.stack([decoder.decode(step, layouts, caches) for step in last])
 
 
 @torch.inference_mode()
@@ -127,35 +129,37 @@ def test_a_call_of_the_network_asks_its_cache() -> None:
     tuned, plain = with_update("main")
     ids = torch.tensor([prompts(tuned)[0]])
     expected, usual = plain(ids).logits, tuned(ids).logits
-    assert torch.equal(tuned(ids, past_key_values=tuned.new_cache(9, uses_adapter=False)).logits, expected)
+    assert torch.equal(
+        tuned(ids, past_key_values=BatchDecoder(tuned).new_cache(9, uses_adapter=False)).logits, expected
+    )
     with updates_for(False):
-        assert torch.equal(tuned(ids, past_key_values=tuned.new_cache(9)).logits, expected)
+        assert torch.equal(tuned(ids, past_key_values=BatchDecoder(tuned).new_cache(9)).logits, expected)
     assert not torch.allclose(usual, expected, atol=1e-3)
 
 
-def test_every_door_can_leave_a_prefix_out(tmp_path: Path) -> None:
+def test_every_interface_can_leave_a_prefix_out(tmp_path: Path) -> None:
     folder, prefix = tmp_path / "model", tmp_path / "prefix"
     folder.mkdir()
     prefix.mkdir()
     make_folder(folder, max_sequence_length=128)
     with load_pipeline(folder, dtype="fp32") as plain:
-        config = plain.model.config
+        config = plain.network.config
         width = 2 * config.num_layers * config.hidden_size
         values = 30 * torch.randn(4, width, generator=torch.Generator().manual_seed(0))
         save_file({"transformer.prefix_encoder.embedding.weight": values}, prefix / "model.safetensors")
-    check_doors(folder, {"ptuning_checkpoint": prefix})
+    check_interfaces(folder, {"ptuning_checkpoint": prefix})
 
 
-def test_every_door_can_leave_a_lora_update_out(tmp_path: Path) -> None:
+def test_every_interface_can_leave_a_lora_update_out(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     make_folder(folder, max_sequence_length=128)
     with load_pipeline(folder, dtype="fp32") as plain:
-        update = write_update(tmp_path / "update", random_update(plain.model, 0.5))
-    check_doors(folder, {"lora_checkpoint": update})
+        update = write_update(tmp_path / "update", random_update(plain.network, 0.5))
+    check_interfaces(folder, {"lora_checkpoint": update})
 
 
-def check_doors(folder: Path, trained: dict[str, Path]) -> None:
+def check_interfaces(folder: Path, trained: dict[str, Path]) -> None:
     options: dict[str, Any] = {"temperature": 0, "max_new_tokens": 8}
     with load_pipeline(folder, dtype="fp32") as plain:
         expected, _ = plain.chat("hello", **options)

@@ -18,17 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatglm.engine import Completion, Engine, Handle, engine, request
-from chatglm.engine.blocks import BLOCK_TOKENS
+from chatglm.engine.block_manager import BLOCK_TOKENS
+from chatglm.engine.solo import stream_alone
 from chatglm.errors import ChatGLMError, InvalidLogitsError, InvalidRequestError, PromptTooLongError, QueueFullError
 from chatglm.generation.config import GenerationConfig
-from chatglm.generation.decode import stream_text
 from chatglm.generation.deltas import Delta
 from tests.engine.counting import (
     BREAKS_AT,
     IS_NAN,
     RAISES,
     BrokenStepError,
-    CountingModel,
+    CountingDecoder,
     FailingTokenizer,
     LetterTokenizer,
 )
@@ -38,7 +38,7 @@ SOON = 30.0  # seconds: far more than anything here takes, so that a hang is a f
 
 
 @contextmanager
-def running(model: CountingModel, **limits: Any) -> Iterator[Engine]:
+def running(model: CountingDecoder, **limits: Any) -> Iterator[Engine]:
     """An engine that is idle, with nothing reserved or remembered, when the block ends."""
     one = Engine(model, LetterTokenizer(), **limits)
     try:
@@ -85,7 +85,7 @@ def text_of(deltas: list[Delta]) -> str:
 
 
 def alone(prompt: list[int], config: GenerationConfig) -> list[Delta]:
-    return list(stream_text(CountingModel(), LetterTokenizer(), prompt, config))
+    return list(stream_alone(CountingDecoder(), LetterTokenizer(), prompt, config))
 
 
 # --- the law ---
@@ -150,7 +150,7 @@ def ask(one: Engine, asked: Asked) -> Answer:
 def check_answer(asked: Asked, answer: Answer) -> None:
     """One end, and what the request would have got alone: all of it, or the beginning if its caller has left."""
     deltas, error = answer
-    whole, alone_error = read(stream_text(CountingModel(), LetterTokenizer(), asked.prompt, asked.config))
+    whole, alone_error = read(stream_alone(CountingDecoder(), LetterTokenizer(), asked.prompt, asked.config))
     assert [delta.finish_reason is None for delta in deltas] == [True] * (len(deltas) - 1) + [False]
     if deltas[-1].finish_reason == "cancelled":
         assert asked.leaves_after is not None
@@ -163,7 +163,7 @@ def check_answer(asked: Asked, answer: Answer) -> None:
 @given(asked=st.lists(requests, max_size=10), max_running=st.integers(1, 6), num_blocks=st.integers(3, 12))
 @settings(max_examples=40, deadline=None)
 def test_every_request_gets_what_it_would_get_alone(asked: list[Asked], max_running: int, num_blocks: int) -> None:
-    model = CountingModel(context=3 * BLOCK_TOKENS)
+    model = CountingDecoder(context=3 * BLOCK_TOKENS)
     limits = {"max_running": max_running, "max_waiting": 10, "memory_limit": num_blocks * BLOCK_TOKENS}
     with running(model, **limits) as one, ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(lambda each: ask(one, each), asked))
@@ -183,7 +183,7 @@ def test_every_request_gets_what_it_would_get_alone(asked: list[Asked], max_runn
 
 def test_requests_join_and_leave_between_steps() -> None:
     gate = Gate()
-    model = CountingModel(on_step=gate)
+    model = CountingDecoder(on_step=gate)
     short, long = GenerationConfig(max_new_tokens=2, seed=0), GenerationConfig(max_new_tokens=5, seed=0)
     with running(model) as one:
         first = one.submit([1, 2], long)
@@ -198,7 +198,7 @@ def test_requests_join_and_leave_between_steps() -> None:
 
 def test_running_requests_make_a_step_between_two_long_prompts() -> None:
     gate = Gate()
-    model = CountingModel(on_step=gate)
+    model = CountingDecoder(on_step=gate)
     with running(model) as one:
         handles = [one.submit([1] * 200, GenerationConfig(max_new_tokens=4, do_sample=False)) for _ in range(4)]
         gate.open(10)
@@ -211,7 +211,7 @@ def test_running_requests_make_a_step_between_two_long_prompts() -> None:
 @pytest.mark.parametrize("position", [0, 1, 2])
 def test_cancel_frees_within_one_step(position: int) -> None:
     gate = Gate()
-    model = CountingModel(on_step=gate)
+    model = CountingDecoder(on_step=gate)
     with running(model, max_running=2, max_waiting=5) as one:
         handles = [one.submit([n + 1], ENDLESS) for n in range(3)]
         wait_until(lambda: one.stats().waiting == 1)
@@ -234,7 +234,7 @@ def test_the_deadline_ends_those_who_run_and_those_who_wait(monkeypatch: pytest.
     now = 100.0
     monkeypatch.setattr(request, "monotonic", lambda: now)
     gate = Gate()
-    with running(CountingModel(on_step=gate), max_running=1) as one:
+    with running(CountingDecoder(on_step=gate), max_running=1) as one:
         runs, waits, has_time = (one.submit([1], ENDLESS, deadline=deadline) for deadline in (5, 3, 60))
         gate.wait_for_step()
         gate.open()
@@ -255,7 +255,7 @@ def test_the_deadline_ends_those_who_run_and_those_who_wait(monkeypatch: pytest.
 
 
 def test_no_time_at_all_is_no_step() -> None:
-    model = CountingModel()
+    model = CountingDecoder()
     with running(model) as one:
         result = one.submit([1], ENDLESS, deadline=0).result(SOON)
         assert (result.text, result.finish_reason, result.completion_tokens) == ("", "deadline", 0)
@@ -263,7 +263,7 @@ def test_no_time_at_all_is_no_step() -> None:
 
 
 def test_a_request_of_one_token_and_one_that_ends_at_once() -> None:
-    with running(CountingModel()) as one:
+    with running(CountingDecoder()) as one:
         assert one.submit([1], GenerationConfig(max_new_tokens=1)).result(SOON).completion_tokens == 1
         ended = one.submit([1], GenerationConfig(do_sample=False, eos_token_id=alone_first_id([1]))).result(SOON)
         assert (ended.text, ended.finish_reason, ended.completion_tokens) == ("", "stop", 0)
@@ -277,7 +277,7 @@ def alone_first_id(prompt: list[int]) -> int:
 
 
 def test_what_is_wrong_is_said_at_once() -> None:
-    with running(CountingModel(context=50)) as one:
+    with running(CountingDecoder(context=50)) as one:
         with pytest.raises(PromptTooLongError):
             one.submit([1] * 50, ENDLESS)
         for deadline in (-1, float("nan"), float("inf")):
@@ -285,15 +285,15 @@ def test_what_is_wrong_is_said_at_once() -> None:
                 one.submit([1], ENDLESS, deadline=deadline)
     for bounds in ({"max_running": 0}, {"max_waiting": -1}):
         with pytest.raises(InvalidRequestError, match="bounds"):
-            Engine(CountingModel(), LetterTokenizer(), **bounds)
+            Engine(CountingDecoder(), LetterTokenizer(), **bounds)
     with pytest.raises(InvalidRequestError, match="memory"):
-        Engine(CountingModel(), LetterTokenizer(), memory_limit=3)
+        Engine(CountingDecoder(), LetterTokenizer(), memory_limit=3)
 
 
 def test_the_surplus_is_refused_at_once_and_the_rest_is_right() -> None:
     """A hundred callers at the same moment, ten slots, twenty places in the queue."""
     release = threading.Event()
-    model = CountingModel(on_step=lambda: release.wait(SOON))
+    model = CountingDecoder(on_step=lambda: release.wait(SOON))
     config = GenerationConfig(seed=1, max_new_tokens=20)
     start = threading.Barrier(100)
 
@@ -317,7 +317,7 @@ def test_the_surplus_is_refused_at_once_and_the_rest_is_right() -> None:
 def test_a_request_behind_a_big_one_waits_for_its_turn() -> None:
     """The small one would fit beside the running one, but the big one came first."""
     gate = Gate()
-    model = CountingModel(on_step=gate)
+    model = CountingDecoder(on_step=gate)
     with running(model, memory_limit=4 * BLOCK_TOKENS) as one:
         sizes = [2, 3, 1]
         handles = [
@@ -339,7 +339,7 @@ def test_a_request_behind_a_big_one_waits_for_its_turn() -> None:
 
 
 def test_a_step_that_fails_ends_only_the_request_it_belongs_to() -> None:
-    model = CountingModel()
+    model = CountingDecoder()
     config = GenerationConfig(seed=3, max_new_tokens=30, min_new_tokens=30)
     prompts = [[1, 2], [3, RAISES], [4], [5, IS_NAN], [6, 7]]
     with running(model) as one:
@@ -357,7 +357,7 @@ def test_a_step_that_fails_ends_only_the_request_it_belongs_to() -> None:
 
 
 def test_a_prompt_that_cannot_be_taken_in_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = CountingModel()
+    model = CountingDecoder()
     fill = model.fill_caches
 
     def fill_or_fail(prompts: Any, layouts: Any, caches: Any) -> None:
@@ -381,7 +381,7 @@ def fail(*args: object) -> Any:
 
 def test_a_processor_or_a_flag_that_raises_ends_its_own_request() -> None:
     config = GenerationConfig(seed=3, max_new_tokens=20)
-    with running(CountingModel()) as one:
+    with running(CountingDecoder()) as one:
         good = one.submit([1], config)
         bad = [one.submit([2], config, processors=[fail]), one.submit([3], config, is_cancelled=fail)]
         assert list(good) == alone([1], config)
@@ -395,7 +395,7 @@ def test_a_tokenizer_that_raises_ends_the_request_whose_id_it_cannot_spell() -> 
     config = GenerationConfig(do_sample=False, max_new_tokens=8)
     whole = {n: text_of(alone([n], config)) for n in range(1, 30)}
     bad_letter = whole[1][4]
-    one = Engine(CountingModel(), FailingTokenizer(ord(bad_letter) - ord("A")))
+    one = Engine(CountingDecoder(), FailingTokenizer(ord(bad_letter) - ord("A")))
     handles = {n: one.submit([n], config) for n in whole}
     for n, handle in handles.items():
         if bad_letter in whole[n]:
@@ -410,7 +410,7 @@ def test_a_tokenizer_that_raises_ends_the_request_whose_id_it_cannot_spell() -> 
 def test_a_defect_of_the_engine_leaves_nobody_waiting(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = CountingModel()
+    model = CountingDecoder()
     with running(model, max_running=1) as one:
         with monkeypatch.context() as patch:
             patch.setattr(engine, "next_prompts", fail)
@@ -427,7 +427,7 @@ def test_a_defect_of_the_engine_leaves_nobody_waiting(
 
 def test_a_handle_can_be_read_again_and_summed_up() -> None:
     config = GenerationConfig(do_sample=False, max_new_tokens=6)
-    with running(CountingModel()) as one:
+    with running(CountingDecoder()) as one:
         handle = one.submit([7], config, dropped_rounds=2)
         deltas = list(handle)
         assert handle.done
@@ -438,7 +438,7 @@ def test_a_handle_can_be_read_again_and_summed_up() -> None:
 
 def test_a_result_that_takes_too_long_goes_on() -> None:
     gate = Gate()
-    with running(CountingModel(on_step=gate)) as one:
+    with running(CountingDecoder(on_step=gate)) as one:
         handle = one.submit([7], GenerationConfig(do_sample=False, max_new_tokens=2))
         with pytest.raises(TimeoutError):
             handle.result(0.01)
@@ -447,7 +447,7 @@ def test_a_result_that_takes_too_long_goes_on() -> None:
 
 
 def test_nobody_waits_for_a_slow_reader() -> None:
-    with running(CountingModel()) as one:
+    with running(CountingDecoder()) as one:
         unread = one.submit([1], ENDLESS)
         deltas = iter(unread)
         next(deltas)
@@ -456,7 +456,7 @@ def test_nobody_waits_for_a_slow_reader() -> None:
 
 
 def test_a_dropped_handle_cancels() -> None:
-    with running(CountingModel(on_step=lambda: time.sleep(0.001))) as one:
+    with running(CountingDecoder(on_step=lambda: time.sleep(0.001))) as one:
         deltas = iter(one.submit([1], ENDLESS))
         next(deltas)
         del deltas
@@ -477,7 +477,7 @@ def test_many_handles_in_one_event_loop() -> None:
         async for _ in one.submit([RAISES], config):
             pass
 
-    with running(CountingModel()) as one:
+    with running(CountingDecoder()) as one:
         assert asyncio.run(read_all(one)) == [alone([number + 1], config) for number in range(20)]
         with pytest.raises(BrokenStepError):
             asyncio.run(fail_to_read(one))
@@ -498,7 +498,7 @@ def test_a_reader_that_is_cancelled_and_a_loop_that_ends_disturb_nobody() -> Non
             await reader
         return handle
 
-    with running(CountingModel(on_step=lambda: time.sleep(0.001))) as one:
+    with running(CountingDecoder(on_step=lambda: time.sleep(0.001))) as one:
         handle = asyncio.run(leave(one))
         assert not handle.done
         handle.cancel()
@@ -509,7 +509,7 @@ def test_a_reader_that_is_cancelled_and_a_loop_that_ends_disturb_nobody() -> Non
 
 
 def test_closing_finishes_what_it_can_within_the_bound_and_cancels_the_rest() -> None:
-    model = CountingModel(on_step=lambda: time.sleep(0.01))
+    model = CountingDecoder(on_step=lambda: time.sleep(0.01))
     one = Engine(model, LetterTokenizer(), max_running=2)
     short = one.submit([1], GenerationConfig(do_sample=False, max_new_tokens=3))
     long, waiting = one.submit([2], ENDLESS), one.submit([3], ENDLESS)
@@ -524,14 +524,14 @@ def test_closing_finishes_what_it_can_within_the_bound_and_cancels_the_rest() ->
 
 
 def test_closing_does_not_use_up_a_bound_that_is_not_needed() -> None:
-    one = Engine(CountingModel(), LetterTokenizer())
+    one = Engine(CountingDecoder(), LetterTokenizer())
     handle = one.submit([1], GenerationConfig(do_sample=False, max_new_tokens=3))
     one.close(timeout=600)
     assert handle.result(0).finish_reason == "length"
 
 
 def test_closing_while_callers_storm_in_and_cancel() -> None:
-    model = CountingModel()
+    model = CountingDecoder()
     one = Engine(model, LetterTokenizer(), max_running=3, max_waiting=5)
 
     def storm(number: int) -> set[str | None]:
@@ -560,7 +560,7 @@ def test_closing_while_callers_storm_in_and_cancel() -> None:
 
 def test_two_thousand_mixed_requests_leave_nothing_behind() -> None:
     """A tenth leaves early, a tenth breaks, a tenth cannot be taken at all."""
-    model = CountingModel(context=200)
+    model = CountingDecoder(context=200)
     config = GenerationConfig(seed=5, max_new_tokens=6)
 
     def call(number: int) -> str | None:
@@ -589,7 +589,7 @@ def engine_threads() -> set[threading.Thread]:
 def test_the_thread_comes_with_work_and_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "IDLE_SECONDS", 0.05)
     before = engine_threads()
-    one = Engine(CountingModel(), LetterTokenizer())
+    one = Engine(CountingDecoder(), LetterTokenizer())
     assert engine_threads() == before
     for _ in range(3):
         assert one.submit([1], GenerationConfig(max_new_tokens=3, do_sample=False)).result(SOON).completion_tokens == 3

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatglm.engine import Engine
+from chatglm.engine.decoder import BatchDecoder
+from chatglm.engine.solo import stream_alone
 from chatglm.generation.config import GenerationConfig
-from chatglm.generation.decode import stream_text
 from chatglm.generation.deltas import Delta
+from chatglm.loading import load
 from chatglm.models.chatglm.model import ChatGLMForConditionalGeneration
-from chatglm.pipeline import load_pipeline
 from tests.engine.rounding import skip_without_even_bfloat16
 from tests.golden.cases import build
 
@@ -49,7 +50,7 @@ class IdTokenizer:
 def network(name: str) -> ChatGLMForConditionalGeneration:
     """The demo model, or a tiny random one that never ends by itself, as the name says."""
     if name.startswith("demo"):
-        return load_pipeline("demo", dtype=name[-4:] if "bf16" in name else "auto").model
+        return load("demo", dtype=name[-4:] if "bf16" in name else "auto", wraps=True).model
     changes = {"position_encoding_2d": False} if name == "one_row" else {}
     model = build(f"chatglm_v1/{name if name in PREFIXES else 'main'}", eos_token_id=1_000_000, **changes)
     if name.startswith("int"):
@@ -92,7 +93,7 @@ asked = st.builds(
 
 
 def alone(model: Any, request: Asked) -> list[Delta]:
-    return list(stream_text(model, IdTokenizer(), request.ids(model.config), request.config))
+    return list(stream_alone(BatchDecoder(model), IdTokenizer(), request.ids(model.config), request.config))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -102,7 +103,7 @@ def test_together_as_alone(name: str, requests: list[Asked]) -> None:
     if "bf16" in name:
         skip_without_even_bfloat16()
     model = network(name)
-    engine = Engine(model, IdTokenizer(), max_running=4)
+    engine = Engine(BatchDecoder(model), IdTokenizer(), max_running=4)
     handles = []
     for request in requests:
         time.sleep(request.pause * 0.002)

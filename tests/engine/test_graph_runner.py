@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,15 +21,17 @@ from hypothesis import strategies as st
 
 from chatglm import kernels
 from chatglm.engine import Engine
+from chatglm.engine.block_manager import BLOCK_TOKENS, BlockManager
+from chatglm.engine.decoder import BatchDecoder
 from chatglm.engine.graph_runner import GraphRunner
-from chatglm.engine.page_table import PageTable
 from chatglm.engine.request import Request
 from chatglm.engine.runner import Runner
+from chatglm.engine.solo import stream_alone
 from chatglm.engine.steps import BATCH_SIZES
 from chatglm.errors import ChatGLMError, InvalidLogitsError, InvalidRequestError
 from chatglm.generation.config import GenerationConfig
-from chatglm.generation.decode import stream_text
-from tests.engine.counting import CountingModel, LetterTokenizer
+from chatglm.models.chatglm.paged import PagedDecoder
+from tests.engine.counting import CountingDecoder, LetterTokenizer
 from tests.engine.test_exactness import IdTokenizer
 from tests.engine.test_exactness import network as short_network
 from tests.lora import attach_lora, random_update
@@ -50,6 +53,7 @@ def plain_kernels() -> Iterator[None]:
 def network(name: str) -> Any:
     """That of the same name, with a context of several pages."""
     model = copy.deepcopy(short_network(name))
+    model.spec = replace(model.spec, context_limit=400)
     model.config.max_sequence_length = 400
     return model
 
@@ -62,11 +66,11 @@ def ids_of(seeds: list[int], config: Any) -> list[int]:
 
 @functools.cache
 def alone(name: str, prompt: tuple[int, ...], config: GenerationConfig) -> str:
-    return "".join(delta.text for delta in stream_text(network(name), IdTokenizer(), prompt, config))
+    return "".join(delta.text for delta in stream_alone(BatchDecoder(network(name)), IdTokenizer(), prompt, config))
 
 
 def engine_on(model: Any, **limits: Any) -> Engine:
-    return Engine(model, IdTokenizer(), uses_graphs=True, **limits)
+    return Engine(BatchDecoder(model), IdTokenizer(), uses_graphs=True, **limits)
 
 
 def answers(model: Any, prompts: list[list[int]], configs: list[GenerationConfig], **limits: Any) -> list[str]:
@@ -153,7 +157,7 @@ def test_what_was_trained_beside_the_network_can_be_left_out(name: str) -> None:
         plain_model = copy.deepcopy(network("main"))
         model = attach_lora(plain_model, random_update(plain_model, 0.3))
     prompt = ids_of([1, 2, 3], model.config)
-    plain = Engine(model, IdTokenizer(), uses_graphs=False)
+    plain = Engine(BatchDecoder(model), IdTokenizer(), uses_graphs=False)
     expected = [plain.submit(prompt, config, uses_adapter=uses).result(60).text for uses in (True, False, True)]
     plain.close()
     one = engine_on(model)
@@ -163,16 +167,16 @@ def test_what_was_trained_beside_the_network_can_be_left_out(name: str) -> None:
     assert expected[0] != expected[1]
 
 
-def test_scores_that_are_no_numbers_end_their_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_logits_end_their_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
     model, config = network("main"), GenerationConfig(do_sample=False, max_new_tokens=6)
-    step = model.step
+    step = PagedDecoder.step
 
-    def broken(ids: Any, positions: Any, pages: Any, table: Any, lengths: Any, uses: Any) -> Any:
-        """The row whose request has seven positions loses its numbers."""
-        scores = step(ids, positions, pages, table, lengths, uses)
-        return torch.where((lengths == 7)[:, None], torch.nan, scores)
+    def broken(self: Any, ids: Any, positions: Any, pages: Any, table: Any, lengths: Any, uses: Any) -> Any:
+        """The row whose request has seven positions gets NaN."""
+        logits = step(self, ids, positions, pages, table, lengths, uses)
+        return torch.where((lengths == 7)[:, None], torch.nan, logits)
 
-    monkeypatch.setattr(model, "step", broken)
+    monkeypatch.setattr(PagedDecoder, "step", broken)
     prompts = [ids_of([3], model.config), ids_of(list(range(20)), model.config)]
     one = engine_on(model)
     handles = [one.submit(prompt, config) for prompt in prompts]
@@ -197,7 +201,7 @@ def test_a_step_that_fails_ends_those_who_took_part(monkeypatch: pytest.MonkeyPa
         raise torch.OutOfMemoryError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(model, "step", fail)
+        patch.setattr(PagedDecoder, "step", fail)
         with pytest.raises(Exception, match="Memory ran out"):
             one.submit(prompt, config).result(60)
     assert one.submit(prompt, config).result(60).text == alone("main", tuple(prompt), config)
@@ -232,7 +236,7 @@ def test_many_callers_that_come_wait_and_leave() -> None:
     work = [(ids_of([n], model.config), chance.randint(1, 30), chance.choice([None, None, 0, 3])) for n in range(160)]
     longest_config = GenerationConfig(do_sample=False, max_new_tokens=30)
     longest = [alone("main", tuple(prompt), longest_config) for prompt, *_ in work]
-    one = engine_on(model, max_running=5, max_waiting=200, memory_limit=4 * 64 * model.position_bytes)
+    one = engine_on(model, max_running=5, max_waiting=200, memory_limit=4 * 64 * BatchDecoder(model).position_bytes)
 
     def ask(number: int) -> None:
         prompt, num_new, leaves_after = work[number]
@@ -259,23 +263,36 @@ def test_many_callers_that_come_wait_and_leave() -> None:
 
 def request_of(model: Any, length: int, **parameters: Any) -> Request:
     prompt = ids_of(list(range(length)), model.config)
-    return Request(model, IdTokenizer(), prompt, GenerationConfig(do_sample=False, **parameters))
+    return Request(BatchDecoder(model), IdTokenizer(), prompt, GenerationConfig(do_sample=False, **parameters))
+
+
+def runner_on(model: Any, num_blocks: int, max_running: int) -> GraphRunner:
+    return GraphRunner(BatchDecoder(model), BlockManager(num_blocks), max_running)
+
+
+def prefill(runner: GraphRunner, requests: list[Request]) -> None:
+    """As the scheduler and the engine do."""
+    for request in requests:
+        if request not in runner._blocks._owned:
+            assert runner._blocks.reserve(request, request.num_positions)
+    runner.prefill(requests)
 
 
 @pytest.mark.parametrize("name", [*NAMES, "bf16"])
-def test_scores_are_those_of_the_plain_path(name: str) -> None:
+def test_logits_are_those_of_the_plain_path(name: str) -> None:
     """After a prompt and after some ids, whatever the row; bfloat16 rounds sums in another order."""
     model, bound = network(name), 0.03 if name == "bf16" else 1e-5
-    runner = GraphRunner(model, 60, 3)
+    decoder = BatchDecoder(model)
+    runner = runner_on(model, 60, 3)
     requests = [request_of(model, length, max_new_tokens=6) for length in (66, 1, 30)]
-    runner.prefill(requests)
+    prefill(runner, requests)
     for _ in range(3):
         on_the_way = runner._pending[1].read() if runner._pending is not None else []
         for number, request in enumerate(requests):
-            ids = torch.cat((request.tokens.ids, torch.tensor([on_the_way[number : number + 1]]).long()), dim=1)
+            ids = torch.tensor([[*request.token_ids, *on_the_way[number : number + 1]]])
             with torch.inference_mode():
-                plain = model.prefill(ids, model.prompt_layout(ids), model.new_cache(ids.shape[1]))
-            assert (runner.scores(request) - plain).norm() <= bound * plain.norm()
+                plain = decoder.prefill(ids, decoder.prompt_layout(ids), decoder.new_cache(ids.shape[1]))
+            assert (runner.logits(request) - plain).norm() <= bound * plain.norm()
         runner.decode(requests)
 
 
@@ -287,30 +304,32 @@ def run_to_end(runner: GraphRunner, requests: list[Request]) -> None:
 def test_tensors_of_a_step_never_move() -> None:
     """What a captured graph would have in it: the same addresses before and after, with more and fewer requests."""
     model = network("main")
-    runner = GraphRunner(model, 60, 5)
+    runner = runner_on(model, 60, 5)
 
     def addresses() -> list[int]:
         slots, pages, steps = runner._steps.slots, runner._steps.pages, runner._steps
-        static = [slots.numbers, slots.fractions, slots.tables, *steps._rows.values(), *steps._chosen.values()]
+        static = [slots.numbers, slots.fractions, slots.tables, *steps._rows.values(), *steps._sampled.values()]
         return [tensor.data_ptr() for tensor in (*static, *pages.keys, *pages.values)]
 
     before = addresses()
     for lengths in ([3], [70, 1, 20, 5, 9], [2, 2]):
         requests = [request_of(model, length, max_new_tokens=length + 1) for length in lengths]
-        runner.prefill(requests)
+        prefill(runner, requests)
         run_to_end(runner, requests)
+        for request in requests:
+            runner._blocks.release(request)
         assert addresses() == before
-    assert runner._table.num_free == 60
+    assert runner._blocks.free == 60
     assert sorted(runner._free_slots) == [1, 2, 3, 4, 5]
 
 
-def test_batches_have_a_few_sizes_and_nobody_stays_nobody() -> None:
+def test_batches_have_a_few_sizes_and_padding_stays_padding() -> None:
     model = network("main")
-    runner = GraphRunner(model, 60, 7)
+    runner = runner_on(model, 60, 7)
     assert runner._steps.sizes == [1, 2, 4, 7]
     assert list(BATCH_SIZES) == sorted(set(BATCH_SIZES))
     requests = [request_of(model, 5, max_new_tokens=4) for _ in range(3)]
-    runner.prefill(requests)
+    prefill(runner, requests)
     run_to_end(runner, requests)
     assert not runner._steps.slots.numbers[0].any()
     assert not runner._steps.slots.tables[0].any()
@@ -330,27 +349,28 @@ def test_warming_up_changes_nothing() -> None:
 def test_no_memory_for_the_pages_means_caches_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network("main")
 
-    def fail(num_pages: int) -> Any:
+    def fail(self: Any, num_pages: int) -> Any:
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(model, "new_pages", fail)
+    monkeypatch.setattr(PagedDecoder, "new_pages", fail)
     one = engine_on(model)
     prompt, config = ids_of([4, 5], model.config), GenerationConfig(do_sample=False, max_new_tokens=8)
     assert one.submit(prompt, config).result(60).text == alone("main", tuple(prompt), config)
     one.close()
 
 
-def test_requests_beside_wait_for_room() -> None:
+def test_requests_of_the_plain_runner_wait_for_room() -> None:
     """Caches of requests that the plain runner serves are no part of the pages: few at a time, and all get served."""
     model = network("main")
     begun, config = [*ids_of([4], model.config), 30], GenerationConfig(do_sample=False, max_new_tokens=60)
-    runner = GraphRunner(model, 16, 8)
-    requests = [Request(model, IdTokenizer(), begun, config) for _ in range(5)]
+    runner = runner_on(model, 16, 8)
+    decoder = BatchDecoder(model)
+    requests = [Request(decoder, IdTokenizer(), begun, config) for _ in range(5)]
     assert requests[0].num_positions * 2 <= 16 * 64 // 8 < requests[0].num_positions * 3
-    runner.prefill(requests)
+    prefill(runner, requests)
     assert [request.cache is not None for request in requests] == [True, True, False, False, False]
     requests[0].end("cancelled")
-    runner.prefill(requests[2:])
+    prefill(runner, requests[2:])
     assert [request.cache is not None for request in requests[2:]] == [True, False, False]
     one = engine_on(model, max_running=8, max_waiting=20)
     handles = [one.submit(begun, config) for _ in range(12)]
@@ -360,32 +380,32 @@ def test_requests_beside_wait_for_room() -> None:
 
 def test_an_id_is_seen_one_step_after_its_own() -> None:
     model = network("main")
-    runner, request = GraphRunner(model, 60, 2), request_of(model, 5, max_new_tokens=3)
-    runner.prefill([request])
+    runner, request = runner_on(model, 60, 2), request_of(model, 5, max_new_tokens=3)
+    prefill(runner, [request])
     seen = []
     while request.finish_reason is None:
         runner.decode([request])
-        seen.append(request.tokens.num_made)
+        seen.append(request.num_generated)
     assert seen == [0, 1, 2, 3]
 
 
 @given(st.lists(st.integers(1, 6), max_size=30), st.randoms(use_true_random=False))
-def test_no_page_has_two_owners(sizes: list[int], random: Any) -> None:
-    table, owned = PageTable(20), {}
+def test_no_block_has_two_owners(sizes: list[int], random: Any) -> None:
+    blocks, owned = BlockManager(20), {}
     for owner, size in enumerate(sizes):
-        while size > table.num_free:
+        while not blocks.reserve(owner, size * BLOCK_TOKENS):
             gone = random.choice(list(owned))
-            table.release(gone)
+            blocks.release(gone)
             del owned[gone]
-        owned[owner] = list(table.take(owner, size))
+        owned[owner] = list(blocks.blocks_of(owner))
         pages = [page for some in owned.values() for page in some]
-        assert len(set(pages)) == len(pages) == 20 - table.num_free
+        assert len(set(pages)) == len(pages) == 20 - blocks.free
         assert set(pages) <= set(range(1, 21))
 
 
 def test_who_gets_which_runner() -> None:
     """On a CPU captured steps have to be asked for; a network without steps is told."""
-    assert isinstance(Engine(network("main"), IdTokenizer())._runner, Runner)
+    assert isinstance(Engine(BatchDecoder(network("main")), IdTokenizer())._runner, Runner)
     assert isinstance(engine_on(network("main"))._runner, GraphRunner)
-    with pytest.raises(InvalidRequestError, match="CountingModel has no steps"):
-        Engine(CountingModel(), LetterTokenizer(), uses_graphs=True)
+    with pytest.raises(InvalidRequestError, match="CountingDecoder has no steps"):
+        Engine(CountingDecoder(), LetterTokenizer(), uses_graphs=True)

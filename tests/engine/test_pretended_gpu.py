@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
+from chatglm.engine.block_manager import BlockManager
+from chatglm.engine.decoder import BatchDecoder
 from chatglm.engine.graph_runner import GraphRunner
-from chatglm.engine.steps import Kind
-from chatglm.generation import batch_sampling
-from chatglm.generation.batch_sampling import Choice
+from chatglm.engine.steps import StepKind
+from chatglm.generation import sampling
+from chatglm.generation.sampling import SamplingMode
 from chatglm.kernels import step
 from chatglm.kernels import triton as gpu
 from chatglm.nn.lora import LowRankLinear
@@ -25,37 +27,37 @@ from tests.pretended_gpus import pretending as pretending  # a fixture
 def has_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     if request.param == "kernels":
         pytest.importorskip("triton")
-        for module in (gpu, step, batch_sampling):
+        for module in (gpu, step, sampling):
             monkeypatch.setattr(module, "is_available", lambda device: device.type == "cuda")
     return request.param == "kernels"
 
 
 @pytest.mark.parametrize("bits", [0, 8, 4])
-@pytest.mark.parametrize("choice", list(Choice))
+@pytest.mark.parametrize("mode", list(SamplingMode))
 @pytest.mark.parametrize("has_penalty", [False, True])
 def test_the_host_reads_nothing_of_a_step(
-    bits: int, choice: Choice, has_penalty: bool, has_kernels: bool, pretending: None
+    bits: int, mode: SamplingMode, has_penalty: bool, has_kernels: bool, pretending: None
 ) -> None:
     network = Pretended(1, bits, torch.float16).network
-    assert network.lies_on_one_gpu == has_kernels
-    runner = GraphRunner(network, 8, 4)
+    assert network.paged_decoder().lies_on_one_gpu == has_kernels
+    runner = GraphRunner(BatchDecoder(network), BlockManager(8), 4)
     if has_penalty:
         runner._steps.slots.seen = torch.empty(5, network.config.vocab_size, dtype=torch.bool, device="cuda:0")
     steps = runner._steps
     for size in steps.sizes:
-        kind = Kind(size, choice, has_penalty, may_be_short=has_penalty)
-        steps._scores_of[size] = torch.empty((size, network.config.vocab_size), dtype=torch.float16, device="cuda:0")
+        kind = StepKind(size, mode, has_penalty, eos_may_be_forbidden=has_penalty)
+        steps._logits_of[size] = torch.empty((size, network.config.vocab_size), dtype=torch.float16, device="cuda:0")
         steps.step(steps._rows[size], kind)
-        steps._choose(steps._rows[size], steps.slots.numbers_of(steps._rows[size])[0], steps._scores_of[size], kind)
-        assert steps._chosen[size].device == torch.device("cuda:0")
+        steps._sample(steps._rows[size], steps.slots.numbers_of(steps._rows[size])[0], steps._logits_of[size], kind)
+        assert steps._sampled[size].device == torch.device("cuda:0")
 
 
 def test_a_step_that_is_read_would_show_it(pretending: None) -> None:
     network = Pretended(1, 0).network
-    runner = GraphRunner(network, 8, 4)
+    runner = GraphRunner(BatchDecoder(network), BlockManager(8), 4)
     network.lm_head.register_forward_hook(lambda module, args, scores: scores if scores.sum() > 0 else -scores)
     with pytest.raises(DataDependentOutputException):
-        runner._steps.step(runner._steps._rows[1], Kind(1, Choice.BEST))
+        runner._steps.step(runner._steps._rows[1], StepKind(1, SamplingMode.GREEDY))
 
 
 # --- who has graphs ---
@@ -81,14 +83,14 @@ def test_a_whole_network_on_one_gpu_has_graphs(
         update = LowRankLinear(attention.query_key_value, torch.empty(2, width), torch.empty(3 * width, 2))
         update.down, update.up = fake(2, width), fake(3 * width, 2)
         attention.query_key_value = update
-    assert network.lies_on_one_gpu
+    assert network.paged_decoder().lies_on_one_gpu
 
 
 def test_a_network_on_two_gpus_has_no_graphs(cards_have_kernels: None, pretending: None) -> None:
-    assert not Pretended(2, 0).network.lies_on_one_gpu
+    assert not Pretended(2, 0).network.paged_decoder().lies_on_one_gpu
     network = Pretended(1, 0).network
     network.lm_head.weight = fake(*network.lm_head.weight.shape, device="cuda:1")
-    assert not network.lies_on_one_gpu
+    assert not network.paged_decoder().lies_on_one_gpu
 
 
 @pytest.mark.parametrize("split", ["ours", "shares", "distributed tensors"])
@@ -104,4 +106,4 @@ def test_a_share_of_a_network_has_no_graphs(
         network.transformer.layers[0].attention.query_key_value.weight = fake(len(weight) // 2, weight.shape[1])
     else:
         monkeypatch.setattr(weight, "to_local", lambda: weight, raising=False)
-    assert not network.lies_on_one_gpu
+    assert not network.paged_decoder().lies_on_one_gpu

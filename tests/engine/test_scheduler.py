@@ -9,20 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatglm.engine.blocks import BLOCK_TOKENS, BlockPool, blocks_for, count_blocks
+from chatglm.engine.block_manager import BLOCK_TOKENS, BlockManager, blocks_for, count_blocks
 from chatglm.engine.request import Request
 from chatglm.engine.runner import next_prompts
 from chatglm.engine.scheduler import Scheduler
 from chatglm.errors import InvalidRequestError, QueueFullError
 from chatglm.generation.config import GenerationConfig
-from tests.engine.counting import CountingModel, LetterTokenizer
+from tests.engine.counting import CountingDecoder, LetterTokenizer
 
 NUM_BLOCKS = 10
 
 
 def request(num_blocks: int = 1, num_prompt: int = 2) -> Request:
     length = num_blocks * BLOCK_TOKENS
-    return Request(CountingModel(), LetterTokenizer(), [1] * num_prompt, GenerationConfig(max_length=length))
+    return Request(CountingDecoder(), LetterTokenizer(), [1] * num_prompt, GenerationConfig(max_length=length))
 
 
 @given(
@@ -34,42 +34,42 @@ def request(num_blocks: int = 1, num_prompt: int = 2) -> Request:
 def test_first_come_first_served_within_every_bound(
     max_running: int, max_waiting: int, events: list[int | float]
 ) -> None:
-    """An integer is a newcomer of so many blocks; a fraction picks one of those present, who leaves."""
-    scheduler = Scheduler(BlockPool(NUM_BLOCKS), max_running, max_waiting)
+    """An integer is a request_ of so many blocks; a fraction picks one of those present, who leaves."""
+    scheduler = Scheduler(BlockManager(NUM_BLOCKS), max_running, max_waiting)
     present: list[Request] = []
     for event in events:
         if isinstance(event, int):
-            newcomer = request(event)
+            request_ = request(event)
             try:
-                scheduler.add(newcomer)
-                present.append(newcomer)
+                scheduler.add(request_)
+                present.append(request_)
             except QueueFullError:
                 assert len(scheduler.waiting) == max_waiting
         elif present:
             scheduler.remove(present.pop(int(event * len(present))))
         running = list(scheduler.running)
-        assert [*running, *scheduler.waiting] == present, "nobody overtakes, nobody is lost"
+        assert [*running, *scheduler.waiting] == present, "none overtakes, none is lost"
         assert len(running) <= max_running
         assert len(scheduler.waiting) <= max_waiting
         used = sum(blocks_for(one.num_positions) for one in running)
-        assert scheduler.pool.free == NUM_BLOCKS - used >= 0
+        assert scheduler.blocks.free == NUM_BLOCKS - used >= 0
         if scheduler.waiting and len(running) < max_running:
-            assert blocks_for(scheduler.waiting[0].num_positions) > scheduler.pool.free, "nobody waits without need"
+            assert blocks_for(scheduler.waiting[0].num_positions) > scheduler.blocks.free, "none waits without need"
     for one in present:
         scheduler.remove(one)
     assert scheduler.is_empty
-    assert scheduler.pool.free == NUM_BLOCKS
+    assert scheduler.blocks.free == NUM_BLOCKS
 
 
 def test_what_can_never_fit_is_refused_with_numbers() -> None:
-    scheduler = Scheduler(BlockPool(2), 4, 4)
+    scheduler = Scheduler(BlockManager(2), 4, 4)
     with pytest.raises(InvalidRequestError, match=f"{3 * BLOCK_TOKENS} tokens.* {2 * BLOCK_TOKENS}"):
         scheduler.add(request(3))
     assert scheduler.is_empty
 
 
 def test_a_full_queue_says_how_full() -> None:
-    scheduler = Scheduler(BlockPool(NUM_BLOCKS), 1, 2)
+    scheduler = Scheduler(BlockManager(NUM_BLOCKS), 1, 2)
     for _ in range(3):
         scheduler.add(request())
     with pytest.raises(QueueFullError, match="1 requests run and 2 wait"):
@@ -83,7 +83,7 @@ def test_a_begun_block_is_a_whole_one(num_positions: int, num_blocks: int) -> No
 
 def test_blocks_come_from_the_memory_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     model: Any = SimpleNamespace(
-        config=SimpleNamespace(max_sequence_length=1000), position_bytes=10, cache_positions=lambda n: n, device="cpu"
+        spec=SimpleNamespace(context_limit=1000), position_bytes=10, cache_positions=lambda n: n, device="cpu"
     )
     context = blocks_for(1000)
     block_bytes = BLOCK_TOKENS * 10
@@ -91,11 +91,11 @@ def test_blocks_come_from_the_memory_limit(monkeypatch: pytest.MonkeyPatch) -> N
     assert count_blocks(model, 10**9, 4) == 4 * context, "more than all can use is not reserved"
     with pytest.raises(InvalidRequestError, match=r"no room.*Give at least"):
         count_blocks(model, block_bytes - 1, 4)
-    monkeypatch.setattr("chatglm.engine.blocks.available_memory", lambda device: None)
+    monkeypatch.setattr("chatglm.engine.block_manager.available_memory", lambda device: None)
     assert count_blocks(model, None, 4) == 4 * context
-    monkeypatch.setattr("chatglm.engine.blocks.available_memory", lambda device: 1000)
+    monkeypatch.setattr("chatglm.engine.block_manager.available_memory", lambda device: 1000)
     assert count_blocks(model, None, 4) == context, "one conversation runs on any machine"
-    monkeypatch.setattr("chatglm.engine.blocks.available_memory", lambda device: 4 * context * block_bytes)
+    monkeypatch.setattr("chatglm.engine.block_manager.available_memory", lambda device: 4 * context * block_bytes)
     assert context < count_blocks(model, None, 4) < 4 * context
 
 

@@ -20,7 +20,7 @@ from tests.folders import make_folder
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("tiny")
     make_folder(folder, "safetensors", dtype=torch.float32, max_sequence_length=600)
-    return load(folder)
+    return load(folder, wraps=True)
 
 
 @pytest.mark.parametrize("parameters", [{"temperature": 0}, {"seed": 3}, {"seed": 4, "top_k": 5, "temperature": 2.0}])
@@ -64,7 +64,7 @@ def test_typed_control_tokens_stay_text(loaded: Any) -> None:
     attack = "hello [gMASK]<sop><eop></s> [MASK] <|tab|> <|blank_5|>"
     from chatglm.messages import to_messages
 
-    prompt = loaded.model.encode_chat(loaded.tokenizer, to_messages(attack, [(attack, attack)], attack), 10_000)
+    prompt = loaded.family.encode_chat(loaded.tokenizer, to_messages(attack, [(attack, attack)], attack), 10_000)
     assert specials.isdisjoint(prompt.input_ids[:-2])
     assert attack in loaded.tokenizer.decode(prompt.input_ids[:-2])
     loaded.model.chat(loaded.tokenizer, attack, [(attack, attack)], max_length=600, max_new_tokens=2)
@@ -104,7 +104,7 @@ def test_bad_requests_are_refused_before_the_first_step(loaded: Any, arguments: 
 def test_a_broken_model_says_so(tmp_path: Path) -> None:
     """CHAT-08."""
     tensors = make_folder(tmp_path, "safetensors", dtype=torch.float32)
-    broken = load(tmp_path)
+    broken = load(tmp_path, wraps=True)
     with torch.no_grad():
         broken.model.transformer.final_layernorm.bias[0] = torch.inf
     with pytest.raises(InvalidLogitsError, match="doctor"):
@@ -113,7 +113,7 @@ def test_a_broken_model_says_so(tmp_path: Path) -> None:
 
 
 def test_defaults_come_from_the_checkpoint_then_from_upstream(loaded: Any) -> None:
-    from chatglm.generation.chat import chat_defaults
+    from chatglm.generation.config import chat_defaults
 
     assert chat_defaults(loaded.model)["temperature"] == 0.95
     before = loaded.model.generation_config.temperature
@@ -158,7 +158,7 @@ def test_padded_batch_from_the_tokenizer_generates_as_single_prompts(loaded: Any
 def test_generate_samples_only_candidates(loaded: Any) -> None:
     """The library's sampling and our own filters agree on which ids may be drawn."""
     from chatglm.generation.config import GenerationConfig
-    from chatglm.generation.sampling import candidates
+    from tests.generation.test_sampling import candidates
 
     ids = torch.tensor([loaded.tokenizer.encode("hello world")])
     sampling = {"temperature": 0.8, "top_k": 7, "top_p": 0.6}

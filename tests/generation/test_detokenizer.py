@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from chatglm.generation.detokenizer import IncrementalDetokenizer, LeadingSpaces, SurfaceDecoder
 from chatglm.generation.text import clean_up
+from chatglm.models.chatglm.weights import answer_stages
 from tests.tokenizers import ALL, TRAINED, golden_items, laws, tokenizer
 
 TEXTS = [
@@ -68,8 +69,8 @@ def deltas_of(detokenizer: IncrementalDetokenizer, ids: list[int]) -> list[str]:
 def test_chat_07_joined_deltas_equal_the_cleaned_whole(name: str, data: st.DataObject) -> None:
     tok = tokenizer(name)
     ids = data.draw(token_ids(name))
-    assert "".join(deltas_of(IncrementalDetokenizer(tok), ids)) == clean_up(tok.decode(ids))
-    assert "".join(deltas_of(IncrementalDetokenizer(tok, cleans_up=False), ids)) == tok.decode(ids)
+    assert "".join(deltas_of(IncrementalDetokenizer(tok, clean_up=answer_stages()), ids)) == clean_up(tok.decode(ids))
+    assert "".join(deltas_of(IncrementalDetokenizer(tok), ids)) == tok.decode(ids)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -83,7 +84,7 @@ def test_text_ends_before_the_first_stop_string(name: str, data: st.DataObject) 
     places = data.draw(st.lists(st.tuples(st.integers(0, len(whole)), st.integers(1, 5)), max_size=3))
     stops = [stop for start, length in places if (stop := whole[start : start + length])] + ["never there"]
     cut = min((whole.find(stop) for stop in stops if stop in whole), default=None)
-    detokenizer = IncrementalDetokenizer(tok, stop_strings=stops)
+    detokenizer = IncrementalDetokenizer(tok, clean_up=answer_stages(), stop_strings=stops)
     assert "".join(deltas_of(detokenizer, ids)) == whole[:cut]
     assert detokenizer.stopped == (cut is not None)
 
@@ -110,7 +111,9 @@ def test_chat_07_golden_answers_stream_to_the_same_text(ids_key: str, folder: st
     tok = tokenizer("genuine")
     for item in golden_items(folder, case):
         assert clean_up(tok.decode(item[ids_key])) == item["response"]
-        assert "".join(deltas_of(IncrementalDetokenizer(tok), item[ids_key])) == item["response"]
+        assert (
+            "".join(deltas_of(IncrementalDetokenizer(tok, clean_up=answer_stages()), item[ids_key])) == item["response"]
+        )
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -118,7 +121,7 @@ def test_a_character_of_several_bytes_comes_out_once_and_whole(name: str) -> Non
     """Upstream showed U+FFFD until a character was complete (#478, #896), and slicing its text broke the stream."""
     tok = tokenizer(name)
     ids = tok.encode("好👋好", add_special_tokens=False)
-    deltas = deltas_of(IncrementalDetokenizer(tok), ids)
+    deltas = deltas_of(IncrementalDetokenizer(tok, clean_up=answer_stages()), ids)
     assert "".join(deltas) == "好👋好"
     assert any("👋" in delta for delta in deltas)
     assert not any("\ufffd" in delta for delta in deltas)
@@ -143,7 +146,7 @@ def test_broken_bytes_give_one_replacement_each(content: bytes, text: str) -> No
 def test_punctuation_waits_for_its_right_neighbour_and_no_longer() -> None:
     tok = tokenizer("small")
     comma, han, latin = (tok.encode(text, add_special_tokens=False) for text in (",", "中", "b"))
-    detokenizer = IncrementalDetokenizer(tok)
+    detokenizer = IncrementalDetokenizer(tok, clean_up=answer_stages())
     assert [detokenizer.push(i) for i in [*latin, *comma]] == ["b", ""]
     assert "".join(map(detokenizer.push, latin)) == ",b"
     assert "".join(map(detokenizer.push, comma)) == ""
@@ -170,7 +173,7 @@ class CountingTokenizer:
 def test_ten_thousand_tokens_cost_one_look_each(cycle: list[int]) -> None:
     """Upstream decoded the whole answer again at every token: quadratic, seconds per token at the end of long ones."""
     tok = CountingTokenizer()
-    detokenizer = IncrementalDetokenizer(tok, stop_strings=["abab!", "ba?"])
+    detokenizer = IncrementalDetokenizer(tok, clean_up=answer_stages(), stop_strings=["abab!", "ba?"])
     ids = [*cycle] * (10_000 // len(cycle))
     given_out = sum(len(detokenizer.push(i)) for i in ids)
     rest = detokenizer.finish()
@@ -181,7 +184,7 @@ def test_ten_thousand_tokens_cost_one_look_each(cycle: list[int]) -> None:
 
 def test_ids_after_a_stop_add_nothing() -> None:
     tok = tokenizer("small")
-    detokenizer = IncrementalDetokenizer(tok, stop_strings=["fox"])
+    detokenizer = IncrementalDetokenizer(tok, clean_up=answer_stages(), stop_strings=["fox"])
     ids = tok.encode("The quick brown fox doesn't jump over the fox", add_special_tokens=False)
     assert "".join(map(detokenizer.push, ids)) == "The quick brown "
     assert detokenizer.stopped

@@ -7,25 +7,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatglm.errors import InvalidRequestError
+from chatglm.generation.stopping import StopFinder
 from chatglm.generation.text import (
     SPACE_RULES,
     TRAINING_TIME,
     Replacer,
-    Stage,
-    StopFinder,
     Stripper,
     Widener,
     clean_up,
     clean_up_spaces,
     start_of_tail,
 )
+from chatglm.model_spec import TextStage
 from tests.tokenizers import golden_items, laws
 
 tricky = st.text(alphabet="中文a ,!:;?.'ntmsver[]训练时间\n\t\u3000\u200b，", max_size=30)
 pieces = st.lists(st.one_of(tricky, st.sampled_from([TRAINING_TIME[0], "[[训练", " ' ", " n't", "", " "])), max_size=8)
 
 
-def streamed(stage: Stage, parts: list[str]) -> str:
+def streamed(stage: TextStage, parts: list[str]) -> str:
     return "".join([*map(stage.push, parts), stage.finish()])
 
 
@@ -56,7 +56,12 @@ def test_streamed_strip_and_widening_equal_whole(parts: list[str]) -> None:
 @given(parts=pieces)
 def test_chat_07_streamed_clean_up_equals_whole(parts: list[str]) -> None:
     whole = clean_up(clean_up_spaces("".join(parts)))
-    stages: list[Stage] = [*(Replacer(*rule) for rule in SPACE_RULES), Stripper(), Replacer(*TRAINING_TIME), Widener()]
+    stages: list[TextStage] = [
+        *(Replacer(*rule) for rule in SPACE_RULES),
+        Stripper(),
+        Replacer(*TRAINING_TIME),
+        Widener(),
+    ]
     for stage in stages:
         parts = [*map(stage.push, parts), stage.finish()]
     assert "".join(parts) == whole

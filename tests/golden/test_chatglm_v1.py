@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from chatglm import ChatGLMForConditionalGeneration
+from chatglm.engine.decoder import BatchDecoder
 from chatglm.nn.kv_cache import KVCache
 from tests.golden.cases import GRADIENT_BOUND, assert_close, build, facts, sequence_first, tensors
 
@@ -42,7 +43,7 @@ def test_forward(folder: str, case: str) -> None:
         key, value = sequence_first(output.past_key_values, 0)
         assert_close(key, golden["past.0.key"])
         assert_close(value, golden["past.0.value"])
-    layout = model.prompt_layout(golden["input_ids"])
+    layout = BatchDecoder(model).prompt_layout(golden["input_ids"])
     num_ids = golden["input_ids"].shape[1]
     if "position_ids" in golden:
         assert torch.equal(layout.positions(0, num_ids), golden["position_ids"])
@@ -120,7 +121,7 @@ def test_one_row_positions_batch_equals_single() -> None:
 
 def step_logits(model: ChatGLMForConditionalGeneration, ids: Tensor, num_prompt: int, cache: Any) -> Tensor:
     """Logits of a prompt pass followed by one id at a time through a cache."""
-    positions = model.prompt_layout(ids).positions(0, ids.shape[1])
+    positions = BatchDecoder(model).prompt_layout(ids).positions(0, ids.shape[1])
     rows = [model(ids[:, :num_prompt], past_key_values=cache).logits]
     for n in range(num_prompt, ids.shape[1]):
         rows.append(model(ids[:, n : n + 1], position_ids=positions[..., n : n + 1], past_key_values=cache).logits)
@@ -164,7 +165,9 @@ def test_incremental_left_padded_batch() -> None:
             ).logits
         )
     assert_close(torch.cat(rows, dim=1)[is_real], golden["step_logits"][is_real])
-    assert torch.equal(model.prompt_layout(ids).positions(num_prompt, ids.shape[1]), golden["step_position_ids"])
+    assert torch.equal(
+        BatchDecoder(model).prompt_layout(ids).positions(num_prompt, ids.shape[1]), golden["step_position_ids"]
+    )
 
 
 @pytest.mark.parametrize("kind", ["gmask", "mask"])

@@ -24,8 +24,11 @@ from chatglm import ChatGLMForConditionalGeneration, load_pipeline
 from chatglm.checkpoints import WeightReader
 from chatglm.demo import CHECKPOINT
 from chatglm.engine import Engine
+from chatglm.engine.decoder import BatchDecoder
 from chatglm.errors import ChatGLMError
+from chatglm.generation.config import GenerationConfig
 from chatglm.loading import load
+from chatglm.messages import to_messages
 from chatglm.pipeline import Pipeline
 from tests.test_docs import ROOT, code_blocks
 
@@ -68,18 +71,18 @@ def prompt(model: Any, length: int = 9) -> Tensor:
 def scores_of_steps(model: Any) -> Tensor:
     """Scores [n, V] after a prompt and after some ids more, with a cache."""
     ids = prompt(model)
-    cache, layout = model.new_cache(ids.shape[1] + NUM_STEPS), model.prompt_layout(ids)
-    scores = [model.prefill(ids, layout, cache)]
-    scores += [model.decode(torch.tensor([[7 + step]]), layout, cache) for step in range(NUM_STEPS)]
+    cache, layout = BatchDecoder(model).new_cache(ids.shape[1] + NUM_STEPS), BatchDecoder(model).prompt_layout(ids)
+    scores = [BatchDecoder(model).prefill(ids, layout, cache)]
+    scores += [BatchDecoder(model).decode(torch.tensor([[7 + step]]), [layout], [cache]) for step in range(NUM_STEPS)]
     return torch.cat(scores)
 
 
 @torch.inference_mode()
 def seen_of(sharded: Pipeline, whole: Pipeline) -> dict[str, Any]:
     ids = prompt(sharded.network)
-    scores, steps = sharded.network(ids).logits, scores_of_steps(sharded.network)
+    scores, steps = sharded.network(ids), scores_of_steps(sharded.network)
     return {
-        "forward": error(scores, whole.network(ids).logits),
+        "forward": error(scores, whole.network(ids)),
         "steps": error(steps, scores_of_steps(whole.network)),
         "bits": hashlib.sha256(steps.float().numpy().tobytes()).hexdigest(),
         "chat": [pipeline.chat("hello", **GREEDY)[0] for pipeline in (sharded, whole)],
@@ -94,9 +97,11 @@ def seen_of(sharded: Pipeline, whole: Pipeline) -> dict[str, Any]:
 
 def answer_by_steps(pipeline: Pipeline) -> str:
     """The greedy answer by the runner for GPUs, which computes past the layers' own calls where it can."""
-    prompt = pipeline.network.chat_prompt(pipeline.tokenizer, "hello", **GREEDY)
-    with contextlib.closing(Engine(pipeline.network, pipeline.tokenizer, max_running=1, uses_graphs=True)) as engine:
-        return engine.submit(prompt.input_ids, prompt.config).result().text
+    config = GenerationConfig.of(pipeline.defaults, **GREEDY)
+    prompt = pipeline.family.encode_chat(pipeline.tokenizer, to_messages("hello", []), pipeline.context_limit)
+    decoder = BatchDecoder(pipeline.network)
+    with contextlib.closing(Engine(decoder, pipeline.tokenizer, max_running=1, uses_graphs=True)) as engine:
+        return engine.submit(prompt.input_ids, config).result().text
 
 
 def compare(folder: Path, case: str) -> dict[str, Any]:
@@ -115,7 +120,7 @@ def compare(folder: Path, case: str) -> dict[str, Any]:
 @torch.inference_mode()
 def through_the_library(folder: Path) -> dict[str, Any]:
     """`from_pretrained` of transformers, which splits by the same plan."""
-    whole = load(folder, dtype="fp32", device="cpu").model
+    whole = load(folder, dtype="fp32", device="cpu", wraps=True).model
     model = ChatGLMForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, distributed_config=DistributedConfig(tp_size=2)
     ).eval()

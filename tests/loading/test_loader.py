@@ -26,7 +26,7 @@ from chatglm.errors import (
     OutOfMemoryError,
     PointerFileError,
 )
-from chatglm.generation.chat import chat_defaults
+from chatglm.generation.config import chat_defaults
 from chatglm.loading import LoadedModel, checked_folder, find_folder, load, loader, memory_estimate, sources
 from chatglm.loading import fill as network
 from chatglm.loading.prefix_checkpoint import find_prefix
@@ -43,7 +43,7 @@ from tests.folders import (
     write_weights,
 )
 
-SPEC = FAMILIES["chatglm"].spec(FAMILIES["chatglm"].config({}))
+SPEC = FAMILIES[0].spec(FAMILIES[0].config({}))
 EMBEDDING, HEAD = "transformer.word_embeddings.weight", "lm_head.weight"
 ROOT = Path(__file__).parents[2]
 
@@ -63,7 +63,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def load_cpu(model: Any, **options: Any) -> LoadedModel:
-    return load(model, **{"device": "cpu", "dtype": "fp32", **options})
+    return load(model, **{"device": "cpu", "dtype": "fp32", **options}, wraps=True)
 
 
 def scores(model: Any) -> torch.Tensor:
@@ -75,7 +75,7 @@ def scores(model: Any) -> torch.Tensor:
 
 def reference(config: dict[str, Any], tensors: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32) -> Any:
     """The same network filled by torch's own load_state_dict."""
-    family = FAMILIES["chatglm"]
+    family = FAMILIES[0]
     model = family.model_class(family.config_class.from_dict(config))
     model.load_state_dict({name: t for name, t in tensors.items() if "inv_freq" not in name})
     return model.to(dtype).eval()
@@ -92,7 +92,7 @@ def test_every_layout_gives_the_same_network(layout: str, tmp_path: Path) -> Non
     assert not loaded.model.training
     assert not loaded.is_demo
     assert loaded.folder == tmp_path
-    assert loaded.family is FAMILIES["chatglm"]
+    assert loaded.family is FAMILIES[0]
     assert loaded.tokenizer.bos_token_id == loaded.model.config.bos_token_id
     for name, parameter in loaded.model.named_parameters():
         assert torch.equal(parameter, tensors[name].float())
@@ -170,7 +170,7 @@ def test_a_loaded_model_survives_save_pretrained(folder: Path, tmp_path: Path) -
 
 
 def test_auto_type_on_a_cpu_is_float32_for_a_small_model(folder: Path) -> None:
-    assert load(folder, device="cpu").model.dtype == torch.float32
+    assert load(folder, device="cpu", wraps=True).model.dtype == torch.float32
 
 
 def test_computed_buffers_are_made_again() -> None:
@@ -265,7 +265,7 @@ def test_the_demo_is_the_default_and_has_no_licence_notice(name: str | None, dem
 def test_an_installation_without_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "CHECKPOINT", tmp_path / "absent")
     with pytest.raises(ModelNotFoundError, match="demo model is absent"):
-        load()
+        load(wraps=True)
 
 
 # --- refusals ---
@@ -273,12 +273,12 @@ def test_an_installation_without_the_demo(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_wrong_device_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(DeviceError):
-        load(tmp_path / "absent", device="tpu")
+        load(tmp_path / "absent", device="tpu", wraps=True)
 
 
 def test_a_wrong_type(folder: Path) -> None:
     with pytest.raises(DeviceError, match="int8"):
-        load(folder, dtype="int8")
+        load(folder, dtype="int8", wraps=True)
 
 
 def test_a_model_that_does_not_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -529,7 +529,7 @@ def test_a_hub_model_without_a_network(hub: Callable[[Download], None]) -> None:
 
     hub(download)
     with pytest.raises(ModelNotFoundError) as raised:
-        load("zai-org/chatglm-6b")
+        load("zai-org/chatglm-6b", wraps=True)
     for word in ("zai-org/chatglm-6b", "cannot be fetched", "hf download zai-org/chatglm-6b --local-dir chatglm-6b"):
         assert word in str(raised.value)
 

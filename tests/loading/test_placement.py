@@ -13,9 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatglm.engine import Engine
+from chatglm.engine.decoder import BatchDecoder
 from chatglm.errors import DeviceError, InvalidRequestError, OutOfMemoryError
+from chatglm.generation.config import GenerationConfig
 from chatglm.loading import load, placement
 from chatglm.loading.placement import apply_placement, part_of, part_sizes, place, plan_placement
+from chatglm.messages import to_messages
 from chatglm.nn.kv_cache import KVCache
 from chatglm.pipeline import load_pipeline
 from tests.folders import make_folder
@@ -150,11 +153,12 @@ def test_placed_answers_as_unplaced(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with load_pipeline(tmp_path, device="cpu", dtype="fp32", quantize=quantize) as pipe:
         assert len({hook for layer in placed.transformer.layers if (hook := getattr(layer, "_hf_hook", None))}) == 5
         for seed in range(3):
-            expected = pipe.network.chat(pipe.tokenizer, "hello", [], seed=seed, max_length=40)
+            expected = pipe.chat("hello", seed=seed, max_length=40)
             assert placed.chat(pipe.tokenizer, "hello", [], seed=seed, max_length=40) == expected
-        prompt = placed.chat_prompt(pipe.tokenizer, "hello", None, None, temperature=0, max_length=40)
-        engine = Engine(placed, pipe.tokenizer)
-        handles = [engine.submit(prompt.input_ids, prompt.config) for _ in range(3)]
+        prompt = pipe.family.encode_chat(pipe.tokenizer, to_messages("hello", []), 40)
+        engine = Engine(BatchDecoder(placed), pipe.tokenizer)
+        config = GenerationConfig(temperature=0, max_length=40)
+        handles = [engine.submit(prompt.input_ids, config) for _ in range(3)]
         expected, _ = pipe.chat("hello", temperature=0, max_length=40)
         assert [handle.result(60).text for handle in handles] == [expected] * 3
         engine.close()

@@ -21,8 +21,8 @@ import pytest
 
 from chatglm.cli.settings import Settings
 from chatglm.cli.sockets import bind, url
+from chatglm.engine.request import Request
 from chatglm.errors import InvalidLogitsError
-from chatglm.generation import next_token
 from chatglm.pipeline import Pipeline
 from chatglm.serving.app import create_app
 from chatglm.serving.polling.flask_app import create_polling_app
@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
 # Some 200 kB of chunks.
 MUCH = {"messages": [{"role": "user", "content": "hello"}], "n": 8, "max_tokens": 120, "stream": True}
-BROKEN = "The model produced NaN or infinite scores."
+BROKEN = "The model produced NaN or infinite logits."
 
 
 def eventually(is_true: Callable[[], Any], seconds: float = PATIENCE_S) -> Any:
@@ -74,11 +74,15 @@ def break_after(patch: pytest.MonkeyPatch, num_steps: int, error: type[Exception
     """From then on every step of every request fails."""
     steps = itertools.count()
 
-    def break_down(scores: object) -> None:
-        if next(steps) >= num_steps:
-            raise error(BROKEN)
+    accept = Request.accept
 
-    patch.setattr(next_token, "require_finite", break_down)
+    def break_down(request: Request, token_id: int) -> None:
+        if next(steps) >= num_steps:
+            request.fail(error(BROKEN))
+        else:
+            accept(request, token_id)
+
+    patch.setattr(Request, "accept", break_down)
 
 
 @contextmanager

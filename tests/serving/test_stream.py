@@ -86,7 +86,7 @@ def test_an_error_in_the_middle_is_the_last_event(endless: Server, monkeypatch: 
     events = stream(endless, prompt="hello", max_new_tokens=50)
     last = events[-1]
     assert isinstance(last, Event)
-    assert last == ("error", '{"detail":"The model produced NaN or infinite scores."}')
+    assert last == ("error", '{"detail":"The model produced NaN or infinite logits."}')
     assert any(isinstance(event, Event) and event.name == "delta" for event in events)
     monkeypatch.undo()
     eventually(endless.is_idle)

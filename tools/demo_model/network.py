@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from chatglm.models.chatglm.config import ChatGLMConfig
-from chatglm.models.chatglm.model import ChatGLMForConditionalGeneration
+from chatglm.models.chatglm.model import ChatGLMConfig, ChatGLMForConditionalGeneration
 from tools.demo_model.encoding import Codec
 
 STANDARD_DEVIATION = 0.02

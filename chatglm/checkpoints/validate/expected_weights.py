@@ -13,7 +13,6 @@ from chatglm.checkpoints import StoredTensor
 from chatglm.checkpoints.validate.findings import Family
 from chatglm.errors import CheckpointError, MismatchError, MissingFileError, UnsupportedModelError
 from chatglm.model_spec import ModelSpec
-from chatglm.quantization.packed_network import expect_packed
 
 PREFIX_MARK = "prefix_encoder."
 BIT_KEYS = ("quantization_bit", "quantization_embedding_bit")
@@ -21,14 +20,9 @@ NUM_NAMED = 3  # names of missing or unexpected tensors that a message lists
 Shapes = dict[str, tuple[int, ...]]
 
 
-def expected_network(family: Family, config: Any) -> Any:
-    """The network of this configuration, packed layers included, on the meta device: it takes no memory."""
-    return expect_packed(family.empty_network(config))
-
-
 def expected_shapes(family: Family, config: Any) -> Shapes:
     """Name -> shape of every tensor that a network of this configuration stores."""
-    return {name: tuple(tensor.shape) for name, tensor in expected_network(family, config).state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in family.empty_network(config).state_dict().items()}
 
 
 def is_prefix_only(tensors: Mapping[str, StoredTensor]) -> bool:

@@ -1,8 +1,7 @@
-"""What lies between the products of a block, by the native kernels; swapped in from outside: the network never asks.
+"""Attention and MLP of a block by the CPU kernels, swapped in from outside.
 
-Knows: which calls the kernels take (float32 on a CPU without gradients; for attention a prompt or one new position of a
-request, or one each of several that are packed, and caches of 16-bit numbers) and leaves all others to the plain
-layers. Does not know how the kernels work, or which models gain by them.
+They take float32 on a CPU without gradients: prompts without a mask, and decode steps, over caches of 16-bit numbers.
+All other calls go to the plain layers.
 Shapes: C model width, T positions of the call.
 """
 
@@ -85,7 +84,7 @@ class FusedSelfAttention(SelfAttention):
     def _prompts(self, x_BTC: Tensor, cache: Cache | None) -> Sequence[tuple[KVCache, int]]:
         """The cache and the number of positions of each prompt of the call, if the kernels take them."""
         prompts: list[tuple[KVCache, int]] = []
-        if isinstance(cache, PackedPrompts):
+        if isinstance(cache, PackedPrompts) and not cache.causal:
             prompts = list(zip(cache.caches, cache.lengths, strict=True))
         elif isinstance(cache, KVCache):
             prompts = [(cache, x_BTC.shape[1])]

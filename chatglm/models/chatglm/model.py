@@ -1,8 +1,6 @@
-"""ChatGLM-6B as the library and the decode loop see it: network, output head, loss.
+"""ChatGLM-6B for transformers: configuration and model classes around the plain network.
 
-Knows: deriving positions and visibility from what a caller gives, `prefill` and `decode` for our loop, what
-transformers' `generate` and `from_pretrained` need, which layers are quantized. Does not know: prompts, sampling,
-how weights are packed, devices.
+They are what `AutoConfig` and `AutoModel` return for a chatglm-6b folder, and what training uses.
 Shapes: B rows, T positions of this call, S positions incl. the cache, C model width, V vocabulary.
 """
 
@@ -12,74 +10,115 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import fields
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationMixin, LogitsProcessorList
+from transformers import DynamicCache, GenerationMixin, LogitsProcessorList, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from chatglm.errors import InvalidRequestError
-from chatglm.generation.chat import ChatMixin
+from chatglm.generation.config import CHAT_DEFAULTS
 from chatglm.generation.sampling import RequireFinite
 from chatglm.kernels.packing import check_bits, check_group_size
-from chatglm.models.chatglm.batch import BatchMixin
-from chatglm.models.chatglm.config import ChatGLMConfig
-from chatglm.models.chatglm.fused import cache_dtype, fuse
-from chatglm.models.chatglm.network import ChatGLMModel, ChatGLMPreTrainedModel, uses_adapter
-from chatglm.models.chatglm.positions import Layout, causal_after, find_layout, some_visible
-from chatglm.models.chatglm.stepping import SteppingMixin
+from chatglm.models import refuse_later_families
+from chatglm.models.chatglm.config import ALIASES, ChatGLMNetworkConfig
+from chatglm.models.chatglm.network import ChatGLMNetwork, uses_adapter
+from chatglm.models.chatglm.positions import causal_after, find_layout, some_visible
+from chatglm.models.chatglm.split import check_distributed
 from chatglm.models.chatglm.template import encode_chat
-from chatglm.models.chatglm.weights import model_spec
-from chatglm.nn.kv_cache import AnyCache, KVCache
+from chatglm.models.upstream_chat import UpstreamChat
+from chatglm.nn.kv_cache import AnyCache
 from chatglm.nn.lora import merged_state, updates_for
-from chatglm.quantization.layer_swap import empty_linears, quantize_linears
-from chatglm.quantization.layers import QuantizedEmbedding, QuantizedLinear
+from chatglm.quantization.layer_swap import make_room, quantize_network
 
 logger = logging.getLogger(__name__)
 
-# What published int8 and int4 checkpoints hold as integers; embedding and head only if the configuration says so.
-QUANTIZED_LAYERS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
-EMBEDDING = "transformer.word_embeddings"
-HEAD_TENSORS = ("lm_head.weight", "lm_head.weight_scale")
+NETWORK_FIELDS = tuple(field.name for field in fields(ChatGLMNetworkConfig))
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-class ChatGLMForConditionalGeneration(ChatMixin, BatchMixin, SteppingMixin, ChatGLMPreTrainedModel, GenerationMixin):
+class ChatGLMConfig(PreTrainedConfig):
+    """A `ChatGLMNetworkConfig` (same parameters) with what transformers needs.
+
+    Raises:
+        InvalidRequestError: a value is no size, means nothing, or contradicts another.
+        UnsupportedModelError: the keys are those of ChatGLM2 or ChatGLM3, which share `model_type` "chatglm".
+    """
+
+    model_type = "chatglm"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = ALIASES
+
+    def __init__(self, **kwargs: Any) -> None:
+        refuse_later_families(kwargs)
+        named = {ALIASES.get(name, name): value for name, value in kwargs.items()}
+        own = ChatGLMNetworkConfig(**{name: named.pop(name) for name in NETWORK_FIELDS if name in named})
+        for name in NETWORK_FIELDS:
+            if name not in SPECIAL_IDS:
+                setattr(self, name, getattr(own, name))
+        super().__init__(**{name: getattr(own, name) for name in SPECIAL_IDS}, **named)
+
+
+class ChatGLMForConditionalGeneration(UpstreamChat, ChatGLMNetwork, PreTrainedModel, GenerationMixin):
     """The network with its output head; what `AutoModel.from_pretrained` returns for a chatglm-6b folder."""
 
+    config_class = ChatGLMConfig
+    base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["GLMBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    # Scales would lose three bits as bfloat16.
+    _keep_in_fp32_modules_strict = ["weight_scale"]
+    # Published files store these; they are computed here (see nn/rotary.py).
+    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]
     _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}
-    _tp_plan = {"lm_head": "colwise_gather_output"}
-    visibility = "prefix"
-    # Set by chatglm.registration: examining a folder belongs to a floor above this one.
+    # What several processes have of a layer when they shard the network by transformers' own means. Query, key and
+    # value of a head lie behind one another, so that a part of the rows is a part of the heads.
+    _tp_plan = {
+        "transformer.word_embeddings": "embedding_rowwise",
+        "transformer.layers.*.attention.query_key_value": "colwise",
+        "transformer.layers.*.attention.dense": "rowwise",
+        "transformer.layers.*.mlp.dense_h_to_4h": "colwise",
+        "transformer.layers.*.mlp.dense_4h_to_h": "rowwise",
+        "lm_head": "colwise_gather_output",
+    }
+    # Set by chatglm.registration: validating a folder belongs to a layer above this one.
     check_folder: ClassVar[Callable[[Any], object] | None] = None
     encode_chat = staticmethod(encode_chat)
+    config: Any
+    transformer: Any
+    lm_head: Any
+    # Of PreTrainedModel, whose annotations change between releases.
+    post_init: Callable[[], None]
+    loss_function: Callable[..., Tensor]
+    generation_config: Any
 
-    def __init__(self, config: ChatGLMConfig) -> None:
-        super().__init__(config)
-        self.spec = model_spec(config)
-        self.transformer = ChatGLMModel(config)
-        self.lm_head: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self._expect_quantized()
+    def __init__(self, config: Any) -> None:
+        PreTrainedModel.__init__(self, config)
+        self.build()
+        make_room(self)
+        if config.quantization_embedding_bit:
+            names = ("lm_head.weight", "lm_head.weight_scale")
+            self._tied_weights_keys = {name: name.replace("lm_head", self.spec.embedding) for name in names}
         self.post_init()
         if self.transformer.prefix_encoder is not None:
             self.requires_grad_(False)
             self.transformer.prefix_encoder.requires_grad_(True)
 
-    def _expect_quantized(self) -> None:
-        """Make room for the packed weights of a quantized checkpoint."""
-        bits, table_bits = self.config.quantization_bit, self.config.quantization_embedding_bit
-        if bits:
-            empty_linears(self.transformer.layers, QUANTIZED_LAYERS, bits, self.config.quantization_group_size)
-            fuse(self.transformer)
-        if table_bits:
-            size, width = self.config.vocab_size, self.config.hidden_size
-            self.transformer.word_embeddings = QuantizedEmbedding(size, width, table_bits)
-            self.lm_head = QuantizedLinear(width, size, table_bits, bias=False)
-            self._tied_weights_keys = {name: name.replace("lm_head", EMBEDDING) for name in HEAD_TENSORS}
+    @property
+    def stored_defaults(self) -> dict[str, Any]:
+        """What the checkpoint's generation_config.json says of chats."""
+        return {name: getattr(self.generation_config, name, None) for name in CHAT_DEFAULTS}
+
+    @stored_defaults.setter
+    def stored_defaults(self, settings: dict[str, Any]) -> None:
+        self.generation_config.update(**settings)
 
     def quantize(self, bits: int, empty_init: bool = False, *, group_size: int = 0, **unused: Any) -> Any:
         """Replace the four linear layers of every block by packed ones; returns the model.
 
-        A LoRA update stays beside them as it is.
+        An attached LoRA update stays as it is.
 
         Args:
             bits: 4 or 8; 0 leaves the model as it is.
@@ -96,13 +135,14 @@ class ChatGLMForConditionalGeneration(ChatMixin, BatchMixin, SteppingMixin, Chat
         if self.config.quantization_bit:
             logger.warning("Already quantized to %d bits.", self.config.quantization_bit)
             return self
-        for num_columns in (self.config.hidden_size, self.config.inner_hidden_size):
-            check_bits(bits, num_columns)  # all layers before any is replaced
-            check_group_size(group_size, num_columns)
-        replace = empty_linears if empty_init else quantize_linears
-        replace(self.transformer.layers, QUANTIZED_LAYERS, bits, group_size)
-        fuse(self.transformer)
+        for linear in self.spec.linears:  # all layers before any is replaced
+            check_bits(bits, linear.columns)
+            check_group_size(group_size, linear.columns)
         self.config.quantization_bit, self.config.quantization_group_size = bits, group_size
+        if empty_init:
+            make_room(self)
+        else:
+            quantize_network(self)
         return self
 
     @classmethod
@@ -120,14 +160,20 @@ class ChatGLMForConditionalGeneration(ChatMixin, BatchMixin, SteppingMixin, Chat
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        """As the library's; a LoRA update beside the weights is written inside them.
+        """As the library's; an attached LoRA update is merged into the written weights.
 
         Raises:
-            InvalidRequestError: it lies beside packed weights.
+            InvalidRequestError: it is attached to packed weights.
         """
         if len(args) < 2 and kwargs.get("state_dict") is None:
             kwargs["state_dict"] = merged_state(self)
         return super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def maybe_distribute_model(cls, model: Any, distributed_config: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the library's `from_pretrained` calls it, after refusing what it cannot split."""
+        check_distributed(model.config, distributed_config)
+        return super().maybe_distribute_model(model, distributed_config, *args, **kwargs)
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
         """Tie lm_head to the embedding after loading, if the files hold one of them or two equal ones.
@@ -149,7 +195,7 @@ class ChatGLMForConditionalGeneration(ChatMixin, BatchMixin, SteppingMixin, Chat
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head = new_embeddings
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -234,41 +280,8 @@ class ChatGLMForConditionalGeneration(ChatMixin, BatchMixin, SteppingMixin, Chat
     def _num_past(self, cache: AnyCache | None) -> int:
         """Real positions in a cache, the prefix not counted."""
         stored = cache.get_seq_length() if cache is not None else 0
-        return max(0, int(stored) - self.cache_positions(0, uses_adapter=uses_adapter(cache)))
-
-    def new_cache(self, capacity: int, *, uses_adapter: bool = True) -> KVCache:
-        """An empty cache with room for `capacity` tokens (it grows beyond that), with or without the trained prefix.
-
-        It stores half-precision numbers where the native kernels attend (fused.py).
-        """
-        room = self.cache_positions(capacity, uses_adapter=uses_adapter)
-        return KVCache(self.config.num_layers, room, cache_dtype(self.transformer), uses_adapter=uses_adapter)
-
-    def prompt_layout(self, input_ids: Tensor) -> Layout:
-        """Positions of a request whose prompt is `input_ids` [B, T], for `prefill` and `decode`.
-
-        Raises:
-            InvalidRequestError: a number that is no id of the vocabulary (a GPU would not survive looking it up), or
-                ids that are no prompt.
-        """
-        if not bool(((input_ids >= 0) & (input_ids < self.config.vocab_size)).all()):
-            raise InvalidRequestError(
-                f"input_ids hold a number that is no token of this model, which has 0 to {self.config.vocab_size - 1}.",
-                "Make input_ids with the ChatGLM tokenizer.",
-            )
-        return find_layout(input_ids, self.config)
-
-    def prefill(self, input_ids: Tensor, layout: Layout, cache: KVCache) -> Tensor:
-        """Scores [1, V] after a prompt [1, T] that ends with `<sop>` (and possibly the start of an answer).
-
-        The context is one pass with no mask, since all of it sees all of it; the last id is the first decode step.
-        """
-        self.fill_caches([input_ids], [layout], [cache])
-        return self.decode(input_ids[:, -1:], layout, cache)
-
-    def decode(self, input_ids: Tensor, layout: Layout, cache: KVCache) -> Tensor:
-        """Scores [1, V] after one more token id [1, 1]."""
-        return self.decode_together(input_ids, [layout], [cache])
+        prefix = (self.config.pre_seq_len or 0) if uses_adapter(cache) else 0
+        return max(0, int(stored) - prefix)
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the library's; takes the tokenizer's padded [B, 1, T, T] mask too, and refuses NaN and infinite scores.

@@ -1,29 +1,25 @@
-"""The ChatGLM-6B network: token ids to hidden states.
-
-Knows: embedding, 28 blocks, final norm. Does not know: the output head, positions and visibility of a sequence
-(`layout.py`), prompts, sampling, quantization, devices.
+"""The ChatGLM-6B network: token ids to hidden states and logits.
 
 What sets it apart from its successors: post-norm in effect (the residual branch starts from the *normalised* input,
 multiplied by a constant), plain GELU MLP, per-head interleaved q|k|v, two rotary positions, a bidirectional prompt.
-Inside, tensors are batch first; the original is sequence first. Tensor names are those of the published files.
+Tensor names are those of the published files.
 Shapes: B rows, T positions of this call, S positions incl. the cache, H heads, D head width, C model width,
-F MLP width, L layers, P prefix length.
+F MLP width, L layers, P prefix length, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from chatglm.models.chatglm.config import ChatGLMConfig
-from chatglm.models.chatglm.split import check_distributed, check_ranks
+from chatglm.model_spec import ModelSpec
+from chatglm.models.chatglm.positions import Layout, find_layout
+from chatglm.models.chatglm.weights import model_spec
 from chatglm.nn.attention import attend, attend_with_probabilities
 from chatglm.nn.kv_cache import AnyCache, KVCache, concatenated
 from chatglm.nn.packed import Packed
@@ -40,7 +36,7 @@ Cache = AnyCache | Packed
 class SelfAttention(nn.Module):
     """q|k|v interleaved per head, two-part rotary, output projection."""
 
-    def __init__(self, config: ChatGLMConfig, layer_id: int) -> None:
+    def __init__(self, config: Any, layer_id: int) -> None:
         super().__init__()
         self.layer_id = layer_id
         self.head_width = config.hidden_size // config.num_attention_heads
@@ -72,7 +68,7 @@ class SelfAttention(nn.Module):
         return self.dense(mixed.transpose(1, 2).flatten(2))
 
     def rotated(self, x_BTC: Tensor, tables: Pair) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys, turned by their positions, and values, each [B, H, T, D]."""
+        """Rotated queries and keys, and values, each [B, H, T, D]."""
         query, key, value = self.heads(self.query_key_value(x_BTC))
         return rotate(query, tables, self.num_parts), rotate(key, tables, self.num_parts), value
 
@@ -84,7 +80,7 @@ class SelfAttention(nn.Module):
 class GLU(nn.Module):
     """The MLP: dense_4h_to_h(gelu_tanh(dense_h_to_4h(x))). Upstream's class name; nothing in it is gated."""
 
-    def __init__(self, config: ChatGLMConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.dense_h_to_4h = nn.Linear(config.hidden_size, config.inner_hidden_size)
         self.dense_4h_to_h = nn.Linear(config.inner_hidden_size, config.hidden_size)
@@ -97,10 +93,10 @@ class GLU(nn.Module):
         return F.gelu(self.dense_h_to_4h(x_BTC), approximate="tanh")
 
 
-class GLMBlock(GradientCheckpointingLayer):
+class GLMBlock(nn.Module):
     """a = LN1(x); y = scale * a + attention(a); m = LN2(y); result = scale * m + MLP(m)."""
 
-    def __init__(self, config: ChatGLMConfig, layer_id: int) -> None:
+    def __init__(self, config: Any, layer_id: int) -> None:
         super().__init__()
         self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.attention = SelfAttention(config, layer_id)
@@ -122,38 +118,16 @@ class GLMBlock(GradientCheckpointingLayer):
         return torch.add(self.mlp(m), m, alpha=RESIDUAL_SCALE)
 
 
-class ChatGLMPreTrainedModel(PreTrainedModel):
-    """What the library must know about any model of the family."""
-
-    config_class = ChatGLMConfig
-    base_model_prefix = "transformer"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["GLMBlock"]
-    _skip_keys_device_placement = ["past_key_values"]
-    # Scales would lose three bits as bfloat16.
-    _keep_in_fp32_modules_strict = ["weight_scale"]
-    # Published files store these; they are computed here (see nn/rotary.py).
-    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]
-
-    # Processes that share the network; each has so large a part of every layer, and of the heads.
-    num_ranks = 1
-
-    def check_ranks(self, num_ranks: int) -> None:
-        """Raise InvalidRequestError unless so many processes can share the network."""
-        check_ranks(self.config, num_ranks)
-
-    @classmethod
-    def maybe_distribute_model(cls, model: Any, distributed_config: Any, *args: Any, **kwargs: Any) -> Any:
-        """As the library's `from_pretrained` calls it, after refusing what it cannot split."""
-        check_distributed(model.config, distributed_config)
-        return super().maybe_distribute_model(model, distributed_config, *args, **kwargs)
-
-
-class ChatGLMModel(ChatGLMPreTrainedModel):
+class ChatGLMModel(nn.Module):
     """Token ids to hidden states. Everything about positions and visibility is given by the caller."""
 
-    def __init__(self, config: ChatGLMConfig) -> None:
-        super().__init__(config)
+    # Names that transformers looks for when gradient checkpointing is switched on.
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Any]
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
         self.head_width = config.hidden_size // config.num_attention_heads
         self.word_embeddings: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(GLMBlock(config, layer_id) for layer_id in range(config.num_layers))
@@ -167,7 +141,6 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
                 self.head_width,
                 config.prefix_projection,
             )
-        self.post_init()
 
     def forward(
         self,
@@ -198,17 +171,17 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         for layer, prefix in zip(self.layers, prefixes, strict=True):
             if hidden_states is not None:
                 hidden_states.append(x_BTC)
-            x_BTC = layer(x_BTC, tables, visible, cache, prefix, probabilities)
+            if self.gradient_checkpointing and self.training:
+                x_BTC = self._gradient_checkpointing_func(layer, x_BTC, tables, visible, None, prefix, probabilities)
+            else:
+                x_BTC = layer(x_BTC, tables, visible, cache, prefix, probabilities)
         x_BTC = self.final_layernorm(x_BTC)
         if hidden_states is not None:
             hidden_states.append(x_BTC)
         return x_BTC
 
     def _prefixes(self, x_BTC: Tensor, cache: Cache | None) -> list[Pair | None]:
-        """The prefix of each layer where it must be put in front: in the first call, before the cache holds it.
-
-        The caches of packed requests are given it beforehand.
-        """
+        """The prefix of each layer in the first call, before the cache holds it; packed caches hold it already."""
         is_there = isinstance(cache, Packed) or (cache is not None and cache.get_seq_length() > 0)
         if self.prefix_encoder is None or is_there or not uses_adapter(cache):
             return [None] * len(self.layers)
@@ -216,5 +189,86 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
 
 def uses_adapter(cache: Cache | None) -> bool:
-    """Whether what was trained belongs to the conversation of a cache; transformers' own say nothing of it."""
+    """Whether prefix or LoRA belong to the conversation of a cache; transformers' own caches say nothing of it."""
     return not isinstance(cache, KVCache) or cache.uses_adapter
+
+
+class ChatGLMNetwork(nn.Module):
+    """The network with its output head: what the engine runs (`chatglm.engine.decoder.Network`).
+
+    Attributes:
+        num_ranks: processes that shard the network; each holds 1 / num_ranks of every layer and of the heads.
+        stored_defaults: generation parameters of the checkpoint's generation_config.json.
+    """
+
+    config: Any
+    spec: ModelSpec
+    transformer: ChatGLMModel
+    lm_head: nn.Module
+    num_ranks = 1
+    stored_defaults: dict[str, Any]
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.build()
+
+    def build(self) -> None:
+        """Make the modules that `self.config` describes."""
+        self.spec = model_spec(self.config)
+        self.transformer = ChatGLMModel(self.config)
+        self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
+        if self.transformer.prefix_encoder is not None:
+            self.requires_grad_(False)
+            self.transformer.prefix_encoder.requires_grad_(True)
+
+    @property
+    def device(self) -> torch.device:
+        """Where requests come in and logits come out."""
+        return self.transformer.final_layernorm.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in; packed weights keep their own."""
+        return self.transformer.final_layernorm.weight.dtype
+
+    @property
+    def prefix_encoder(self) -> PrefixEncoder | None:
+        """The trained prefix of P-Tuning v2, if there is one."""
+        return self.transformer.prefix_encoder
+
+    def forward_hidden(
+        self, input_ids_BT: Tensor, position_ids: Tensor, visible: Tensor | None, cache: Cache | None
+    ) -> Tensor:
+        """Hidden states [B, T, C]; arguments as `ChatGLMModel.forward`."""
+        return self.transformer(input_ids_BT, position_ids, visible, cache)
+
+    def forward(self, input_ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        """Logits [B, T, V] of whole sequences, positions and visibility derived from their ids."""
+        layout = find_layout(input_ids_BT, self.config)
+        stop = input_ids_BT.shape[1]
+        return self.lm_head(
+            self.forward_hidden(input_ids_BT, layout.positions(0, stop), layout.visible(0, stop), cache)
+        )
+
+    def find_layout(self, input_ids_BT: Tensor) -> Layout:
+        """See `positions.find_layout`."""
+        return find_layout(input_ids_BT, self.config)
+
+    def fuse(self) -> None:
+        """Use the CPU kernels between the products of a block; once is enough, more does nothing."""
+        from chatglm.models.chatglm.fused import fuse
+
+        fuse(self.transformer)
+
+    def cache_dtype(self) -> torch.dtype | None:
+        """What a request's cache should store; None = the type that the network computes in."""
+        from chatglm.models.chatglm.fused import cache_dtype
+
+        return cache_dtype(self.transformer)
+
+    def paged_decoder(self) -> Any:
+        """The network as captured decode steps over a paged cache see it."""
+        from chatglm.models.chatglm.paged import PagedDecoder
+
+        return PagedDecoder(self)

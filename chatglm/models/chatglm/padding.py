@@ -1,8 +1,4 @@
-"""Left padding of one row, with the mask and positions that the published tokenizer returns.
-
-Knows: `<sop>`, [gMASK], [MASK], pads on the left. Does not know text. `layout.py` draws mask and positions and derives
-the same ones inside the network.
-"""
+"""Left padding of one row, with the mask and positions that the published tokenizer returns (drawn in positions.py)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """Positions and visibility of a ChatGLM-6B sequence, derived from its token ids.
 
-Knows: `<sop>`, [gMASK]/[MASK], left padding. Does not know weights.
-
 A row `a b c [gMASK] <sop> x y` has a context of s = 4 ids before `<sop>`, mask position g = 3:
 
     id              a  b  c  [gMASK]  <sop>  x  y            keys:   a b c g | <sop> x y
@@ -20,14 +18,15 @@ Shapes: B rows, T positions of the sequence.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from chatglm.errors import InvalidRequestError
-from chatglm.models.chatglm.config import ChatGLMConfig
+from chatglm.nn.attention import causal_mask
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,23 @@ class Layout:
             return torch.where(self.running, counted, repeated)
         return torch.stack((repeated, (columns - self.sop + 1).clamp(min=0)), dim=1)
 
+    @cached_property
+    def num_bidirectional(self) -> int:
+        """Columns at the start of the only row that all see each other: the context."""
+        return int(self.sop[0])
+
+    def answer_positions(self, column: int) -> list[int]:
+        """Positions of a column behind `<sop>` in the only row: one number for each position row."""
+        first, growth = self._answer
+        return [start + step * (column - self.num_bidirectional) for start, step in zip(first, growth, strict=True)]
+
+    @cached_property
+    def _answer(self) -> tuple[list[int], list[int]]:
+        """Positions of `<sop>`, and by what each grows from column to column."""
+        columns = torch.tensor([[0, 1]], device=self.sop.device) + self.sop
+        first, second = self.positions_at(columns).view(-1, 2).unbind(1)
+        return first.tolist(), (second - first).tolist()
+
     def visible(self, start: int, stop: int, key_mask: Tensor | None = None) -> Tensor:
         """Who may be seen: bool [B, 1, stop - start, stop], True = visible, for queries start..stop-1.
 
@@ -77,20 +93,7 @@ class Layout:
         return (seen | (keys == queries))[:, None]
 
 
-def join_layouts(layouts: Sequence[Layout]) -> Layout:
-    """The rows of several layouts as one of B rows."""
-    if len(layouts) == 1:
-        return layouts[0]
-    return Layout(
-        num_pads=torch.cat([layout.num_pads for layout in layouts]),
-        sop=torch.cat([layout.sop for layout in layouts]),
-        mask=torch.cat([layout.mask for layout in layouts]),
-        running=torch.cat([layout.running for layout in layouts]),
-        is_2d=layouts[0].is_2d,
-    )
-
-
-def find_layout(input_ids: Tensor, config: ChatGLMConfig, attention_mask: Tensor | None = None) -> Layout:
+def find_layout(input_ids: Tensor, config: Any, attention_mask: Tensor | None = None) -> Layout:
     """The layout of full sequences.
 
     Args:
@@ -129,10 +132,10 @@ def causal_after(num_past: int, position_ids: Tensor, attention_mask: Tensor | N
     num_new = position_ids.shape[-1]
     if num_new == 1 and (attention_mask is None or bool(attention_mask.all())):
         return None
-    seen = torch.ones(num_new, num_past + num_new, dtype=torch.bool, device=position_ids.device).tril(num_past)
+    seen = causal_mask(num_new, num_past + num_new, position_ids.device)
     if attention_mask is None:
-        return seen[None, None]
-    return some_visible((seen & attention_mask.bool()[:, None])[:, None])
+        return seen
+    return some_visible(seen & attention_mask.bool()[:, None, None])
 
 
 def some_visible(visible: Tensor) -> Tensor:

@@ -1,20 +1,15 @@
-"""Into how many processes' shares a ChatGLM-6B network can be split, and what transformers' own splitting cannot do.
-
-Knows: which sizes must divide. Does not know how tensors are cut (the plan says which: `base_model_tp_plan` of the
-configuration, `_tp_plan` of the network), or how processes meet.
-"""
+"""What transformers' own tensor parallelism cannot do with a ChatGLM-6B network."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from chatglm.errors import InvalidRequestError, UnsupportedModelError
-from chatglm.models.chatglm.config import ChatGLMConfig
 
 MOST_RANKS = 64
 
 
-def check_ranks(config: ChatGLMConfig, num_ranks: int) -> None:
+def check_ranks(config: Any, num_ranks: int) -> None:
     """Raise InvalidRequestError unless `num_ranks` processes can each have whole heads and equal shares of the rest."""
     if problem := _obstacle(config, num_ranks):
         possible = [str(number) for number in range(1, MOST_RANKS + 1) if not _obstacle(config, number)]
@@ -23,7 +18,7 @@ def check_ranks(config: ChatGLMConfig, num_ranks: int) -> None:
         )
 
 
-def check_distributed(config: ChatGLMConfig, distributed: Any) -> None:
+def check_distributed(config: Any, distributed: Any) -> None:
     """Refuse what `from_pretrained(..., distributed_config=...)` would get wrong, or end the process with.
 
     Args:
@@ -46,7 +41,7 @@ def check_distributed(config: ChatGLMConfig, distributed: Any) -> None:
         )
 
 
-def _obstacle(config: ChatGLMConfig, num_ranks: int) -> str:
+def _obstacle(config: Any, num_ranks: int) -> str:
     """What does not divide, in a few words; "" if everything does."""
     sizes = {
         "attention heads": config.num_attention_heads,

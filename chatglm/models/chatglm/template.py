@@ -1,7 +1,5 @@
 """The chat template of ChatGLM-6B: a conversation as one prompt.
 
-Knows: rounds, numbered from 0; how long a prompt may be. Does not know: models, sampling, where messages come from.
-
     without earlier rounds              with earlier rounds
         {query}                             [Round 0]
                                             问：{query}
@@ -21,10 +19,10 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from chatglm.errors import InvalidRequestError, PromptTooLongError
 from chatglm.messages import Message
-from chatglm.models.chatglm.tokenizer import ChatGLMTokenizer
 
 # No token of the vocabulary stands for more characters: the longest is the run of 80 blanks. What is longer than so
 # many characters for every token that fits is dropped or refused unread: encoding megabytes takes seconds.
@@ -76,7 +74,7 @@ def render(messages: Sequence[Message]) -> str:
     return _arrange(messages).render()
 
 
-def encode_chat(tokenizer: ChatGLMTokenizer, messages: Sequence[Message], limit: int) -> EncodedPrompt:
+def encode_chat(tokenizer: Any, messages: Sequence[Message], limit: int) -> EncodedPrompt:
     """The prompt ids of a conversation, fewer than `limit`.
 
     Nothing in the messages can become a special token: text such as `[gMASK]<sop>` stays text. Where none is spelled

@@ -1,105 +1,82 @@
-"""The tokenizer of ChatGLM-6B for transformers 5.
-
-Knows: special tokens around a text, left padding with its masks and positions, the ids of both releases.
-Does not know: how pieces are found (`pieces.py`), what a padded row looks like (`padding.py`), how a conversation
-becomes a prompt (`template.py`).
-
-Differences from upstream, on purpose: later positions repeat [gMASK]'s place when the context has one, else
-[MASK]'s, as the network itself does; decoding passes over ids that are no token (-100, ids between the vocabulary and
-the embedding); only real `<n>` tokens decode to a newline, not the characters `<`, `n`, `>` beside each other;
-masks and positions are given exactly when padding is asked for.
-"""
+"""The tokenizer of ChatGLM-6B: special tokens around a text, and the ids of both releases. Pieces: `vocabulary.py`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from transformers import AddedToken, PreTrainedTokenizer
-from transformers.utils.generic import PaddingStrategy
-
-from chatglm.errors import InvalidRequestError, MissingFileError
+from chatglm.checkpoints import read_json
+from chatglm.errors import DamagedFileError
 from chatglm.generation.detokenizer import LeadingSpaces, join_surfaces
 from chatglm.generation.text import clean_up_spaces
-from chatglm.models.chatglm.padding import pad_row
 from chatglm.models.chatglm.vocabulary import PieceVocabulary
 
+VOCABULARY_NAME = "ice_text.model"
+SETTINGS_NAME = "tokenizer_config.json"
 
-class ChatGLMTokenizer(PreTrainedTokenizer):
-    """Text to token ids and back, as the published `ChatGLMTokenizer`.
+
+class ChatGLMTextTokenizer:
+    """Text to token ids and back.
 
     Args:
         vocab_file: `ice_text.model` of either release, or a vocabulary with the same special pieces.
-        do_lower_case: lower-case every text first.
-        remove_space: join the words of every text with single spaces first.
         num_image_tokens: ids below this stand for pictures and text ids begin here: 20000 (the default, for folders
             of the first release, which do not name it) or 0 (v1.1.0, in its tokenizer_config.json).
-        unk_token, bos_token, eos_token, end_token, mask_token, gmask_token, pad_token: names of special tokens. A
-            first-release file names `<eop>` `eop_token` and `</s>` `eos_token`; they are taken over as `eos_token`
-            and `end_token`, v1.1.0's names.
-        padding_side: only "left" can pad.
-        kwargs: as for every transformers tokenizer.
+        do_lower_case: lower-case every text first.
+        remove_space: join the words of every text with single spaces first.
+        clean_up_tokenization_spaces: decoding removes the spaces before English marks.
+        names: of special tokens: bos_token, eos_token, end_token, mask_token, gmask_token, pad_token.
 
     Raises:
         CheckpointError: the vocabulary file is missing, damaged or of another model.
     """
 
-    vocab_files_names = {"vocab_file": "ice_text.model"}
-    model_input_names = ["input_ids", "attention_mask", "position_ids"]
-    padding_side = "left"
+    NAMES = {
+        "unk_token": "<unk>",
+        "bos_token": "<sop>",
+        "eos_token": "<eop>",
+        "end_token": "</s>",
+        "mask_token": "[MASK]",
+        "gmask_token": "[gMASK]",
+        "pad_token": "<pad>",
+    }
 
     def __init__(
         self,
-        vocab_file: str | None = None,
+        vocab_file: str | Path,
+        *,
+        num_image_tokens: int = 20000,
         do_lower_case: bool = False,
         remove_space: bool = False,
-        unk_token: str = "<unk>",
-        bos_token: str = "<sop>",
-        eos_token: str = "<eop>",
-        end_token: str = "</s>",
-        mask_token: str = "[MASK]",
-        gmask_token: str = "[gMASK]",
-        pad_token: str = "<pad>",
-        padding_side: str = "left",
-        num_image_tokens: int = 20000,
-        **kwargs: Any,
+        clean_up_tokenization_spaces: bool = True,
+        names: Mapping[str, str] | None = None,
     ) -> None:
-        if vocab_file is None:
-            raise MissingFileError("The folder has no ice_text.model.", "Download it beside the weights.")
-        # transformers 5 moves `*_token` keys it does not know into this dict. Were they left in it, "[gMASK]" and
-        # "</s>" typed by a person would become special tokens, which they never were.
-        named = dict(kwargs.pop("model_specific_special_tokens", None) or {})
-        gmask_token = str(named.pop("gmask_token", gmask_token))
-        end_token = str(named.pop("end_token", end_token))
-        eop_token = named.pop("eop_token", None) or kwargs.pop("eop_token", None)
-        if eop_token is not None:
-            eos_token, end_token = str(eop_token), str(eos_token)
-        if named:
-            kwargs["model_specific_special_tokens"] = named
-        kwargs.pop("auto_map", None)  # it names remote code that is never needed and must not be saved again
-        kwargs.setdefault("clean_up_tokenization_spaces", True)
+        self.vocab_file = Path(vocab_file)
         self.pieces = PieceVocabulary(vocab_file)
-        self.vocab_file = vocab_file
         self.num_image_tokens = num_image_tokens
-        self.gmask_token = gmask_token
-        self.end_token = end_token
-        self.do_lower_case = do_lower_case
-        self.remove_space = remove_space
-        images = {f"<image_{i}>": i for i in range(num_image_tokens)}
-        texts = {self.pieces.id_to_piece(i): i + num_image_tokens for i in range(self.pieces.size)}
-        self._base_vocab: dict[str, int] = images | texts
+        self.do_lower_case, self.remove_space = do_lower_case, remove_space
+        self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
+        self._ids = {name: self.token_to_id(token) for name, token in (self.NAMES | dict(names or {})).items()}
         self._surfaces: dict[int, str | bytes | None] = {}
-        special = {"unk_token": unk_token, "bos_token": bos_token, "eos_token": eos_token}
-        special |= {"mask_token": mask_token, "pad_token": pad_token}
-        # Given as decoded tokens because transformers 5 forgets that they take the white space around them along.
-        known = {
-            self._base_vocab[str(name)]: _special(name) for name in special.values() if str(name) in self._base_vocab
-        }
-        kwargs["added_tokens_decoder"] = (kwargs.get("added_tokens_decoder") or {}) | known
-        super().__init__(padding_side=padding_side, **special, **kwargs)
-        # What save_pretrained writes beside the tokens that transformers itself knows.
-        own = ("num_image_tokens", "gmask_token", "end_token", "do_lower_case", "remove_space")
-        self.init_kwargs.update({name: getattr(self, name) for name in own})
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Self:
+        """The tokenizer of a model folder, as its tokenizer_config.json says.
+
+        Raises:
+            CheckpointError: a file of it cannot be used.
+        """
+        settings = read_json(folder / SETTINGS_NAME) if (folder / SETTINGS_NAME).exists() else {}
+        names = {name: _text_of(settings[name]) for name in (*cls.NAMES, "eop_token") if settings.get(name)}
+        options = ("num_image_tokens", "do_lower_case", "remove_space", "clean_up_tokenization_spaces")
+        given = {name: settings[name] for name in options if name in settings}
+        if type(given.get("num_image_tokens", 0)) is not int:
+            raise DamagedFileError(
+                f"{folder / SETTINGS_NAME} says num_image_tokens {given['num_image_tokens']!r}, which is no number.",
+                "Download this file again.",
+            )
+        return cls(folder / VOCABULARY_NAME, names=release_names(names), **given)
 
     @property
     def vocab_size(self) -> int:
@@ -112,150 +89,77 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return self.pieces.leading_spaces
 
     @property
+    def bos_token_id(self) -> int:
+        """Id of `<sop>`."""
+        return self._ids["bos_token"]
+
+    @property
+    def eos_token_id(self) -> int:
+        """Id of `<eop>`."""
+        return self._ids["eos_token"]
+
+    @property
+    def mask_token_id(self) -> int:
+        """Id of [MASK]."""
+        return self._ids["mask_token"]
+
+    @property
     def gmask_token_id(self) -> int:
         """Id of [gMASK]."""
-        return self._convert_token_to_id(self.gmask_token)
+        return self._ids["gmask_token"]
 
     @property
-    def end_token_id(self) -> int:
-        """Id of `</s>`, which ChatGLM-6B does not use."""
-        return self._convert_token_to_id(self.end_token)
+    def pad_token_id(self) -> int:
+        """Id of `<pad>`."""
+        return self._ids["pad_token"]
 
-    @property
-    def sop_token_id(self) -> int:
-        """Id of `<sop>`: the same as `bos_token_id`."""
-        return int(self.bos_token_id)
-
-    @property
-    def eop_token_id(self) -> int:
-        """Id of `<eop>`: the same as `eos_token_id`."""
-        return int(self.eos_token_id)
-
-    def get_vocab(self) -> dict[str, int]:
-        return self._base_vocab | self._added_tokens_encoder
-
-    def _update_total_vocab_size(self) -> None:
-        # The inherited version lists all 130,000 tokens whenever one is added.
-        self.total_vocab_size = self.vocab_size + sum(i >= self.vocab_size for i in self._added_tokens_decoder)
+    def token_to_id(self, token: str) -> int:
+        """The id of a piece or of `<image_n>`; the unknown id when there is none."""
+        image = token.removeprefix("<image_").removesuffix(">")
+        if token == f"<image_{image}>" and image.isdecimal() and int(image) < self.num_image_tokens:
+            return int(image)
+        return self.pieces.piece_to_id(token) + self.num_image_tokens
 
     def preprocess_text(self, text: str) -> str:
         """Apply `remove_space` and `do_lower_case`."""
         text = " ".join(text.strip().split()) if self.remove_space else text
         return text.lower() if self.do_lower_case else text
 
-    def _tokenize(self, text: str, **_: Any) -> list[str]:
-        return self.pieces.tokenize(self.preprocess_text(text))
-
     def encode_plain(self, text: str) -> list[int]:
         """Ids of text that came from outside: no special tokens are added, and none can be spelled.
 
-        For text that spells no token this is `encode(text, add_special_tokens=False)`. Literals such as `[gMASK]`,
-        `<sop>`, `<n>` or `<|blank_5|>` become ordinary characters and decode to themselves; real newlines, tabs and
-        runs of blanks become their symbols.
+        Literals such as `[gMASK]`, `<sop>`, `<n>` or `<|blank_5|>` become ordinary characters and decode to
+        themselves; real newlines, tabs and runs of blanks become their symbols.
         """
         return [i + self.num_image_tokens for i in self.pieces.encode_plain(self.preprocess_text(text))]
 
-    def _convert_token_to_id(self, token: str) -> int:
-        return self._base_vocab.get(token, self.pieces.unk_id + self.num_image_tokens)
-
-    def _convert_id_to_token(self, index: int) -> str:
-        if 0 <= index < self.num_image_tokens:
-            return f"<image_{index}>"
-        is_piece = 0 <= index < self.vocab_size
-        return self.pieces.id_to_piece(index - self.num_image_tokens) if is_piece else str(self.unk_token)
+    def build_inputs_with_special_tokens(self, prompt: Sequence[int], answer: Sequence[int] | None = None) -> list[int]:
+        """`prompt [gMASK] <sop>`, or with an answer `prompt [gMASK] <sop> answer <eop>`."""
+        ids = [*prompt, self.gmask_token_id, self.bos_token_id]
+        return ids if answer is None else [*ids, *answer, self.eos_token_id]
 
     def surface(self, token_id: int) -> str | bytes | None:
         """What a token adds to a text: see `SurfaceTokenizer.surface`. None for pads and ids that are no token."""
-        if token_id in self._surfaces:
-            return self._surfaces[token_id]
-        if not self.num_image_tokens <= token_id < self.vocab_size:
-            added = self._added_tokens_decoder.get(token_id)
-            return None if added is None else str(added.content)
-        is_pad = token_id == self.pad_token_id
-        self._surfaces[token_id] = None if is_pad else self.pieces.surface(token_id - self.num_image_tokens)
+        if token_id not in self._surfaces:
+            is_text = self.num_image_tokens <= token_id < self.vocab_size and token_id != self.pad_token_id
+            self._surfaces[token_id] = self.pieces.surface(token_id - self.num_image_tokens) if is_text else None
         return self._surfaces[token_id]
 
-    def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        ids = [self._convert_token_to_id_with_added_voc(token) for token in tokens]
-        return join_surfaces(map(self.surface, ids), self.leading_spaces)
-
-    def _decode(
-        self,
-        token_ids: int | list[int],
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-        **_: Any,
-    ) -> str:
-        ids = [token_ids] if isinstance(token_ids, int) else [int(i) for i in token_ids]
-        skipped = set(self.all_special_ids) if skip_special_tokens else set()
-        text = join_surfaces((self.surface(i) for i in ids if i not in skipped), self.leading_spaces)
-        cleans = (
-            self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
-        )
-        return clean_up_spaces(text) if cleans else text
-
-    def clean_up_tokenization(self, text: str) -> str:
-        return clean_up_spaces(text)
-
-    def build_inputs_with_special_tokens(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
-    ) -> list[int]:
-        """`a [gMASK] <sop>`, or with an answer `a [gMASK] <sop> b <eop>`."""
-        prompt = [*token_ids_0, self.gmask_token_id, self.sop_token_id]
-        return prompt if token_ids_1 is None else [*prompt, *token_ids_1, self.eop_token_id]
-
-    def get_special_tokens_mask(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
-    ) -> list[int]:
-        """1 where `build_inputs_with_special_tokens` puts a special token."""
-        if already_has_special_tokens:
-            return list(super().get_special_tokens_mask(token_ids_0, token_ids_1, already_has_special_tokens=True))
-        mask = [0] * len(token_ids_0) + [1, 1]
-        return mask if token_ids_1 is None else [*mask, *[0] * len(token_ids_1), 1]
-
-    def _pad(
-        self,
-        encoded_inputs: Any,
-        max_length: int | None = None,
-        padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
-        pad_to_multiple_of: int | None = None,
-        padding_side: str | None = None,
-        return_attention_mask: bool | None = None,
-    ) -> Any:
-        """Pad one row on the left and add its attention_mask and position_ids: see `pad_row`.
-
-        Raises:
-            InvalidRequestError: padding on the right was asked for.
-        """
-        if padding_strategy == PaddingStrategy.DO_NOT_PAD:
-            return encoded_inputs
-        if (padding_side or self.padding_side) != "left":
-            raise InvalidRequestError("ChatGLM-6B can only be padded on the left.", 'Set padding_side="left".')
-        ids = list(encoded_inputs["input_ids"])
-        length = len(ids) if padding_strategy == PaddingStrategy.LONGEST or max_length is None else max_length
-        if pad_to_multiple_of:
-            length = -(-length // pad_to_multiple_of) * pad_to_multiple_of
-        mask_ids = (self.gmask_token_id, self.mask_token_id)
-        padded, mask, positions = pad_row(ids, length, self.pad_token_id, self.sop_token_id, mask_ids)
-        encoded_inputs["input_ids"] = padded
-        if return_attention_mask is not False:
-            encoded_inputs["attention_mask"] = mask
-        encoded_inputs["position_ids"] = positions
-        for name, filler in (("token_type_ids", self.pad_token_type_id), ("special_tokens_mask", 1)):
-            if name in encoded_inputs:
-                encoded_inputs[name] = [filler] * (len(padded) - len(ids)) + list(encoded_inputs[name])
-        return encoded_inputs
-
-    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Copy the vocabulary file into a folder; return its path there."""
-        prefix = f"{filename_prefix}-" if filename_prefix else ""
-        target = Path(save_directory) / f"{prefix}{self.vocab_files_names['vocab_file']}"
-        source = Path(self.vocab_file)
-        content = source.read_bytes() if source.is_file() else self.pieces.processor.serialized_model_proto()
-        target.write_bytes(content)
-        return (str(target),)
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """The text of token ids; ids that are no token are passed over."""
+        text = join_surfaces(map(self.surface, token_ids), self.leading_spaces)
+        return clean_up_spaces(text) if self.clean_up_tokenization_spaces else text
 
 
-def _special(token: str | AddedToken) -> AddedToken:
-    """A token recognised inside text together with the white space around it, as by transformers 4.27."""
-    return AddedToken(str(token), lstrip=True, rstrip=True, normalized=False, special=True)
+def release_names(names: Mapping[str, str]) -> dict[str, str]:
+    """Special tokens under v1.1.0's names: a first-release file names `<eop>` eop_token and `</s>` eos_token."""
+    renamed = dict(names)
+    eop_token = renamed.pop("eop_token", None)
+    if eop_token is not None:
+        renamed["eos_token"], renamed["end_token"] = eop_token, renamed.get("eos_token", "</s>")
+    return renamed
+
+
+def _text_of(token: Any) -> str:
+    """A special token of a tokenizer_config.json: a string, or an object with its content."""
+    return str(token["content"] if isinstance(token, dict) else token)

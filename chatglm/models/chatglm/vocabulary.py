@@ -1,8 +1,5 @@
 """The SentencePiece file of ChatGLM-6B: text to piece ids and back.
 
-Knows: pieces, the symbols `<n>`, `<|tab|>`, `<|blank_k|>` that stand for white space, and the two published files.
-Does not know: transformers, prompts, [gMASK] and `<sop>` around a text, the id offset of the first release.
-
     "a\\n\\tb   c"  ->  "a<n><|tab|>b<|blank_3|>c"  ->  SentencePiece  ->  piece ids
 
 The file of the first release ends after the text pieces; its code added control, white space and byte pieces in
@@ -17,7 +14,8 @@ from pathlib import Path
 
 import sentencepiece
 
-from chatglm.errors import DamagedFileError, MismatchError, MissingFileError, PointerFileError
+from chatglm.checkpoints import check_usable
+from chatglm.errors import DamagedFileError, MismatchError
 from chatglm.generation.detokenizer import SPACE_MARK, LeadingSpaces
 
 NEWLINE, TAB = "<n>", "<|tab|>"
@@ -34,9 +32,7 @@ class PieceVocabulary:
         path: the SentencePiece file, usually `ice_text.model`.
 
     Raises:
-        MissingFileError: there is no such file.
-        PointerFileError: the file is a Git-LFS pointer.
-        DamagedFileError: the file is no SentencePiece model.
+        CheckpointError: the file is missing, a Git-LFS pointer, or no SentencePiece model.
         MismatchError: the pieces are not those of a ChatGLM-6B vocabulary.
     """
 
@@ -160,16 +156,8 @@ def blank(length: int) -> str:
 
 
 def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
-    if not path.is_file():
-        raise MissingFileError(f"The vocabulary file {path} is missing.", "Download it beside the weights.")
+    check_usable(path)
     content = path.read_bytes()
-    if content.startswith(b"version https://git-lfs"):
-        raise PointerFileError(
-            f"{path} is a Git-LFS pointer, not the vocabulary.",
-            "Run `git lfs pull` in that folder, or download the file.",
-        )
-    if not content:
-        raise DamagedFileError(f"{path} is empty.", "Download it again.")
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=content)
         if processor.piece_to_id("[gMASK]") == processor.unk_id():

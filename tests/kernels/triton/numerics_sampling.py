@@ -5,22 +5,22 @@ from __future__ import annotations
 import pytest
 import torch
 
-from chatglm.generation import batch_sampling
-from chatglm.generation.batch_sampling import RowParameters
+from chatglm.generation import sampling
+from chatglm.generation.sampling import SamplingRows
 from chatglm.kernels.triton import triton_sampling
 from tests.kernels.triton.numerics import DEVICE
 
 ROWS = 30
 
 
-def rows_of(seed: int) -> RowParameters:
+def rows_of(seed: int) -> SamplingRows:
     """Parameters of all kinds, greedy ones among them."""
     chance = torch.Generator().manual_seed(seed)
 
     def one_of(*values: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype)[torch.randint(len(values), (ROWS,), generator=chance)].to(DEVICE)
 
-    return RowParameters(
+    return SamplingRows(
         seeds=torch.randint(-(2**62), 2**62, (ROWS,), generator=chance).to(DEVICE),
         counts=torch.randint(3000, (ROWS,), generator=chance).to(DEVICE),
         temperatures=one_of(0.0, 0.1, 0.95, 3.0),
@@ -32,7 +32,7 @@ def rows_of(seed: int) -> RowParameters:
     )
 
 
-def drawn(kept: torch.Tensor, rows: RowParameters) -> torch.Tensor:
+def drawn(kept: torch.Tensor, rows: SamplingRows) -> torch.Tensor:
     result = torch.full((ROWS,), -7, dtype=torch.int64, device=DEVICE)
     triton_sampling.launch(kept, rows.seeds, rows.counts, rows.temperatures, rows.top_ks, rows.top_ps, result)
     return result
@@ -45,7 +45,7 @@ def test_as_plain_torch(num_kept: int) -> None:
         rows = rows_of(seed)
         kept = (torch.randn(ROWS, num_kept) * 4).sort(dim=1, descending=True).values.to(DEVICE)
         kept[3, 1:] = kept[3, 0]  # ties
-        ours, plain = drawn(kept, rows), batch_sampling._drawn(kept, rows)
+        ours, plain = drawn(kept, rows), sampling.draw_reference(kept, rows)
         assert int(ours.min()) >= 0
         assert int(ours.max()) < num_kept
         differing += int((ours != plain).sum())

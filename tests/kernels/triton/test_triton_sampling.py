@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chatglm.generation.batch_sampling import NUM_CANDIDATES
+from chatglm.generation.sampling import NUM_CANDIDATES
 from tests.kernels.triton.compiling import ARCHITECTURES, compile_kernel
 
 draw = pytest.importorskip("chatglm.kernels.triton.triton_sampling")

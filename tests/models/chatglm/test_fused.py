@@ -14,12 +14,13 @@ from torch import Tensor
 from transformers import AutoModel
 
 from chatglm import ChatGLMForConditionalGeneration, kernels
+from chatglm.engine.decoder import BatchDecoder
 from chatglm.kernels import dispatch
+from chatglm.loading import load
 from chatglm.models.chatglm.fused import FusedSelfAttention, cache_dtype, fuse
 from chatglm.models.chatglm.network import GLU, SelfAttention
 from chatglm.nn.kv_cache import KVCache
 from chatglm.nn.rotary import head_tables
-from chatglm.pipeline import load_pipeline
 from tests.golden.cases import build, tensors
 
 PROMPTS = Path(__file__).parents[3] / "tools" / "demo_model" / "data" / "eval100.jsonl"
@@ -37,10 +38,10 @@ def native() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def demo() -> Iterator[tuple[Any, Any]]:
+def demo() -> tuple[Any, Any]:
     """The demo model with 4-bit weights, and its tokenizer."""
-    with load_pipeline("demo", dtype="fp32") as pipe:
-        yield pipe.network.quantize(4), pipe.tokenizer
+    loaded = load("demo", dtype="fp32", quantize=4, wraps=True)
+    return loaded.model, loaded.tokenizer
 
 
 def plain(model: ChatGLMForConditionalGeneration) -> ChatGLMForConditionalGeneration:
@@ -64,18 +65,18 @@ def half_cache(model: Any, capacity: int = 8) -> KVCache:
 @torch.inference_mode()
 def forced(model: Any, ids: Tensor, num_prompt: int, cache: Any) -> Tensor:
     """Scores [n, V] after the prompt and each later id of `ids`, decoded one by one."""
-    layout = model.prompt_layout(ids[:, :num_prompt])
-    rows = [model.prefill(ids[:, :num_prompt], layout, cache)]
-    rows += [model.decode(ids[:, n : n + 1], layout, cache) for n in range(num_prompt, ids.shape[1])]
+    layout = BatchDecoder(model).prompt_layout(ids[:, :num_prompt])
+    rows = [BatchDecoder(model).prefill(ids[:, :num_prompt], layout, cache)]
+    rows += [BatchDecoder(model).decode(ids[:, n : n + 1], [layout], [cache]) for n in range(num_prompt, ids.shape[1])]
     return torch.cat(rows)
 
 
 @torch.inference_mode()
 def greedy(model: Any, ids: Tensor, cache: Any, limit: int = 40) -> list[int]:
-    layout = model.prompt_layout(ids)
-    made = [int(model.prefill(ids, layout, cache).argmax())]
+    layout = BatchDecoder(model).prompt_layout(ids)
+    made = [int(BatchDecoder(model).prefill(ids, layout, cache).argmax())]
     while made[-1] != model.config.eos_token_id and len(made) < limit:
-        made.append(int(model.decode(torch.tensor([made[-1:]]), layout, cache).argmax()))
+        made.append(int(BatchDecoder(model).decode(torch.tensor([made[-1:]]), [layout], [cache]).argmax()))
     return made
 
 
@@ -126,8 +127,8 @@ def test_every_kind_of_network(folder: str) -> None:
     """One and two position rows, and a prefix encoder, whose keys come into the cache with the first call."""
     model = build(f"chatglm_v1/{folder}").quantize(8)
     ids = tensors("chatglm_v1/main", "forward_gmask_continued")["input_ids"]
-    num_prompt = int(model.prompt_layout(ids).sop[0]) + 1
-    cache = model.new_cache(1)
+    num_prompt = int(BatchDecoder(model).prompt_layout(ids).sop[0]) + 1
+    cache = BatchDecoder(model).new_cache(1)
     assert cache.storage_dtype is torch.float16
     ours = forced(model, ids, num_prompt, cache)
     torch.testing.assert_close(ours, forced(plain(model), ids, num_prompt, half_cache(model)), atol=1e-4, rtol=1e-5)
@@ -146,7 +147,7 @@ def test_long_context(monkeypatch: pytest.MonkeyPatch) -> None:
     text = torch.randint(9, 100, (1, 2040), generator=generator)
     ids = torch.cat((text, torch.tensor([special]), text[:, :6]), dim=1)
     assert ids.shape[1] == 2048
-    ours = forced(model, ids, 2042, model.new_cache(2042))
+    ours = forced(model, ids, 2042, BatchDecoder(model).new_cache(2042))
     torch.testing.assert_close(ours, forced(plain(model), ids, 2042, half_cache(model)), atol=1e-4, rtol=1e-5)
 
 
@@ -155,14 +156,14 @@ def test_packed_steps_are_those_of_each_request_alone() -> None:
     """Caches of different lengths in one call: what each stores and answers is what it would alone."""
     model = build("chatglm_v1/main").quantize(8)
     ids = tensors("chatglm_v1/main", "forward_gmask_continued")["input_ids"]
-    num_prompt = int(model.prompt_layout(ids).sop[0]) + 1
-    layout = model.prompt_layout(ids[:, :num_prompt])
-    alone, together = ([model.new_cache(8) for _ in range(3)] for _ in range(2))
+    num_prompt = int(BatchDecoder(model).prompt_layout(ids).sop[0]) + 1
+    layout = BatchDecoder(model).prompt_layout(ids[:, :num_prompt])
+    alone, together = ([BatchDecoder(model).new_cache(8) for _ in range(3)] for _ in range(2))
     for number, cache in enumerate((*alone, *together)):
-        model.prefill(ids[:, : num_prompt + number % 3], layout, cache)
+        BatchDecoder(model).prefill(ids[:, : num_prompt + number % 3], layout, cache)
     for token in ids[0, -4:].tolist():
-        expected = [model.decode(torch.tensor([[token]]), layout, cache) for cache in alone]
-        scores = model.decode_together(torch.full((3, 1), token), [layout] * 3, together)
+        expected = [BatchDecoder(model).decode(torch.tensor([[token]]), [layout], [cache]) for cache in alone]
+        scores = BatchDecoder(model).decode(torch.full((3, 1), token), [layout] * 3, together)
         torch.testing.assert_close(scores, torch.cat(expected), atol=1e-4, rtol=1e-5)
     for mine, theirs in zip(together, alone, strict=True):
         assert mine.get_seq_length(2) == theirs.get_seq_length(2)
@@ -198,14 +199,14 @@ def test_prompts_and_steps_are_fused(steps: Counted, prompt_passes: Counted) -> 
     """The context is one pass; `<sop>` and each later id are steps, also where requests are packed."""
     model = build("chatglm_v1/main").quantize(8)
     ids = tensors("chatglm_v1/main", "forward_gmask_continued")["input_ids"]
-    sop = int(model.prompt_layout(ids).sop[0])
-    caches = [model.new_cache(8) for _ in range(2)]
+    sop = int(BatchDecoder(model).prompt_layout(ids).sop[0])
+    caches = [BatchDecoder(model).new_cache(8) for _ in range(2)]
     for cache in caches:
         forced(model, ids, sop + 1, cache)
     assert prompt_passes.calls == 2 * model.config.num_layers
     assert steps.calls == 2 * (ids.shape[1] - sop) * model.config.num_layers
     with torch.inference_mode():
-        model.decode_together(ids[:1, :2].T, [model.prompt_layout(ids)] * 2, caches)
+        BatchDecoder(model).decode(ids[:1, :2].T, [BatchDecoder(model).prompt_layout(ids)] * 2, caches)
     assert steps.calls == 2 * (ids.shape[1] - sop + 1) * model.config.num_layers
 
 
@@ -215,11 +216,11 @@ def test_packed_prompts_are_those_of_each_request_alone(prompt_passes: Counted) 
     ids = tensors("chatglm_v1/main", "forward_gmask")["input_ids"][:1]
     longer = torch.cat((ids[:, :3], ids), dim=1)
     prompts = [ids, longer, ids]
-    layouts = [model.prompt_layout(prompt) for prompt in prompts]
-    alone, together = ([model.new_cache(8) for _ in prompts] for _ in range(2))
+    layouts = [BatchDecoder(model).prompt_layout(prompt) for prompt in prompts]
+    alone, together = ([BatchDecoder(model).new_cache(8) for _ in prompts] for _ in range(2))
     for prompt, layout, cache in zip(prompts, layouts, alone, strict=True):
-        model.fill_caches([prompt], [layout], [cache])
-    model.fill_caches(prompts, layouts, together)
+        BatchDecoder(model).fill_caches([prompt], [layout], [cache])
+    BatchDecoder(model).fill_caches(prompts, layouts, together)
     assert prompt_passes.calls == 6 * model.config.num_layers
     for mine, theirs in zip(together, alone, strict=True):
         torch.testing.assert_close(mine.layer(2), theirs.layer(2), atol=2e-3, rtol=1e-2)
@@ -240,18 +241,18 @@ def test_other_calls_are_the_plain_layers(steps: Counted, prompt_passes: Counted
             other.generate(ids, max_new_tokens=4, do_sample=False),
         )
         batch = half_cache(model)
-        positions = model.prompt_layout(ids).positions(0, ids.shape[1])
+        positions = BatchDecoder(model).prompt_layout(ids).positions(0, ids.shape[1])
         two_rows, two_positions = ids[:1].repeat(2, 1), positions[:1].repeat(2, 1, 1)
         model(two_rows, position_ids=two_positions, past_key_values=batch)
         model(two_rows[:, -1:], position_ids=two_positions[..., -1:], past_key_values=batch)
     cache = half_cache(model)
-    layout = model.prompt_layout(ids[:1])
-    model.prefill(ids[:1], layout, cache)
-    assert model.decode(ids[:1, -1:], layout, cache).requires_grad
+    layout = BatchDecoder(model).prompt_layout(ids[:1])
+    BatchDecoder(model).prefill(ids[:1], layout, cache)
+    assert BatchDecoder(model).decode(ids[:1, -1:], [layout], [cache]).requires_grad
     with torch.inference_mode():
         low = model.to(torch.bfloat16)
         assert low.new_cache(8).storage_dtype is None
-        low.decode(ids[:1, -1:], layout, half_cache_of(low, ids[:1]))
+        BatchDecoder(low).decode(ids[:1, -1:], [layout], [half_cache_of(low, ids[:1])])
     assert steps.calls == prompt_passes.calls == 0
 
 
@@ -260,7 +261,7 @@ def test_a_prompt_turned_and_activated_in_place_is_the_plain_one() -> None:
     model = build("chatglm_v1/main").quantize(8)
     other = plain(model)
     ids = tensors("chatglm_v1/main", "forward_gmask")["input_ids"]
-    layout = model.prompt_layout(ids)
+    layout = BatchDecoder(model).prompt_layout(ids)
     positions, visible = layout.positions(0, ids.shape[1]), layout.visible(0, ids.shape[1])
     x = torch.randn(*ids.shape, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     head_width = model.config.hidden_size // model.config.num_attention_heads
@@ -273,7 +274,7 @@ def test_a_prompt_turned_and_activated_in_place_is_the_plain_one() -> None:
 
 def half_cache_of(model: Any, ids: Tensor) -> KVCache:
     cache = half_cache(model)
-    model.prefill(ids, model.prompt_layout(ids), cache)
+    BatchDecoder(model).prefill(ids, BatchDecoder(model).prompt_layout(ids), cache)
     return cache
 
 
@@ -282,7 +283,7 @@ def test_other_kernels_keep_the_plain_cache() -> None:
     assert cache_dtype(model.transformer) is torch.float16
     for name in ("reference", "exact", "torch"):
         with kernels.use(name):
-            assert model.new_cache(8).storage_dtype is None
+            assert BatchDecoder(model).new_cache(8).storage_dtype is None
     assert build("chatglm_v1/main").new_cache(8).storage_dtype is None
 
 
@@ -305,4 +306,4 @@ def test_fusing_changes_no_name_and_copies_nothing() -> None:
 def test_quantized_folders_are_fused_whoever_loads_them(tmp_path: Path) -> None:
     build("chatglm_v1/main").quantize(8).save_pretrained(tmp_path)
     model = AutoModel.from_pretrained(tmp_path, dtype=torch.float32)
-    assert model.new_cache(8).storage_dtype is torch.float16
+    assert BatchDecoder(model).new_cache(8).storage_dtype is torch.float16

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+from chatglm.engine.decoder import BatchDecoder
 from chatglm.errors import InvalidLogitsError, InvalidRequestError, UnsupportedModelError
 from chatglm.models.chatglm.network import GLMBlock
 from chatglm.nn.kv_cache import KVCache
@@ -79,12 +80,15 @@ def test_prefill_and_decode_equal_the_whole_pass() -> None:
     for folder in ("main", "prefix_embedding"):
         model = build(f"chatglm_v1/{folder}")
         whole = model(ids).logits[0]
-        sop = int(model.prompt_layout(ids).sop[0])
+        sop = int(BatchDecoder(model).prompt_layout(ids).sop[0])
         for num_prompt in (sop + 1, sop + 3):
-            cache = model.new_cache(4)
-            layout = model.prompt_layout(ids[:, :num_prompt])
-            rows = [model.prefill(ids[:, :num_prompt], layout, cache)]
-            rows += [model.decode(ids[:, n : n + 1], layout, cache) for n in range(num_prompt, ids.shape[1])]
+            cache = BatchDecoder(model).new_cache(4)
+            layout = BatchDecoder(model).prompt_layout(ids[:, :num_prompt])
+            rows = [BatchDecoder(model).prefill(ids[:, :num_prompt], layout, cache)]
+            rows += [
+                BatchDecoder(model).decode(ids[:, n : n + 1], [layout], [cache])
+                for n in range(num_prompt, ids.shape[1])
+            ]
             torch.testing.assert_close(torch.cat(rows), whole[num_prompt - 1 :], atol=1e-4, rtol=1e-5)
 
 
@@ -109,7 +113,7 @@ def test_logits_to_keep() -> None:
 def test_embeddings_instead_of_ids() -> None:
     model = build("chatglm_v1/main")
     ids = prompt()
-    layout = model.prompt_layout(ids)
+    layout = BatchDecoder(model).prompt_layout(ids)
     output = model(
         inputs_embeds=model.get_input_embeddings()(ids),
         position_ids=layout.positions(0, ids.shape[1]),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatglm.models.chatglm.tokenizer import ChatGLMTokenizer
+from chatglm.models.chatglm.pretrained_tokenizer import ChatGLMTokenizer
 from tests.tokenizers import ALL, laws, tokenizer
 
 LITERALS = [

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from chatglm.errors import InvalidRequestError, PromptTooLongError
 from chatglm.messages import Message, check_history, to_messages
+from chatglm.models.chatglm.pretrained_tokenizer import ChatGLMTokenizer
 from chatglm.models.chatglm.template import LONGEST_TOKEN, encode_chat, render
-from chatglm.models.chatglm.tokenizer import ChatGLMTokenizer
 from tests.folders import make_folder
 from tests.tokenizers import ALL, TRAINED, golden_items, laws, tokenizer
 

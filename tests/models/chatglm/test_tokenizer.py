@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from chatglm.errors import InvalidRequestError
-from chatglm.models.chatglm.config import ChatGLMConfig
+from chatglm.models.chatglm.model import ChatGLMConfig
 from chatglm.models.chatglm.positions import find_layout
 from tests.tokenizers import ALL, TRAINED, golden_items, tokenizer
 

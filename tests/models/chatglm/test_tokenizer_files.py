@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 import chatglm  # noqa: F401  (registers the Auto classes)
 from chatglm.errors import DamagedFileError, MismatchError, MissingFileError, PointerFileError
-from chatglm.models.chatglm.tokenizer import ChatGLMTokenizer
+from chatglm.models.chatglm.pretrained_tokenizer import ChatGLMTokenizer
 from tests.tokenizers import tokenizer
 
 V1_1_0 = {

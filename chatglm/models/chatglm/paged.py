@@ -1,17 +1,13 @@
-"""What the ChatGLM-6B network offers to a runner that keeps everything on the device: pages and steps of fixed shape.
+"""Decode steps of ChatGLM-6B of fixed shape over a paged cache, which a GPU captures as graphs and replays.
 
-Knows: one step of all blocks as products and the three kernels between them, prompts into pages, where an answer's
-positions begin. Does not know graphs, sampling, or who the requests are. Nothing in `step` is read by the host, and
-its shapes follow from those of its arguments, so it can be captured as a graph and replayed.
-
-A block adds its input, multiplied by a constant, only after a norm (see network.py). So what passes from part to part
-is always a norm's result, and a norm takes the sum before it along:
+Nothing in `step` is read by the host, and its shapes follow from those of its arguments. A block adds its input,
+multiplied by a constant, only after a norm (see network.py), so each norm takes the sum before it along:
 
     a = norm(embedding)
-    every block:  q = qkv(a), turned; k and v go to the pages    mixed = attention    m = norm(dense(mixed) + s a)
+    every block:  q = qkv(a), rotated; k and v go to the pages   mixed = attention    m = norm(dense(mixed) + s a)
                   a = norm(MLP(m) + s m), by the norm of the next block or the final one
 
-Shapes: B rows (requests, or nobody), R position rows (2 or 1), M pages of a table, V vocabulary, C model width.
+Shapes: B rows (requests or padding), R position rows (2 or 1), M pages of a table, V vocabulary, C model width.
 """
 
 from __future__ import annotations
@@ -25,8 +21,7 @@ from torch import Tensor, nn
 
 from chatglm import kernels
 from chatglm.kernels import triton as gpu
-from chatglm.models.chatglm.config import ChatGLMConfig
-from chatglm.models.chatglm.network import GLU, RESIDUAL_SCALE, ChatGLMModel
+from chatglm.models.chatglm.network import GLU, RESIDUAL_SCALE, ChatGLMNetwork
 from chatglm.models.chatglm.positions import Layout
 from chatglm.nn.lora import LowRankLinear, rows_using, updates_for
 from chatglm.nn.pages import PagedPrompt, PagedPrompts, Pages, places
@@ -35,13 +30,16 @@ from chatglm.nn.transfer import to_device
 from chatglm.quantization.layers import QuantizedLinear
 
 
-class SteppingMixin:
-    """The calls of `chatglm.engine.steps.SteppingModel`, for a network with its output head."""
+class PagedDecoder:
+    """A network as `chatglm.engine.steps` runs it (`PagedModel`)."""
 
-    config: ChatGLMConfig
-    transformer: ChatGLMModel
-    lm_head: nn.Module
-    num_ranks: int
+    def __init__(self, network: ChatGLMNetwork) -> None:
+        self._network = network
+        self._transformer = network.transformer
+
+    @property
+    def device(self) -> torch.device:
+        return self._network.device
 
     @property
     def lies_on_one_gpu(self) -> bool:
@@ -49,7 +47,7 @@ class SteppingMixin:
 
         Without them a step gathers all that the tables of its rows could hold, in float32.
         """
-        parameters = [*self.transformer.parameters(), *self.lm_head.parameters()]
+        parameters = list(self._network.parameters())
         device = parameters[0].device
         is_on_one = device.type == "cuda" and all(parameter.device == device for parameter in parameters)
         return is_on_one and self._is_whole(parameters) and gpu.is_available(device)
@@ -57,35 +55,38 @@ class SteppingMixin:
     def _is_whole(self, parameters: Sequence[Tensor]) -> bool:
         """Whether no other process has a share of the network, whoever has split it."""
         # transformers leaves distributed tensors behind, whose shapes are those of the whole, or shares of them.
-        if self.num_ranks > 1 or any(hasattr(parameter, "to_local") for parameter in parameters):
+        if self._network.num_ranks > 1 or any(hasattr(parameter, "to_local") for parameter in parameters):
             return False
-        layers: Any = self.transformer.layers
+        layers: Any = self._transformer.layers
         projection = layers[0].attention.query_key_value
         rows = projection.out_features if type(projection) is LowRankLinear else projection.weight.shape[0]
-        return bool(rows == 3 * self.config.hidden_size)
+        return bool(rows == 3 * self._network.config.hidden_size)
 
     @property
     def num_position_rows(self) -> int:
         """2, or 1 for a network of the older layout."""
-        return 2 if self.config.position_encoding_2d else 1
+        return 2 if self._network.config.position_encoding_2d else 1
 
     def can_step(self, prompt: Tensor, layout: Layout) -> bool:
         """Whether `fill_pages` takes all but the last id of a prompt: no answer is begun in it."""
-        return int(layout.sop[0]) == prompt.shape[1] - 1
+        return layout.num_bidirectional == prompt.shape[1] - 1
 
     def new_pages(self, num_pages: int) -> Pages:
         """Room for the keys and values of so many pages, in the type that the network computes in."""
-        config, norm, width = self.config, self.transformer.final_layernorm.weight, self.transformer.head_width
+        config, norm, width = (
+            self._network.config,
+            self._transformer.final_layernorm.weight,
+            self._transformer.head_width,
+        )
         # A row that has ended may be stepped once more, behind the last position.
-        turns = tables_to(config.max_sequence_length + 2, width // self.num_position_rows, norm.device)
-        num_heads = config.num_attention_heads // self.num_ranks
-        return Pages.empty(config.num_layers, num_pages, num_heads, width, turns, norm.dtype)
+        rotary_tables = tables_to(config.max_sequence_length + 2, width // self.num_position_rows, norm.device)
+        num_heads = config.num_attention_heads // self._network.num_ranks
+        return Pages.empty(config.num_layers, num_pages, num_heads, width, rotary_tables, norm.dtype)
 
     def answer_positions(self, layout: Layout, column: int) -> Tensor:
         """Positions of a column behind `<sop>`, and what each grows by from step to step: int64 [2, R], on the CPU."""
-        columns = torch.tensor([[column, column + 1]])
-        positions_R2 = layout.positions_at(columns).view(-1, 2)
-        return torch.stack((positions_R2[:, 0], positions_R2[:, 1] - positions_R2[:, 0]))
+        first, second = torch.tensor([layout.answer_positions(column), layout.answer_positions(column + 1)])
+        return torch.stack((first, second - first))
 
     def fill_pages(
         self,
@@ -104,19 +105,19 @@ class SteppingMixin:
             tables: pages of each, int32 [M] on the CPU; a trained prefix takes their first positions.
             uses_adapter: whether each begins with the prefix, if there is one, and uses a LoRA update.
         """
-        device = self.transformer.final_layernorm.weight.device
-        newcomers = [_Newcomer(*each) for each in zip(prompts, layouts, tables, uses_adapter, strict=True)]
+        device = self._transformer.final_layernorm.weight.device
+        requests = [_NewRequest(*each) for each in zip(prompts, layouts, tables, uses_adapter, strict=True)]
         # Prompts of one length that lie side by side attend in one call.
-        newcomers.sort(key=lambda one: (one.length, one.uses_adapter))
-        lengths, uses = [one.length for one in newcomers], [one.uses_adapter for one in newcomers]
-        ids = torch.cat([one.prompt[:, : one.length] for one in newcomers], dim=-1)
-        positions = torch.cat([one.layout.positions(0, one.length) for one in newcomers], dim=-1)
-        prefix = self._stored_prefix(pages, [one.table for one in newcomers if one.uses_adapter])
-        num_before = (self.config.pre_seq_len or 0) if prefix else 0
-        paged = [PagedPrompt(one.table, one.length, num_before * one.uses_adapter) for one in newcomers]
+        requests.sort(key=lambda one: (one.length, one.uses_adapter))
+        lengths, uses = [one.length for one in requests], [one.uses_adapter for one in requests]
+        ids = torch.cat([one.prompt[:, : one.length] for one in requests], dim=-1)
+        positions = torch.cat([one.layout.positions(0, one.length) for one in requests], dim=-1)
+        prefix = self._stored_prefix(pages, [one.table for one in requests if one.uses_adapter])
+        num_before = (self._network.config.pre_seq_len or 0) if prefix else 0
+        paged = [PagedPrompt(one.table, one.length, num_before * one.uses_adapter) for one in requests]
         packed = PagedPrompts(pages, paged, prefix)
         with updates_for(rows_using(uses, lengths, sum(lengths), device)):
-            self.transformer(to_device(ids, device), to_device(positions, device), None, packed)
+            self._transformer(to_device(ids, device), to_device(positions, device), None, packed)
 
     def step(
         self,
@@ -127,7 +128,7 @@ class SteppingMixin:
         lengths_B: Tensor,
         uses_adapter_B: Tensor,
     ) -> Tensor:
-        """Scores [B, V] after one more id of each row.
+        """Logits [B, V] after one more id of each row.
 
         Args:
             ids_B: int64, the ids.
@@ -141,9 +142,9 @@ class SteppingMixin:
             return self._step(ids_B, positions_BR, pages, table_BM, lengths_B)
 
     def _step(self, ids_B: Tensor, positions_BR: Tensor, pages: Pages, table_BM: Tensor, lengths_B: Tensor) -> Tensor:
-        network = self.transformer
+        network = self._transformer
         x_BC = network.word_embeddings(ids_B)
-        cos_BD, sin_BD = rows_at(pages.turns, positions_BR, x_BC.dtype)
+        cos_BD, sin_BD = rows_at(pages.rotary_tables, positions_BR, x_BC.dtype)
         layers: list[Any] = list(network.layers)
         a_BC = layers[0].input_layernorm(x_BC)
         norms = [*(layer.input_layernorm for layer in layers[1:]), network.final_layernorm]
@@ -156,18 +157,18 @@ class SteppingMixin:
             mixed_BC = kernels.decode_attention(query_BHD, keys, values, table_BM, lengths_B).flatten(1)
             m_BC = _add_and_norm(attention.dense, mixed_BC, a_BC, layer.post_attention_layernorm)
             a_BC = _add_and_norm(mlp.dense_4h_to_h, _activated(mlp, m_BC), m_BC, next_norm)
-        return self.lm_head(a_BC)
+        return self._network.lm_head(a_BC)
 
     def _stored_prefix(self, pages: Pages, tables: Sequence[Tensor]) -> Sequence[tuple[Tensor, Tensor]]:
         """Put the trained prefix into the first places of these tables; keys and values of each layer.
 
         Nothing, if there is none or nobody begins with it.
         """
-        if self.transformer.prefix_encoder is None or not tables:
+        if self._transformer.prefix_encoder is None or not tables:
             return ()
         prefix: list[tuple[Tensor, Tensor]]
-        prefix = self.transformer.prefix_encoder(1, self.transformer.final_layernorm.weight.dtype)
-        where = zip(*(places(table, 0, self.config.pre_seq_len or 0) for table in tables), strict=True)
+        prefix = self._transformer.prefix_encoder(1, self._transformer.final_layernorm.weight.dtype)
+        where = zip(*(places(table, 0, self._network.config.pre_seq_len or 0) for table in tables), strict=True)
         page_GP, place_GP = (to_device(torch.stack(parts), prefix[0][0].device) for parts in where)
         for layer_idx, (key, value) in enumerate(prefix):
             pages.store(key[0], value[0], layer_idx, page_GP, place_GP)
@@ -175,8 +176,8 @@ class SteppingMixin:
 
 
 @dataclass(frozen=True)
-class _Newcomer:
-    """A request whose prompt is about to be taken in; see `SteppingMixin.fill_pages`."""
+class _NewRequest:
+    """A request whose prompt is about to be taken in; see `PagedDecoder.fill_pages`."""
 
     prompt: Tensor
     layout: Layout
@@ -186,7 +187,7 @@ class _Newcomer:
     @property
     def length(self) -> int:
         """Positions of the context: all ids before `<sop>`."""
-        return int(self.layout.sop[0])
+        return self.layout.num_bidirectional
 
 
 def _add_and_norm(layer: nn.Module, x: Tensor, residual_BC: Tensor, norm: nn.LayerNorm) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+from chatglm.engine.decoder import BatchDecoder
 from chatglm.nn.batch_invariance import rows_for_invariance
 from tests.golden.cases import FLOAT32_BOUND, build
 
@@ -32,9 +33,9 @@ def start(model: Any, groups: list[list[Tensor]]) -> tuple[list[Any], list[Any]]
     """Layouts and filled caches; the prompts of a group go into one call."""
     layouts, caches = [], []
     for group in groups:
-        of_group = [model.prompt_layout(prompt) for prompt in group]
-        new = [model.new_cache(prompt.shape[1] + 10) for prompt in group]
-        model.fill_caches(group, of_group, new)
+        of_group = [BatchDecoder(model).prompt_layout(prompt) for prompt in group]
+        new = [BatchDecoder(model).new_cache(prompt.shape[1] + 10) for prompt in group]
+        BatchDecoder(model).fill_caches(group, of_group, new)
         layouts += of_group
         caches += new
     return layouts, caches
@@ -49,8 +50,13 @@ def test_together_is_alone_up_to_rounding(folder: str) -> None:
     alone_layouts, alone_caches = start(model, [[prompt] for prompt in every])
     last = torch.cat([prompt[:, -1:] for prompt in every])
     for _ in range(4):
-        together = model.decode_together(last, layouts, caches)
-        alone = torch.cat([model.decode(last[n : n + 1], alone_layouts[n], alone_caches[n]) for n in range(len(every))])
+        together = BatchDecoder(model).decode(last, layouts, caches)
+        alone = torch.cat(
+            [
+                BatchDecoder(model).decode(last[n : n + 1], [alone_layouts[n]], [alone_caches[n]])
+                for n in range(len(every))
+            ]
+        )
         assert float((together - alone).abs().max()) <= FLOAT32_BOUND * float(alone.abs().max())
         last = alone.argmax(dim=-1, keepdim=True)
 
@@ -62,7 +68,7 @@ def test_alone_is_a_pass_over_the_whole_sequence(folder: str) -> None:
     model = build(folder)
     for prompt in prompts(model):
         layouts, caches = start(model, [[prompt]])
-        scores = model.decode(prompt[:, -1:], layouts[0], caches[0])
+        scores = BatchDecoder(model).decode(prompt[:, -1:], [layouts[0]], [caches[0]])
         whole = model(prompt).logits[:, -1]
         assert float((scores - whole).abs().max()) <= FLOAT32_BOUND * float(whole.abs().max())
 
@@ -80,9 +86,9 @@ def test_bfloat16_batch_invariance() -> None:
     alone_layouts, alone_caches = start(model, [[prompt] for prompt in every])
     last = torch.cat([prompt[:, -1:] for prompt in every])
     for _ in range(4):
-        together = model.decode_together(last, layouts, caches)
+        together = BatchDecoder(model).decode(last, layouts, caches)
         for n in range(len(every)):
-            alone = model.decode(last[n : n + 1], alone_layouts[n], alone_caches[n])
+            alone = BatchDecoder(model).decode(last[n : n + 1], [alone_layouts[n]], [alone_caches[n]])
             bound = 0.0 if rows else BFLOAT16_BOUND * float(alone.abs().max())
             assert float((together[n : n + 1] - alone).abs().max()) <= bound
         last = together.argmax(dim=-1, keepdim=True)
@@ -101,9 +107,11 @@ def test_a_step_that_fails_half_way_leaves_every_cache_as_it_was() -> None:
 
     hook = model.transformer.layers[1].mlp.register_forward_hook(fail)
     with pytest.raises(MemoryError):
-        model.decode_together(last, layouts, caches)
+        BatchDecoder(model).decode(last, layouts, caches)
     hook.remove()
-    assert torch.equal(model.decode_together(last, layouts, caches), model.decode_together(last, layouts, untouched))
+    assert torch.equal(
+        BatchDecoder(model).decode(last, layouts, caches), BatchDecoder(model).decode(last, layouts, untouched)
+    )
 
 
 @pytest.mark.parametrize("bits", [0, 8])
@@ -115,6 +123,6 @@ def test_a_cache_takes_what_is_said(folder: str, dtype: torch.dtype, bits: int) 
     if bits:
         model.quantize(bits)
     prompt = prompts(model)[0]
-    cache = model.new_cache(50)
-    model.fill_caches([prompt], [model.prompt_layout(prompt)], [cache])
-    assert cache.num_bytes == model.position_bytes * model.cache_positions(50)
+    cache = BatchDecoder(model).new_cache(50)
+    BatchDecoder(model).fill_caches([prompt], [BatchDecoder(model).prompt_layout(prompt)], [cache])
+    assert cache.num_bytes == BatchDecoder(model).position_bytes * BatchDecoder(model).cache_positions(50)

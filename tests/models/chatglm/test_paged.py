@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from chatglm.models.chatglm.stepping import _activated
+from chatglm.engine.decoder import BatchDecoder
+from chatglm.models.chatglm.paged import _activated
 from chatglm.nn.pages import PAGE_TOKENS, Pages
 from tests.engine.test_exactness import network
 from tests.pretended_gpus import Pretended
@@ -17,13 +18,15 @@ from tests.pretended_gpus import pretending as pretending  # a fixture
 
 def fill(model: Any, lengths: list[int], uses_adapter: list[bool]) -> tuple[Pages, list[torch.Tensor]]:
     """Prompts of so many ids, all the same as far as they go, each in two pages of its own."""
-    config, pages = model.config, model.new_pages(2 * len(lengths))
+    config, pages = model.config, model.paged_decoder().new_pages(2 * len(lengths))
     end = [config.gmask_token_id, config.bos_token_id]
     first = config.pad_token_id + 1
     prompts = [torch.tensor([[*range(first, first + length), *end]]) for length in lengths]
     tables = [torch.tensor([2 * n + 1, 2 * n + 2], dtype=torch.int32) for n in range(len(lengths))]
     with torch.inference_mode():
-        model.fill_pages(prompts, [model.prompt_layout(ids) for ids in prompts], pages, tables, uses_adapter)
+        model.paged_decoder().fill_pages(
+            prompts, [BatchDecoder(model).prompt_layout(ids) for ids in prompts], pages, tables, uses_adapter
+        )
     return pages, tables
 
 

@@ -1,15 +1,15 @@
-"""The memory that caches may take, counted in blocks of positions.
-
-Knows: how many blocks there are and who has reserved which number of them. Does not know tensors: a cache is made by
-the network, of exactly the size that was reserved.
+"""The memory of all KV caches, counted in blocks of positions: the only place that knows blocks.
 
 A request reserves all it may ever need before its first step, so no running request is ever stopped for want of memory:
 
-    blocks_total = 8     [A A A|B B|. . .]      A and B run; C, which may need 4, waits until one of them ends
+    total = 8     [A A A|B B|. . .]      A and B run; C, which may need 4, waits until one of them ends
+
+Where the cache is paged, a block is a page and block numbers are page numbers; block 0 belongs to padding rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 from chatglm.devices import available_memory
@@ -17,36 +17,40 @@ from chatglm.errors import InvalidRequestError
 from chatglm.nn.pages import PAGE_TOKENS
 from chatglm.sizes import format_bytes
 
-# Where the cache has pages, a block is one.
 BLOCK_TOKENS = PAGE_TOKENS
 # Of the memory that is free when the engine is made; the rest is left to activations and other programs.
 SHARE_OF_FREE = 0.6
 
 
-class BlockPool:
-    """A number of blocks; owners reserve some and release them once."""
+class BlockManager:
+    """Blocks 1..total; owners reserve some and release them, each once."""
 
     def __init__(self, num_blocks: int) -> None:
         self.total = num_blocks
-        self._reserved: dict[Any, int] = {}
+        self._free = list(range(num_blocks, 0, -1))
+        self._owned: dict[Hashable, list[int]] = {}
 
     @property
     def free(self) -> int:
-        """Blocks that nobody has reserved."""
-        return self.total - sum(self._reserved.values())
+        """Blocks that no owner has reserved."""
+        return len(self._free)
 
-    def reserve(self, owner: Any, num_positions: int) -> bool:
+    def reserve(self, owner: Hashable, num_positions: int) -> bool:
         """Set blocks for so many positions aside; False, and nothing is changed, if there are too few."""
-        assert owner not in self._reserved, "an owner reserves once"
+        assert owner not in self._owned, "an owner reserves once"
         needed = blocks_for(num_positions)
         if needed > self.free:
             return False
-        self._reserved[owner] = needed
+        self._owned[owner] = [self._free.pop() for _ in range(needed)]
         return True
 
-    def release(self, owner: Any) -> None:
+    def blocks_of(self, owner: Hashable) -> list[int]:
+        """The numbers of an owner's blocks, in the order of its positions."""
+        return self._owned[owner]
+
+    def release(self, owner: Hashable) -> None:
         """Give back what an owner reserved."""
-        del self._reserved[owner]
+        self._free += reversed(self._owned.pop(owner))
 
 
 def blocks_for(num_positions: int) -> int:
@@ -54,19 +58,19 @@ def blocks_for(num_positions: int) -> int:
     return -(-num_positions // BLOCK_TOKENS)
 
 
-def count_blocks(model: Any, memory_limit: int | None, max_running: int) -> int:
+def count_blocks(decoder: Any, memory_limit: int | None, max_running: int) -> int:
     """How many blocks a network's caches may take together.
 
     Args:
-        model: tells `cache_positions` and `position_bytes`, see `runner.BatchModel`.
-        memory_limit: bytes; None = a share of the memory that is free now, and always enough for one whole context.
+        decoder: a `BatchDecoder`.
+        memory_limit: bytes; None = a part of the memory that is free now, and always enough for one whole context.
         max_running: requests at once; more than their whole contexts is never needed.
 
     Raises:
         InvalidRequestError: the limit is below one block.
     """
-    context = blocks_for(model.cache_positions(model.config.max_sequence_length))
-    block_bytes = BLOCK_TOKENS * model.position_bytes
+    context = blocks_for(decoder.cache_positions(decoder.spec.context_limit))
+    block_bytes = BLOCK_TOKENS * decoder.position_bytes
     most = context * max_running
     if memory_limit is not None:
         if memory_limit < block_bytes:
@@ -75,5 +79,5 @@ def count_blocks(model: Any, memory_limit: int | None, max_running: int) -> int:
                 f"Give at least {format_bytes(context * block_bytes)}, which is enough for one that fills the context.",
             )
         return min(most, memory_limit // block_bytes)
-    free = available_memory(model.device)
+    free = available_memory(decoder.device)
     return most if free is None else min(most, max(context, int(free * SHARE_OF_FREE) // block_bytes))

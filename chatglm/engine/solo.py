@@ -1,0 +1,50 @@
+"""One request alone, in the thread that asks: what `model.chat` and `model.stream_chat` use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from chatglm.engine.request import Request, never
+from chatglm.engine.runner import Decoder, Runner
+from chatglm.generation.config import GenerationConfig
+from chatglm.generation.deltas import Delta
+from chatglm.generation.sampling import LogitsProcessor
+
+
+def stream_alone(
+    decoder: Decoder,
+    tokenizer: Any,
+    input_ids: Sequence[int],
+    config: GenerationConfig,
+    *,
+    dropped_rounds: int = 0,
+    processors: Sequence[LogitsProcessor] = (),
+    is_cancelled: Callable[[], bool] = never,
+) -> Iterator[Delta]:
+    """The answer as deltas; the last one has a finish reason. Arguments and errors as `Engine.submit`.
+
+    After an error the text generated so far comes with finish reason "error", then the error is raised.
+    """
+    request = Request(
+        decoder,
+        tokenizer,
+        input_ids,
+        config,
+        dropped_rounds=dropped_rounds,
+        processors=processors,
+        is_cancelled=is_cancelled,
+    )
+    return _steps(Runner(decoder), request)
+
+
+def _steps(runner: Runner, request: Request) -> Iterator[Delta]:
+    while request.finish_reason is None:
+        request.end_if_unwanted()
+        if request.finish_reason is None and request.cache is None:
+            runner.prefill([request])
+        if request.finish_reason is None:
+            runner.decode([request])
+        yield from request.take_deltas()
+    if request.error is not None:
+        raise request.error
