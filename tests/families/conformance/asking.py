@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from chatglm.engine.decoder import BatchDecoder
 from torch import Tensor
 
+from chatglm.engine.decoder import BatchDecoder
 from chatglm.generation.config import GenerationConfig
 from chatglm.messages import Message
 from chatglm.pipeline import Pipeline, load_pipeline

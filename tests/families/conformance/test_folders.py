@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from chatglm.loading.memory_estimate import cache_bytes
 from torch import Tensor
 
 from chatglm.__main__ import main
 from chatglm.checkpoints.validate import validate_folder
 from chatglm.conversion import convert_folder
 from chatglm.errors import CheckpointError
+from chatglm.loading.memory_estimate import cache_bytes
 from chatglm.loading.memory_plan import RESERVED_BYTES
 from chatglm.models import family_of
 from chatglm.nn.kv_cache import KVCache

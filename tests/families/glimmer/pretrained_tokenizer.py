@@ -42,6 +42,8 @@ class GlimmerTokenizer(PreTrainedTokenizer):
         """The text of tokens."""
         return self.text_tokenizer.decode(int(token) for token in tokens if token not in SPECIALS)
 
-    def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1: list[int] | None = None) -> list[int]:
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
         """`[gMASK] sop text`."""
         return self.text_tokenizer.build_inputs_with_special_tokens([*token_ids_0, *(token_ids_1 or [])])
