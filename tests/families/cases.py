@@ -41,15 +41,16 @@ class FamilyCase:
         return self.family().config({**self.keys(), **changes})
 
     def random_tensors(self, dtype: torch.dtype = torch.float32, **changes: Any) -> dict[str, Tensor]:
-        """Random weights under their stored names; norms are about 1."""
+        """Random weights under their stored names; norms are about 1.
+
+        The head is none that is tied: with such weights a tied one would repeat the last token for ever.
+        """
         network = self.family().empty_network(self.config(**changes))
         generator = torch.Generator().manual_seed(1)
         tensors = {}
         for name, tensor in network.state_dict().items():
             value = torch.randn(tensor.shape, generator=generator) * 0.1
             tensors[name] = (value + 1 if "norm.weight" in name else value).to(dtype)
-        if network.spec.ties_embedding:
-            tensors[network.spec.head_weight] = tensors[network.spec.embedding_weight].clone()
         return tensors
 
     def make_folder(

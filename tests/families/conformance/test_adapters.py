@@ -47,7 +47,7 @@ def prefix(case: FamilyCase, request: pytest.FixtureRequest, tmp_path_factory: p
     folder = tmp_path_factory.mktemp("prefix")
     keys = {"pre_seq_len": PREFIX_LENGTH, "prefix_projection": request.param}
     start = case.family().spec(case.config()).prefix_encoder
-    tensors = {name: 10 * t for name, t in case.random_tensors(**keys).items() if name.startswith(start)}
+    tensors = {name: 50 * t for name, t in case.random_tensors(**keys).items() if name.startswith(start)}
     write_config(folder, {**case.keys(), **keys})
     write_weights(folder, tensors, "bin")
     return folder
@@ -123,8 +123,8 @@ def _assert_for_each_request(base: Pipeline, tuned: Pipeline) -> None:
     """Requests that run together: those without the adapter are answered by the base, the others are not."""
     plain, changed = answers(base), answers(tuned)
     uses = [one != other for one, other in zip(plain, changed, strict=True)]
-    assert any(uses)
-    uses[uses.index(True) ^ 1] = False  # one of the first two, or of the last two, goes without
+    assert all(uses)
+    uses[1] = uses[2] = False
     assert answers(tuned, uses) == [new if use else old for use, new, old in zip(uses, changed, plain, strict=True)]
     assert answers(tuned, [False] * len(QUERIES)) == plain
     assert error(logits(tuned), logits(base)) > 0.05
