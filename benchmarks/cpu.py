@@ -142,7 +142,7 @@ def measure_start(folder: str, is_mapped: bool) -> dict[str, Any]:
     from chatglm.loading import load
     from chatglm.models import FAMILIES
 
-    _ = FAMILIES[0].model_class, FAMILIES["chatglm"].tokenizer_class, kernels.backend_name()
+    _ = FAMILIES[0].model_class, FAMILIES[0].tokenizer_class, kernels.backend_name()
     imported = time.perf_counter()
     model = load(folder, device="cpu", mmap=is_mapped).model
     loaded = time.perf_counter()

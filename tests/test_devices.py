@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from chatglm.errors import DeviceError
 from chatglm.loading.memory_estimate import cache_bytes, count_parameters, memory_message, memory_needed, type_for
 from chatglm.models import FAMILIES
 from chatglm.sizes import format_bytes
+from tests import forking
 from tests.no_cuda import forbid_cuda
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda:0"), torch.device("mps")
@@ -40,8 +40,7 @@ for options in ({}, {"quantize": 4}):
     with load_pipeline("demo", device="cpu", **options) as pipeline:
         for seed in (None, 1):
             assert pipeline.chat("hello", seed=seed, max_new_tokens=3)[0]
-        model, tokenizer = pipeline.network, pipeline.tokenizer
-        assert model.chat(tokenizer, "hello", do_sample=False, max_new_tokens=3)[0]
+        assert pipeline.chat("hello", do_sample=False, max_new_tokens=3)[0]
 with load_pipeline("demo", device="cpu") as pipeline, serving(pipeline) as server:
     assert server.post("/", json={"prompt": "hello", "max_length": 64}).json()["response"]
 try:
@@ -75,9 +74,7 @@ def test_cpu_never_asks_about_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_program_on_a_cpu_never_touches_cuda() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", ON_A_CPU], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=200
-    )
+    done = forking.run([sys.executable, "-c", ON_A_CPU], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -276,4 +273,4 @@ def test_the_tightest_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_importing_it_starts_no_cuda() -> None:
     code = "import torch, chatglm.devices, chatglm.loading; assert not torch.cuda.is_initialized()"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    forking.run([sys.executable, "-c", code], preload=forking.TORCH, check=True)

@@ -21,11 +21,8 @@ PICKLE_START = b"\x80"
 
 
 def list_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Name -> description of every tensor. Reads no data, except from a file that must be read whole: a
-    pickle of before 2020, an archive that is packed or from a machine with the other byte order.
-
-    Raises:
-        DamagedFileError: truncated, not a PyTorch file, or holding something other than named tensors.
+    """Name -> description of every tensor; reads data only of a file that must be read whole. Raises
+    DamagedFileError.
     """
     has_offsets = _has_offsets(path)
     tensors = _load(path, map_location="meta" if has_offsets else "cpu")
@@ -34,11 +31,7 @@ def list_tensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors, read by torch itself: those of an archive are views of the mapped file, others fill memory.
-
-    Raises:
-        DamagedFileError: as `list_tensors`.
-    """
+    """All tensors, read by torch: those of an archive are views of the mapped file. Raises DamagedFileError."""
     return _load(path, map_location="cpu", mmap=_has_offsets(path))
 
 

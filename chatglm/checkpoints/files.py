@@ -25,12 +25,9 @@ WEB_PAGE_STARTS = (b"<!doctype html", b"<html")
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The files that together hold a folder's weights, in the order they are read.
-
-    Attributes:
-        paths: existing or not; `check_usable` says what is wrong with one.
-        index: the index file, or None for a single file (or shards whose index is absent).
-        weight_map: tensor name -> file name, as the index says it; empty without an index.
+    """The files that together hold a folder's weights, in the order they are read, existing or not; the index if
+    there is
+    one, with its map of tensor name -> file name.
     """
 
     paths: tuple[Path, ...]
@@ -116,11 +113,7 @@ def _promised_size(pointer: bytes) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in the JSON file `path`.
-
-    Raises:
-        MissingFileError, PointerFileError, DamagedFileError: see `check_usable`; or it is not a JSON object.
-    """
+    """The object in the JSON file `path`; raises as `check_usable`, or DamagedFileError for anything else."""
     check_usable(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -137,22 +130,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def list_file(path: Path) -> dict[str, StoredTensor]:
-    """Name -> description of the tensors of one weight file; their data is not read.
-
-    Raises:
-        MissingFileError, PointerFileError, DamagedFileError: the file cannot be used.
-    """
+    """Name -> description of the tensors of one weight file, whose data are not read; raises as `check_usable`."""
     check_usable(path)
     reader: ModuleType = safetensors_format if path.suffix == ".safetensors" else bin_format
     return reader.list_tensors(path)
 
 
 def list_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Name -> description of all tensors of `folder`; raises at the first file that cannot be used.
-
-    Raises:
-        MissingFileError, PointerFileError, DamagedFileError: a file cannot be used.
-        MismatchError: a shard lacks a tensor that the index promises.
+    """Name -> description of all tensors of `folder`; raises as `list_file`, or MismatchError for an incomplete
+    shard.
     """
     files = find_weight_files(folder)
     tensors = {name: tensor for path in files.paths for name, tensor in list_file(path).items()}

@@ -1,10 +1,6 @@
 """Memory for weights: anonymous mappings, of huge pages where the system has them, and filling it.
 
-A network on a CPU reads all its weights for every token. With pages of 4 kB a good part of that time goes to
-translating addresses; with pages of 2 MB 15 to 25 % more bytes per second were measured.
-
-    | room to align | 2 MB | 2 MB | ... | 2 MB | rest |      huge pages where whole ones fit, small ones for the rest
-                    ^ the tensor begins here                 so that no memory is taken beyond its last byte
+A network on a CPU reads all its weights for every token: 2 MB pages gave 15 to 25 % more bytes per second than 4 kB.
 """
 
 from __future__ import annotations
@@ -20,10 +16,9 @@ SERIAL_ELEMENTS = 32767  # torch hands out more than these to its threads
 
 
 def new_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """A tensor on the CPU, filled with zeros, whose memory goes back to the system with it.
+    """A tensor of zeros on the CPU, whose memory goes back to the system with it; taken when first written to.
 
-    From the heap, buffers that are freed between tensors that stay would leave holes: a tenth of a network's size was
-    measured. Memory is taken when it is first written to. At least 2 MB are aligned to 2 MB.
+    From the heap, freed buffers between tensors would leave holes: a tenth of a network's size was measured.
 
     Raises:
         MemoryError: the system refuses so much address space.
@@ -38,8 +33,9 @@ def new_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 def convert_into(out: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Fill `out`, contiguous and of any type, with contiguous values of the same shape; returns it.
 
-    On the CPU by one thread, which is nearly as fast as the memory. To wake torch's other threads thousands of times
-    gains little, and took minutes where they had to share their cores with other programs, or with a thread that reads.
+    One thread does it on the CPU, nearly as fast as the memory: waking others thousands of times took minutes where
+    they
+    shared their cores.
     """
     if not out.is_cpu:
         return out.copy_(values)

@@ -13,11 +13,7 @@ from chatglm.errors import DamagedFileError
 
 
 class RawFile:
-    """A file open for reading; a change of it by anyone else is noticed at the next read.
-
-    Args:
-        path: of the file.
-        is_mapped: also map it; otherwise `view` has nothing to give.
+    """A file open for reading, and mapped if asked; a change by anyone else is noticed at the next read.
 
     Raises:
         DamagedFileError: it cannot be opened.

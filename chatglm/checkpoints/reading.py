@@ -24,14 +24,11 @@ CONVERTED_BYTES = 4 * 2**20  # what is converted while it is read: small enough 
 
 
 class WeightReader:
-    """Reads tensors of a folder by name, in any order, for one thread at a time; opens each file when first needed.
+    """Reads tensors of a folder by name, in any order, for one thread at a time. Use it in a `with` block, or close it.
 
-    Use it in a `with` block, or close it. Every method that reads raises MissingFileError, PointerFileError or
-    DamagedFileError if a file cannot be used, or is not as it was listed.
-
-    Args:
-        stored: what may be read.
-        is_mapped: files are mapped too, so that `view` has something to give.
+    Methods that read raise MissingFileError, PointerFileError or DamagedFileError if a file cannot be used, or is
+    not as it
+    was listed. With `is_mapped` files are mapped too, so that `view` has something to give.
     """
 
     def __init__(self, stored: Mapping[str, StoredTensor], *, is_mapped: bool = False) -> None:
@@ -64,14 +61,10 @@ class WeightReader:
             convert_into(values[start : start + len(part)], part)
 
     def blocks(self, name: str, block_bytes: int = BLOCK_BYTES, *, rows: range | None = None) -> Iterator[torch.Tensor]:
-        """The rows of the tensor, some at a time and in order; each block is valid until the next is asked for.
+        """The rows of the tensor in order, at most `block_bytes` at a time but never less than a row; a scalar has
+        one row.
 
-        A tensor without dimensions comes as one of one row.
-
-        Args:
-            name: of the tensor.
-            block_bytes: how many of them at a time, at most, but never less than a row.
-            rows: only these, one after the other; no others are read. None: all.
+        Each block is valid until the next is asked for. Of `rows`, no others are read.
         """
         stored = self._stored[name]
         shape = stored.shape or (1,)
@@ -146,11 +139,7 @@ def _is_like(tensor: torch.Tensor, stored: StoredTensor) -> bool:
 def iter_tensors(
     source: Path | WeightFiles, is_wanted: Callable[[str], bool] = lambda name: True
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The wanted tensors of a folder, one by one and one file after the other; each owns its memory.
-
-    Raises:
-        MissingFileError, PointerFileError, DamagedFileError: a file cannot be used.
-    """
+    """The wanted tensors of a folder, one by one; each owns its memory. Raises as `WeightReader`."""
     files = source if isinstance(source, WeightFiles) else find_weight_files(source)
     for path in files.paths:
         listed = list_file(path)

@@ -34,11 +34,7 @@ MAX_HEADER_BYTES = 100_000_000  # the format's own limit: a larger number is not
 
 
 def list_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Name -> description of every tensor, in the order of their data; reads the header only.
-
-    Raises:
-        DamagedFileError: the header makes no sense, or the file is shorter than the header says.
-    """
+    """Name -> description of every tensor, in the order of their data; raises DamagedFileError."""
     return {name: StoredTensor(shape, dtype, path, start) for name, shape, dtype, start in _entries(path)}
 
 

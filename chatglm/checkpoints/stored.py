@@ -14,12 +14,8 @@ import torch
 class StoredTensor:
     """A tensor of a weight file, described without its data.
 
-    Attributes:
-        shape: its sizes.
-        dtype: its type.
-        path: of the file.
-        offset: where in the file its data begin, if they lie there row after row; None if only torch can read them
-            (files of before 2020, tensors that are views of others).
+    `offset` is where its data begin in the file; None if only torch can read them (files of before 2020, views of
+    others).
     """
 
     shape: tuple[int, ...]

@@ -26,12 +26,7 @@ ROWS_AT_ONCE = 4096  # of the output head
 
 @dataclass
 class Activations:
-    """A sample on its way through the network.
-
-    Attributes:
-        x: [1, T, C], what goes into the next block.
-        others: what the network gives each block besides: positions, visibility, prefix.
-    """
+    """A sample on its way: x [1, T, C], and what each block is given besides (positions, visibility, prefix)."""
 
     x: Tensor
     others: list[tuple[tuple[Any, ...], dict[str, Any]]]
@@ -87,8 +82,12 @@ class BlockwiseNetwork:
     def _embedded(self, sample: Sample) -> Activations:
         calls: list[tuple[Tensor, tuple[Any, ...], dict[str, Any]]] = []
         self._network.set_submodule(self.spec.layers, nn.ModuleList(_Recorder(calls) for _ in range(self.num_blocks)))
+        ids = torch.tensor([sample.input_ids], device=self.device)
+        layout, columns = self._network.find_layout(ids), torch.arange(ids.shape[1], device=self.device)
+        is_bidirectional = columns < layout.num_bidirectional
+        visible = (columns <= columns[:, None]) | (is_bidirectional & is_bidirectional[:, None])
         with suppress(_AfterBlocks):
-            self._network(torch.tensor([sample.input_ids], device=self.device))
+            self._network.forward_hidden(ids, layout.positions(0, len(columns)), visible[None, None], None)
         return Activations(calls[0][0], [(args, kwargs) for _, args, kwargs in calls])
 
     @contextmanager

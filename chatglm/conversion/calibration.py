@@ -32,13 +32,8 @@ MIN_TOKENS = 256
 
 @dataclass(frozen=True)
 class Calibration:
-    """What GPTQ is given.
-
-    Attributes:
-        samples: the text.
-        damping: see `quantize_by_inputs`; None lets it choose.
-        device: where the network runs.
-        note: what the report says of the text.
+    """What GPTQ is given: text, damping (see `quantize_by_inputs`; None = chosen there), device, and a note on the
+    text.
     """
 
     samples: Sequence[Sample]
@@ -58,14 +53,7 @@ def calibrated_tensors(
     errors: list[LayerErrors],
     progress: Progress | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """The packed linear layers of all blocks with their scales.
-
-    Args:
-        report: of the unquantized folder.
-        plan: says how they are packed.
-        calibration: the text and how.
-        errors: gets those of each layer.
-        progress: called with (layers done, layers to do).
+    """The packed linear layers of all blocks with their scales; their errors are appended to `errors`.
 
     Raises:
         InvalidRequestError: the network gives NaN or infinity for this text.

@@ -32,14 +32,7 @@ def evaluate(
     device: torch.device,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Compare a model and its quantized form on a text.
-
-    Args:
-        before: of the folder of the model as it was.
-        after: of the quantized one.
-        samples: the text; what is said in each is predicted, prompts are not.
-        device: where both compute, in float32.
-        progress: called with (parts done, parts to do).
+    """Compare a model and its quantized form in float32 on the answers of a text.
 
     Raises:
         InvalidLogitsError: a network gives NaN or infinity for this text.

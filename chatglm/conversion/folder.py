@@ -21,17 +21,10 @@ from chatglm.progress import Progress
 def convert_folder(
     source: Path, target: Path, *, shard_bytes: int = SHARD_BYTES, progress: Progress | None = None
 ) -> None:
-    """Write the model in `source` to the new folder `target`, with its weights as they are.
-
-    Args:
-        source: a sound model folder.
-        target: must not exist, or be an empty folder; appears when everything is written.
-        shard_bytes: a new file begins when this much would be exceeded; also the most that is held in memory.
-        progress: called with (bytes read, bytes to read).
+    """Write the model in `source` to the new folder `target`, at most `shard_bytes` in one file and in memory.
 
     Raises:
-        CheckpointError: `source` cannot be used.
-        ChatGLMError: `target` exists, or cannot be written.
+        CheckpointError, ChatGLMError: `source` cannot be used; `target` exists, or cannot be written.
     """
     report = examined(source)
     stored = _stored(report)
@@ -53,14 +46,10 @@ def quantize_folder(
     """Write a model to the new folder `target` with packed weights; returns what that did to them.
 
     Args:
-        report: of the folder of the model, from `examined`.
-        target: must not exist, or be an empty folder; appears when everything is written.
-        plan: which weights are packed and how, from `make_plan`.
+        report: of the source folder, from `examined`.
         calibration: rounds the linear layers by their inputs (GPTQ); None rounds them to the nearest.
-        shard_bytes: a new file begins when this much would be exceeded; also the most that is held in memory, beside
-            one block and the activations when there is a calibration.
-        progress: called with (bytes read, bytes to read).
-        layer_progress: called with (layers calibrated, layers to calibrate).
+        shard_bytes: most bytes of a file, and in memory beside one block and the activations.
+        progress, layer_progress: called with bytes read, and with layers calibrated.
 
     Raises:
         CheckpointError: a file of the folder has changed since it was examined.
@@ -86,11 +75,7 @@ def quantize_folder(
 
 
 def examined(source: Path) -> ValidationReport:
-    """What is known of a sound model folder.
-
-    Raises:
-        CheckpointError: it cannot be used.
-    """
+    """The validation report of a sound model folder; raises CheckpointError for another."""
     report = examine(source)
     report.raise_first()
     return report

@@ -31,11 +31,8 @@ class PackingPlan:
 
     Attributes:
         packings: name of each weight to be packed -> how.
-        copies_head: the folder stores the tied embedding once; packed, it is written under both names, as published
-            folders have it.
+        copies_head: a tied embedding stored once is written under both names, as published folders have it.
         keys: what the new config.json says of it.
-        spec: of the network.
-        target_bytes: of the new folder's weights.
     """
 
     packings: Mapping[str, Packing]
@@ -56,10 +53,9 @@ def make_plan(
     """The plan for a healthy folder.
 
     Args:
-        report: of the folder.
         bits: 4 or 8 for the linear layers of the blocks; None: 4, or what the folder has.
         group_size: 0, 32, 64 or 128 of their columns share a scale.
-        embedding_bits: 4 or 8 for embedding and head; 0 leaves it as it is.
+        embedding_bits: 4 or 8 for embedding and head; 0 leaves them as they are.
 
     Raises:
         InvalidRequestError: there is no such packing, or it is done already.

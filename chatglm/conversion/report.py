@@ -11,15 +11,9 @@ REPORT_NAME = "quantization_report.json"
 
 @dataclass
 class LayerErrors:
-    """Errors of one packed weight, each relative: |difference| / |what it should be|.
-
-    Attributes:
-        name: of the weight.
-        weight: of the weight itself.
-        output: of the layer's outputs over the calibration text.
-        output_if_rounded: what plain rounding would have done to them.
-        damping: that GPTQ needed.
-        held_out_output: of the layer's outputs over the evaluation text.
+    """Relative errors of one packed weight, |difference| / |what it should be|: of the weight, and of the layer's
+    outputs over
+    the calibration text, as it is and as plain rounding would give, and over the evaluation text; the damping of GPTQ.
     """
 
     name: str
@@ -37,15 +31,9 @@ class LayerErrors:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Two models on one text.
-
-    Attributes:
-        num_tokens: that were predicted.
-        perplexity_before: of the model as it was.
-        perplexity_after: of the quantized one.
-        agreement: share of positions where the two find the same token the most probable.
-        logit_error: |difference of the logits| / |logits before|.
-        layers: name of each quantized weight -> relative error of its layer's outputs, for the same inputs.
+    """Two models on one text: perplexities, share of positions with the same most probable token, |difference of the
+    logits| /
+    |logits before|, and name of each quantized weight -> relative error of its layer's outputs for the same inputs.
     """
 
     num_tokens: int
@@ -58,13 +46,7 @@ class Evaluation:
 
 @dataclass
 class QuantizationReport:
-    """All that is known of one run.
-
-    Attributes:
-        settings: what was asked for.
-        layers: the packed weights, in the order in which they were packed.
-        evaluation: if a text was given for it.
-    """
+    """Settings, packed weights in the order of packing, and the evaluation if there was a text for it."""
 
     settings: dict[str, Any]
     layers: list[LayerErrors] = field(default_factory=list)

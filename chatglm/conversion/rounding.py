@@ -23,15 +23,9 @@ def rounded_tensors(
     left_out: Collection[str] = (),
     progress: Progress | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of the new folder, in the order of the old files.
+    """The tensors of the new folder, in the order of the old files, packed as `plan` says; errors are appended.
 
-    Args:
-        reader: of the old folder.
-        stored: its tensors.
-        plan: which of them are packed; None copies all.
-        errors: gets those of each packed weight.
-        left_out: names of tensors that are made elsewhere.
-        progress: called with (bytes read, bytes to read).
+    `left_out` are names of tensors that are made elsewhere.
     """
     wanted = {name: tensor for name, tensor in stored.items() if name not in left_out}
     num_read, num_all = 0, sum(tensor.size_bytes for tensor in wanted.values())

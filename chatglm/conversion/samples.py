@@ -29,30 +29,18 @@ BUNDLED = Path(__file__).with_name("conversations.jsonl")
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt and what is said then.
-
-    Attributes:
-        input_ids: prompt, [gMASK], `<sop>`, answer.
-        first: column of `<sop>`, the first from which a token of the answer is predicted.
-    """
+    """Prompt and answer ids; `first` is the column from which the answer's first token is predicted."""
 
     input_ids: list[int]
     first: int
 
 
 def read_samples(path: Path, report: ValidationReport, num_tokens: int, min_tokens: int, seed: int) -> list[Sample]:
-    """Samples from a text file, in an order given by `seed`, until they have `num_tokens`.
-
-    Args:
-        path: plain UTF-8 text, or JSON lines if its name ends in .jsonl.
-        report: of the model's folder, with its tokenizer.
-        num_tokens: about so many, prompts included; fewer if the text is shorter.
-        min_tokens: with fewer the samples would be of no use.
-        seed: which samples are taken of a text that has more.
+    """Samples from a text file (plain UTF-8, or JSON lines if it ends in .jsonl), shuffled, about `num_tokens` in all.
 
     Raises:
         ChatGLMError: the file cannot be read.
-        InvalidRequestError: it holds too little text, or lines of another form.
+        InvalidRequestError: it has less than `min_tokens`, or lines of another form.
     """
     text = _read_text(path)
     codec = _Codec(report)

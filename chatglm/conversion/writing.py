@@ -33,12 +33,8 @@ def check_absent(target: Path) -> None:
 def new_folder(target: Path, needed_bytes: int) -> Iterator[Path]:
     """A folder to write to, which takes the name `target` at the end of the block, or is removed if that fails.
 
-    Args:
-        target: must not exist, or be an empty folder.
-        needed_bytes: at least so much will be written.
-
     Raises:
-        ChatGLMError: `target` exists or cannot be written, or the disk has not that much room.
+        ChatGLMError: `target` exists or cannot be written, or the disk has no room for `needed_bytes`.
     """
     check_absent(target)
     try:

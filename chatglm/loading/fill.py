@@ -1,8 +1,7 @@
 """Filling a network with weights in bounded memory.
 
-The network is built on the meta device; then each stored tensor is read straight into its final type and place, in the
-order of the files. The peak is the finished network and a few megabytes; a file that only torch can read (a pickle of
-before 2020) adds its own size while it is read.
+The network is on the meta device; each stored tensor is read straight into its final type and place. The peak is the
+finished network and a few megabytes, plus a file that only torch can read (a pickle of before 2020).
 """
 
 from __future__ import annotations
@@ -50,19 +49,16 @@ def fill_network(
     is_left_out: Callable[[str], bool] = lambda name: False,
     progress: Progress | None = None,
 ) -> Filled:
-    """Give every parameter and buffer of `network` its memory and value.
+    """Give every parameter and buffer of an empty network its memory and value; it is undefined when this raises.
 
     Args:
-        network: from `Family.empty_network`; in an undefined state when this raises.
-        stored: the tensors of a folder that was examined and found sound.
-        dtype: of all floating-point parameters. Where the network has quantized layers and the folder float weights,
-            these are quantized in the type in which they are stored.
-        device: of everything that has no place of its own.
-        placement: of parts on several devices.
+        stored: the tensors of a validated folder.
+        dtype: of all floating-point parameters. Float weights of quantized layers are quantized in their stored type.
+        device: of everything without a placement.
         shards: what a tensor-parallel process has of tensors, by name; it has the rest whole.
         prefix: values of a P-Tuning prefix, which replace those of the folder.
         is_mapped: tensors that need no conversion are views of the mapped files (CPU only).
-        is_left_out: whether a tensor of the network stays without memory, for someone else to fill.
+        is_left_out: whether a tensor of the network stays without memory.
         progress: called with (bytes read, bytes to read).
 
     Raises:

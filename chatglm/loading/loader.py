@@ -55,15 +55,9 @@ def _nothing(*_: object) -> None:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to run.
+    """A model ready to run: its network in eval mode on its device, and the tokenizer of the same folder.
 
-    Attributes:
-        model: the network, in eval mode, on its device.
-        tokenizer: the family's tokenizer of the same folder.
-        family: which family it is of.
-        folder: where it was loaded from.
-        is_demo: whether it is the embedded demo model.
-        close: ends the reading of layers from the files, if there is any; the network cannot compute after it.
+    `close` ends the reading of layers from the files, if there is any; the network cannot compute after it.
     """
 
     model: Any
@@ -201,16 +195,11 @@ def load(
 def load_model_on_gpus(
     checkpoint_path: str | os.PathLike[str], num_gpus: int = 2, device_map: DeviceMap | None = None, **kwargs: Any
 ) -> Any:
-    """A model whose layers lie on several GPUs, in eval mode and fp16; `.chat(tokenizer, ...)` and all else work.
+    """A model with `.chat(tokenizer, ...)` whose layers lie on several GPUs, in fp16: room for one too large for a GPU.
 
-    It makes room for a model that one GPU cannot hold, and is no faster. Every weight is read straight to its GPU.
-    Do not call `.half()`, `.cuda()` or `.to()` on the result.
-
-    Args:
-        checkpoint_path: folder, hub id or "demo".
-        num_gpus: how many to use, cuda:0 first; with 1 nothing is spread.
-        device_map: part -> number of its GPU, in place of a computed one; `auto_configure_device_map` shows the form.
-        **kwargs: others of `load`: dtype, quantize, ptuning_checkpoint, progress, report.
+    Do not call `.half()`, `.cuda()` or `.to()` on the result. `auto_configure_device_map` shows the form of a device
+    map;
+    other options are those of `load`.
 
     Raises:
         DeviceError: there are not so many GPUs here.
@@ -223,11 +212,7 @@ def load_model_on_gpus(
 
 
 def _generation_settings(folder: Path) -> dict[str, Any]:
-    """What the folder's generation_config.json says, if it has one.
-
-    Raises:
-        PointerFileError, DamagedFileError: it cannot be used.
-    """
+    """What the folder's generation_config.json says, if it has one; raises as `read_json`."""
     path = folder / "generation_config.json"
     try:
         return stored_settings(read_json(path)) if path.exists() else {}

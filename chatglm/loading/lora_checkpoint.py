@@ -32,7 +32,6 @@ class StoredLora:
     """An adapter on disk.
 
     Attributes:
-        path: its weight file.
         tensors: (layer, "A" or "B") -> the tensor's name in the file.
         listed: what the file holds.
         scales: layer -> factor of its B A.
@@ -57,8 +56,7 @@ def find_lora(path: str | Path) -> StoredLora:
     """The adapter in the folder `path`.
 
     Raises:
-        ModelNotFoundError: there is no such folder.
-        MissingFileError, PointerFileError, DamagedFileError: its files cannot be used.
+        ModelNotFoundError, MissingFileError, PointerFileError, DamagedFileError: folder or files cannot be used.
         MismatchError: it holds no adapter, or half of one.
         UnsupportedModelError: an adapter of another kind.
     """
@@ -116,10 +114,9 @@ def attach_lora(network: Any, lora: StoredLora, dtype: torch.dtype) -> None:
 
 
 def merge_lora(network: Any, lora: StoredLora) -> None:
-    """Merge an adapter into the weights of a network that has none packed. A tied output head is untied by it.
+    """Merge an adapter into the weights of a network that has none packed; raises as `check_lora_fits`.
 
-    Raises:
-        MismatchError: the base model has no such layer, or one of another size.
+    A tied output head is untied by it.
     """
     check_lora_fits(network, lora)
     for layer, down, up in _scaled(lora):

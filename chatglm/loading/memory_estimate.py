@@ -40,10 +40,7 @@ def cache_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
 
 
 def kept_tensors(network: Any, stored: Collection[str]) -> dict[str, torch.Tensor]:
-    """The tensors of a network that take memory: without the output head where it will be tied.
-
-    A stored head is taken for a copy of the embedding if it may be one; it is not read for this.
-    """
+    """The tensors of a network that take memory: without the output head where it will be tied, or may be."""
     head = f"{network.spec.head}."
     is_tied = may_tie(network) or (network.spec.ties_embedding and network.spec.head_weight not in stored)
     return {name: t for name, t in network.state_dict().items() if not (is_tied and name.startswith(head))}
@@ -69,9 +66,8 @@ def memory_needed(
     dtype: torch.dtype,
     device: torch.device | None = None,
 ) -> MemoryEstimate:
-    """What these tensors take as `dtype`, with the KV cache of one conversation that fills the context.
-
-    The native kernels, which quantized networks use on a CPU, keep 16-bit caches; without a device they are ignored.
+    """What these tensors take as `dtype`, and the KV cache of a full context: 16-bit where the native kernels
+    attend.
     """
     is_cpu = device is not None and device.type == "cpu"
     has_half_cache = is_cpu and config.quantization_bit and kernels.backend_name() == "native"
@@ -81,12 +77,7 @@ def memory_needed(
 
 
 def check_memory_options(device: torch.device, is_mapped: bool, limit: int | None) -> None:
-    """Check --mmap and --max-memory.
-
-    Raises:
-        DeviceError: the device is no CPU.
-        InvalidRequestError: both were given.
-    """
+    """Raise DeviceError or InvalidRequestError for --mmap or --max-memory on no CPU, or for both."""
     flags = ["--mmap"] * is_mapped + ["--max-memory"] * (limit is not None)
     if flags and device.type != "cpu":
         raise DeviceError(f"{flags[0]} is for the CPU, but the model would run on {device}.", "Give --device cpu too.")
@@ -110,11 +101,7 @@ def check_memory(
     device: torch.device,
     report: Callable[[str], object],
 ) -> None:
-    """Report what the model needs and what is free.
-
-    Raises:
-        OutOfMemoryError: the weights alone exceed it.
-    """
+    """Report what the model needs and what is free; raise OutOfMemoryError if the weights alone exceed it."""
     free = available_memory(device)
     message = memory_message(need, context, dtype, device, free)
     if free is not None and need.weights_bytes > free:

@@ -1,12 +1,9 @@
 """Which blocks of a network stay in memory under a limit, and which are read anew in every pass.
 
-A pass goes through all blocks in order, and so does the next one. Keeping the blocks that were used last would never
-help: the one wanted next is always the one that was just given up. So as many blocks as fit stay for good, and the
-others are read into one or two buffers, in turn. Those that stay are spread evenly, so that there is always something
-to compute while the next block is read.
+A pass goes through all blocks in order, and so does the next: keeping the blocks used last would never help. So as many
+as fit stay for good, spread evenly, and the others are read into one or two buffers while the kept ones compute.
 
-    limit >= everything outside the blocks + blocks that stay + buffers (for 2 blocks, or 1 if 2 do not fit)
-             + a reserve, for what reading and answering take besides weights and the KV cache
+    limit >= everything outside the blocks + blocks that stay + buffers + a reserve for reading and answering
 """
 
 from __future__ import annotations
@@ -41,14 +38,8 @@ class BlockSizes:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What is read anew in every pass, and what all that takes.
-
-    Attributes:
-        streamed: names of the blocks that are read in every pass; empty if everything fits.
-        num_blocks: all that there are.
-        num_slots: buffers.
-        weights_bytes: held in memory, buffers included.
-        bytes_per_pass: read from the files for every token.
+    """What is read anew in every pass: names of the `streamed` blocks (none if all fits), of how many blocks, into how
+    many slots; bytes held in memory, slots included, and bytes read per token.
     """
 
     streamed: tuple[str, ...] = ()
@@ -87,17 +78,11 @@ def plan_blocks(
 ) -> MemoryPlan:
     """The plan with the fewest blocks to read that keeps the weights of an empty network to `limit` bytes.
 
-    Args:
-        network: with parameters on the meta device.
-        folder: named in messages.
-        stored: its tensors.
-        dtype: of the network.
-        limit: bytes.
-        adapter_bytes: of a LoRA adapter attached to the weights.
+    `adapter_bytes` are those of an attached LoRA adapter; `folder` is named in messages.
 
     Raises:
         CheckpointError: embedding and head cannot be read to compare them.
-        InvalidRequestError: layers would have to be read in a form that only works as a whole.
+        InvalidRequestError: layers are stored in a form that can only be read as a whole.
         OutOfMemoryError: the limit is too small; says what is needed.
     """
     blocks = [f"{network.spec.layers}.{number}" for number in range(network.spec.num_layers)]
@@ -116,13 +101,7 @@ def plan_blocks(
 
 
 def make_plan(limit: int, outside: int, blocks: Mapping[str, BlockSizes]) -> MemoryPlan | None:
-    """The plan with the fewest blocks to read that keeps to `limit` bytes; None if there is none.
-
-    Args:
-        limit: bytes.
-        outside: bytes of everything but the blocks and their buffers.
-        blocks: name -> sizes, in the order of use.
-    """
+    """The plan for `blocks` (name -> sizes, in the order of use) and `outside` other bytes; None if there is none."""
     for num_streamed in range(len(blocks) + 1):
         for num_slots in (2, 1) if num_streamed == len(blocks) else (2,):
             plan = _plan(outside, blocks, spread(num_streamed, len(blocks)), num_slots)

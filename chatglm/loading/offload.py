@@ -50,18 +50,11 @@ def stream_blocks(
     dtype: torch.dtype,
     num_slots: int,
 ) -> weakref.finalize[[], Any]:
-    """Let `blocks` read their weights whenever they compute; the network can do nothing but inference from then on.
+    """Let `blocks` (in the order of use) read their weights whenever they compute; only inference works from then on.
 
-    Threads take turns at the blocks. A change of the files while they are in use ends a request with DamagedFileError.
-
-    Args:
-        network: filled, but for these blocks.
-        blocks: their names, in the order of use.
-        stored: tensors of the folder; those of the blocks have an offset.
-        num_slots: buffers, 1 or 2; with 2 the next block is read while one computes.
-
-    Returns:
-        Ends the reading when called, or when the network is collected; the network cannot compute after it.
+    Threads take turns. With 2 slots the next block is read while one computes. A file changed meanwhile ends a
+    request with
+    DamagedFileError. Returns what ends the reading when called, or when the network is collected.
     """
     modules = [network.get_submodule(name) for name in blocks]
     names = [

@@ -1,7 +1,6 @@
-"""Pipeline placement: which part of a network lies on which GPU, when one is not enough.
+"""Which part of a network lies on which GPU, when one is not enough: layers in order, all else on the first.
 
-Layers stay in order; embedding, final norm, head and everything else lie on the first device, where requests come
-from. It makes room, not speed: devices work one after the other.
+It makes room, not speed: devices work one after the other.
 """
 
 from __future__ import annotations
@@ -62,11 +61,8 @@ def part_sizes(network: Any, dtype: torch.dtype) -> dict[str, int]:
 
 
 def place(sizes: Mapping[str, int], shares: Sequence[float], spec: ModelSpec) -> DeviceMap:
-    """Spread parts over devices in proportion to `shares`; every device gets something if there are layers enough.
-
-    Args:
-        sizes: bytes of each part.
-        shares: of each device, positive; only their ratios count.
+    """Spread parts (name -> bytes) over devices in proportion to `shares`; each gets something if there are layers
+    enough.
     """
     layers = sorted(
         (part for part in sizes if _layer(part, spec) is not None), key=lambda part: _layer(part, spec) or 0
@@ -85,12 +81,8 @@ def place(sizes: Mapping[str, int], shares: Sequence[float], spec: ModelSpec) ->
 
 
 def auto_configure_device_map(num_gpus: int) -> DeviceMap:
-    """Even shares of ChatGLM-6B in fp16 for so many GPUs: part -> number of its GPU.
-
-    The first, which has embedding, final norm and head, has fewer layers.
-
-    Raises:
-        InvalidRequestError: num_gpus is not at least 1.
+    """Even shares of ChatGLM-6B in fp16: part -> number of its GPU. The first, which has the embedding, has fewer
+    layers.
     """
     check_num_gpus(num_gpus)
     family = family_of({"model_type": "chatglm"})
@@ -107,17 +99,12 @@ def check_num_gpus(num_gpus: int) -> None:
 def plan_placement(
     network: Any, dtype: torch.dtype, num_devices: int, device_map: Mapping[str, Any] | None
 ) -> Placement:
-    """Where the parts of an empty network go.
-
-    Args:
-        dtype: of its floating-point numbers.
-        num_devices: cuda:0, cuda:1, ... are used if there is no map.
-        device_map: part -> number of its GPU, in place of a computed one.
+    """Where the parts of an empty network go: cuda:0, cuda:1, ... or as `device_map` (part -> number) says.
 
     Raises:
         DeviceError: there are not so many GPUs here.
         InvalidRequestError: the map leaves parts out, names unknown ones or is no map of whole numbers.
-        OutOfMemoryError: a part of the network does not fit where it would go; carries the numbers.
+        OutOfMemoryError: a part does not fit where it would go; carries the numbers.
     """
     sizes = part_sizes(network, dtype)
     if device_map is not None:

@@ -14,15 +14,11 @@ from chatglm.errors import ChatGLMError
 
 
 class ReadAhead:
-    """Reads items 0, 1, ..., n - 1, 0, ... into slots, one after the other, as slots become free.
+    """Reads items 0, 1, ..., n - 1, 0, ... with read(item, slot) in a thread, as slots become free.
 
-    Items are taken one at a time; other threads that take one wait for their turn. Taking them in another order works,
-    but what was read ahead is then read in vain. Close it, or the thread lives as long as the process.
-
-    Args:
-        read: called in the thread with (item, slot).
-        num_items: n.
-        num_slots: 2 reads one item while another is in use; with 1 nothing is read ahead.
+    Items are taken one at a time; other threads wait for their turn. Another order works, but drops what was read
+    ahead.
+    Close it, or the thread lives as long as the process.
     """
 
     def __init__(self, read: Callable[[int, int], None], num_items: int, num_slots: int) -> None:
@@ -42,11 +38,8 @@ class ReadAhead:
 
     @contextmanager
     def taken(self, item: int) -> Iterator[int]:
-        """The slot that holds `item`, which stays there while the block runs.
-
-        Raises:
-            ChatGLMError: it was closed, also while this waited.
-            Exception: what reading raised.
+        """The slot that holds `item` while the block runs; raises what reading raised, or ChatGLMError after
+        `close`.
         """
         with self._turn:
             try:

@@ -46,13 +46,10 @@ class StoredPrefix:
 
 
 def find_prefix(path: str | Path) -> StoredPrefix:
-    """The prefix in `path`: a folder that training wrote, or a weight file in it.
-
-    Other tensors in it (of a folder of full weights) are ignored.
+    """The prefix in `path`: a folder that training wrote, or a weight file; other tensors in it are ignored.
 
     Raises:
-        ModelNotFoundError: there is no such path.
-        MissingFileError, PointerFileError, DamagedFileError: its files cannot be used.
+        ModelNotFoundError, MissingFileError, PointerFileError, DamagedFileError: path or files cannot be used.
         MismatchError: it holds no prefix.
     """
     path = Path(path).expanduser()
@@ -126,10 +123,8 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 
 def base_fingerprint(network: Any) -> str:
-    """16 hex digits that an int4, an int8 and a half copy of one model share.
-
-    They are made of sizes and the final norm, which is never quantized; rounded to bfloat16, the coarsest type that
-    a copy may be stored in.
+    """16 hex digits that an int4, an int8 and a half copy of one model share: of its sizes and its final norm, which is
+    never quantized, rounded to bfloat16, the coarsest type of a copy.
     """
     spec = network.spec
     digest = hashlib.sha256(repr((spec.vocab_size, spec.hidden_size, spec.num_layers, spec.num_heads)).encode())

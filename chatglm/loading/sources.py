@@ -89,11 +89,7 @@ def examine(folder: str | Path, **options: Any) -> ValidationReport:
 
 
 def checked_folder(path: str | Path) -> Path:
-    """`path`, after making sure that the weights of this local folder can be loaded; its tokenizer is not checked.
-
-    Raises:
-        CheckpointError: names the file and the remedy.
-    """
+    """`path`, after validating the weights of this local folder, without its tokenizer; raises CheckpointError."""
     examine(path, needs_tokenizer=False).raise_first()
     return Path(path)
 

@@ -36,13 +36,9 @@ NEED_ALL = ("save_pretrained", "push_to_hub", "quantize", "resize_token_embeddin
 
 @dataclass(frozen=True)
 class Shard:
-    """What one process has of a tensor.
-
-    Attributes:
-        kind: some of the rows; an equal part of the columns (a tensor of one dimension has none: it stays whole); or
-            all of it in the first process and zeros in the others, for a bias that all_reduce sums.
-        rank, num_ranks: whose shard it is.
-        rows: of kind "rows", in their order.
+    """What one process has of a tensor: the `rows` (kind "rows"); an equal part of the columns, which a tensor of one
+    dimension has not (it stays whole); or, "first", all in the first process and zeros in the others: a bias to be
+    summed.
     """
 
     kind: Literal["rows", "columns", "first"]
@@ -92,9 +88,7 @@ class Ranks:
 
 
 def init_process_group(name: str | torch.device, **others: object) -> Ranks:
-    """Wait for the other processes, and seed torch as the first is seeded, for requests that have no seed.
-
-    A process group that exists already is used again.
+    """Wait for the other processes (an existing group is used again), and seed torch as the first process is seeded.
 
     Args:
         name: the device; with "auto" and "cuda" each process has the GPU of its LOCAL_RANK.
@@ -102,7 +96,7 @@ def init_process_group(name: str | torch.device, **others: object) -> Ranks:
 
     Raises:
         DeviceError: no such device, or one without process groups.
-        InvalidRequestError: torchrun did not start this process, or an option is given that does not go with it.
+        InvalidRequestError: torchrun did not start this process, or an option does not go with it.
     """
     used = [option for option, value in others.items() if value]
     if used:
@@ -181,10 +175,8 @@ def _shrink(
 
 
 def _wrap_forward(module: nn.Module, wrapped: Callable[..., Any], *others: Any) -> None:
-    """Make the module's forward `wrapped(forward, *others, *inputs)`.
-
-    The module gets a class of its own: fast paths that compute a layer of a certain class without its forward must not
-    do so with this one.
+    """Make the module's forward `wrapped(forward, *others, *inputs)`, in a class of its own: fast paths that compute a
+    layer of a certain class without its forward must not do so with this one.
     """
     kind: Any = type(module)
 

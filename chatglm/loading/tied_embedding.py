@@ -28,8 +28,8 @@ def wants_packed_embedding(
 ) -> bool:
     """Whether an embedding stored as numbers should become int8: in a quantized network, for the native kernels.
 
-    Each token reads all of it: as half over a quarter of the bytes of an int4 ChatGLM-6B, as int8 a sixth. Int8 with a
-    scale per row is as exact as the layers of published int8 folders.
+    Each token reads all of it, a quarter of the bytes of an int4 ChatGLM-6B; int8 per row is as exact as published
+    layers.
     """
     if device.type != "cpu" or not config.quantization_bit or config.quantization_embedding_bit:
         return False

@@ -57,11 +57,10 @@ class Family:
 
     def empty_network(self, config: Any) -> Any:
         """The network of `config`, packed as it says, with parameters that have types and shapes but no memory."""
-        import torch
-
+        from chatglm.nn.empty import on_meta_device
         from chatglm.quantization.layer_swap import make_room
 
-        with torch.device("meta"):
+        with on_meta_device():
             network = self._part("network", f"{self.prefix}Network")(config)
             network.stored_defaults = {}
             make_room(network)

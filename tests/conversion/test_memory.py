@@ -41,12 +41,14 @@ def test_a_shard_is_in_memory_at_a_time(tmp_path: Path) -> None:
     make_folder(source)  # tokenizer and all
     for path in source.glob("pytorch_model*"):
         path.unlink()
-    config = tiny_config(hidden_size=1024, inner_hidden_size=4096, num_attention_heads=8, num_layers=4)
+    config = tiny_config(hidden_size=1024, inner_hidden_size=4096, num_attention_heads=8, num_layers=3)
     write_config(source, config)
     size_bytes = write_constant_weights(source, config)
-    assert size_bytes > 100 * 10**6
+    assert size_bytes > 75 * 10**6
     arguments = [sys.executable, "-c", PROGRAM, str(source), str(tmp_path), str(SHARD_BYTES)]
-    output = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(
+        arguments, capture_output=True, text=True, check=True
+    ).stdout  # forked, it would count shared pages
     copied, packed = json.loads(output)
     assert copied < 0.5 * size_bytes
     assert packed < 0.7 * size_bytes

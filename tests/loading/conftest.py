@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.folders import make_folder
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -15,6 +17,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("CHATGLM_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A whole model, in shards of the old format."""
+    make_folder(tmp_path / "model")
+    return tmp_path / "model"
 
 
 @pytest.fixture(autouse=True)

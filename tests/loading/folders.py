@@ -1,4 +1,4 @@
-"""Quantized folders, as `python -m chatglm quantize` and upstream make them."""
+"""Quantized folders, as `python -m chatglm quantize` and upstream make them, and what is asked of loaded models."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from chatglm.checkpoints.validate.expected_weights import expected_shapes
 from chatglm.kernels.packing import quantize_rows
+from chatglm.loading import LoadedModel, load
 from chatglm.models import FAMILIES
 from tests.folders import random_tensors, tiny_config, write_config, write_tokenizer, write_weights
 
@@ -45,3 +46,23 @@ def quantized_folder(
     write_weights(folder, tensors, layout)
     write_tokenizer(folder)
     return folder
+
+
+def load_cpu(model: Any, **options: Any) -> LoadedModel:
+    return load(model, **{"device": "cpu", "dtype": "fp32", **options}, wraps=True)
+
+
+def logits(model: Any) -> torch.Tensor:
+    """Of a short prompt, [1, T, V]."""
+    config = model.config
+    ids = torch.tensor([[200, 201, 202, config.gmask_token_id, config.bos_token_id]])
+    with torch.inference_mode():
+        return model(ids).logits
+
+
+def reference(config: dict[str, Any], tensors: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32) -> Any:
+    """The same network filled by torch's own load_state_dict."""
+    family = FAMILIES[0]
+    model = family.model_class(family.config_class.from_dict(config))
+    model.load_state_dict({name: t for name, t in tensors.items() if "inv_freq" not in name})
+    return model.to(dtype).eval()

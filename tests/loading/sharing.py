@@ -1,8 +1,5 @@
-"""What each of two processes does for tests/loading/test_tensor_parallel.py; torchrun starts it as a module.
-
-Knows: which comparisons are made, all of them with the model that one process has whole. Does not know what is
-expected: it writes what it saw to <rank>.json in the folder of the models.
-"""
+"""What each of two tensor-parallel processes does for test_tensor_parallel.py: it compares sharded models with whole
+ones, and writes what it saw to <rank>.json in the folder of the models."""
 
 from __future__ import annotations
 
@@ -68,22 +65,22 @@ def prompt(model: Any, length: int = 9) -> Tensor:
 
 
 @torch.inference_mode()
-def scores_of_steps(model: Any) -> Tensor:
-    """Scores [n, V] after a prompt and after some ids more, with a cache."""
+def logits_of_steps(model: Any) -> Tensor:
+    """Logits [n, V] after a prompt and after some ids more, with a cache."""
     ids = prompt(model)
     cache, layout = BatchDecoder(model).new_cache(ids.shape[1] + NUM_STEPS), BatchDecoder(model).prompt_layout(ids)
-    scores = [BatchDecoder(model).prefill(ids, layout, cache)]
-    scores += [BatchDecoder(model).decode(torch.tensor([[7 + step]]), [layout], [cache]) for step in range(NUM_STEPS)]
-    return torch.cat(scores)
+    logits = [BatchDecoder(model).prefill(ids, layout, cache)]
+    logits += [BatchDecoder(model).decode(torch.tensor([[7 + step]]), [layout], [cache]) for step in range(NUM_STEPS)]
+    return torch.cat(logits)
 
 
 @torch.inference_mode()
 def seen_of(sharded: Pipeline, whole: Pipeline) -> dict[str, Any]:
     ids = prompt(sharded.network)
-    scores, steps = sharded.network(ids), scores_of_steps(sharded.network)
+    logits, steps = sharded.network(ids), logits_of_steps(sharded.network)
     return {
-        "forward": error(scores, whole.network(ids)),
-        "steps": error(steps, scores_of_steps(whole.network)),
+        "forward": error(logits, whole.network(ids)),
+        "steps": error(steps, logits_of_steps(whole.network)),
         "bits": hashlib.sha256(steps.float().numpy().tobytes()).hexdigest(),
         "chat": [pipeline.chat("hello", **GREEDY)[0] for pipeline in (sharded, whole)],
         "seeded": [pipeline.chat("hello", max_new_tokens=NUM_TOKENS, seed=5)[0] for pipeline in (sharded, whole)],

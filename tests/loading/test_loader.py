@@ -1,4 +1,4 @@
-"""chatglm.loading: every layout gives the same network, in bounded memory; every refusal says why."""
+"""chatglm.loading: every layout gives the same network, in bounded memory; every error says why."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,12 @@ from chatglm.errors import (
     DeviceError,
     MismatchError,
     MissingFileError,
-    ModelNotFoundError,
     OutOfMemoryError,
     PointerFileError,
 )
 from chatglm.generation.config import chat_defaults
-from chatglm.loading import LoadedModel, checked_folder, find_folder, load, loader, memory_estimate, sources
+from chatglm.loading import checked_folder, load, loader, memory_estimate
 from chatglm.loading import fill as network
-from chatglm.loading.prefix_checkpoint import find_prefix
 from chatglm.models import FAMILIES
 from tests.folders import (
     LAYOUTS,
@@ -38,47 +35,14 @@ from tests.folders import (
     make_pointer,
     random_tensors,
     tiny_config,
-    write_config,
     write_tokenizer,
     write_weights,
 )
+from tests.loading.folders import load_cpu, logits, reference
 
 SPEC = FAMILIES[0].spec(FAMILIES[0].config({}))
 EMBEDDING, HEAD = "transformer.word_embeddings.weight", "lm_head.weight"
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep the licence flag out of the tester's home."""
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("CHATGLM_CACHE", str(folder))
-    return folder
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    make_folder(tmp_path / "model")
-    return tmp_path / "model"
-
-
-def load_cpu(model: Any, **options: Any) -> LoadedModel:
-    return load(model, **{"device": "cpu", "dtype": "fp32", **options}, wraps=True)
-
-
-def scores(model: Any) -> torch.Tensor:
-    config = model.config
-    ids = torch.tensor([[200, 201, 202, config.gmask_token_id, config.bos_token_id]])
-    with torch.inference_mode():
-        return model(ids).logits
-
-
-def reference(config: dict[str, Any], tensors: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32) -> Any:
-    """The same network filled by torch's own load_state_dict."""
-    family = FAMILIES[0]
-    model = family.model_class(family.config_class.from_dict(config))
-    model.load_state_dict({name: t for name, t in tensors.items() if "inv_freq" not in name})
-    return model.to(dtype).eval()
 
 
 # --- what is loaded ---
@@ -88,7 +52,7 @@ def reference(config: dict[str, Any], tensors: dict[str, torch.Tensor], dtype: t
 def test_every_layout_gives_the_same_network(layout: str, tmp_path: Path) -> None:
     tensors = make_folder(tmp_path, layout)
     loaded = load_cpu(tmp_path)
-    assert torch.equal(scores(loaded.model), scores(reference(tiny_config(), tensors)))
+    assert torch.equal(logits(loaded.model), logits(reference(tiny_config(), tensors)))
     assert not loaded.model.training
     assert not loaded.is_demo
     assert loaded.folder == tmp_path
@@ -106,7 +70,7 @@ def test_every_type(layout: str, dtype: torch.dtype, tmp_path: Path) -> None:
     loaded = load_cpu(tmp_path, dtype=dtype)
     assert loaded.model.dtype == loaded.model.config.dtype == dtype
     assert all(parameter.dtype == dtype for parameter in loaded.model.parameters())
-    assert torch.equal(scores(loaded.model), scores(reference(tiny_config(), tensors, dtype)))
+    assert torch.equal(logits(loaded.model), logits(reference(tiny_config(), tensors, dtype)))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -166,7 +130,7 @@ def test_a_loaded_model_survives_save_pretrained(folder: Path, tmp_path: Path) -
     loaded = load_cpu(folder)
     loaded.model.save_pretrained(tmp_path / "copy")
     write_tokenizer(tmp_path / "copy")
-    assert torch.equal(scores(load_cpu(tmp_path / "copy").model), scores(loaded.model))
+    assert torch.equal(logits(load_cpu(tmp_path / "copy").model), logits(loaded.model))
 
 
 def test_auto_type_on_a_cpu_is_float32_for_a_small_model(folder: Path) -> None:
@@ -200,7 +164,7 @@ def test_computed_buffers_are_made_again() -> None:
     assert torch.equal(made.transformer.table.values, torch.arange(3.0))
 
 
-# --- what is said on the way ---
+# --- what is reported ---
 
 
 def test_progress_counts_bytes_up_to_the_end(folder: Path) -> None:
@@ -226,49 +190,7 @@ def test_fp16_on_a_cpu_is_said_to_be_slow(folder: Path) -> None:
     assert any("slow" in sentence for sentence in said)
 
 
-def test_the_licence_of_the_weights_is_shown_once(folder: Path, own_cache: Path) -> None:
-    said: list[str] = []
-    for _ in range(2):
-        load_cpu(folder, report=said.append)
-    assert said.count(sources.LICENCE_NOTICE) == 1
-    assert (own_cache / sources.LICENCE_FLAG).exists()
-
-
-def test_a_cache_that_cannot_be_written_is_no_error(folder: Path, own_cache: Path, monkeypatch: Any) -> None:
-    (own_cache / "file").write_text("")
-    monkeypatch.setenv("CHATGLM_CACHE", str(own_cache / "file" / "inside"))
-    said: list[str] = []
-    for _ in range(2):
-        load_cpu(folder, report=said.append)
-    assert said.count(sources.LICENCE_NOTICE) == 2
-
-
-# --- the demo model ---
-
-
-@pytest.fixture
-def demo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(sources, "CHECKPOINT", folder)
-    monkeypatch.setattr(loader, "CHECKPOINT", folder)
-    return folder
-
-
-@pytest.mark.parametrize("name", [None, "demo"])
-def test_the_demo_is_the_default_and_has_no_licence_notice(name: str | None, demo: Path) -> None:
-    said: list[str] = []
-    loaded = load_cpu(name, report=said.append)
-    assert loaded.is_demo
-    assert loaded.folder == demo
-    assert sources.LICENCE_NOTICE not in said
-
-
-def test_an_installation_without_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "CHECKPOINT", tmp_path / "absent")
-    with pytest.raises(ModelNotFoundError, match="demo model is absent"):
-        load(wraps=True)
-
-
-# --- refusals ---
+# --- errors ---
 
 
 def test_a_wrong_device_is_refused_before_anything_is_read(tmp_path: Path) -> None:
@@ -381,172 +303,6 @@ def test_checked_folder(folder: Path) -> None:
     change_config(folder, quantization_bit=4)
     with pytest.raises(MismatchError, match="quantization_bit"):
         checked_folder(folder)
-
-
-# --- P-Tuning ---
-
-
-def make_prefix(folder: Path, layout: str = "bin", **changes: Any) -> dict[str, torch.Tensor]:
-    """A folder as P-Tuning training writes it: prefix weights in float32 and a config."""
-    config = tiny_config(pre_seq_len=5, **changes)
-    tensors = {n: t for n, t in random_tensors(config, torch.float32).items() if "prefix_encoder" in n}
-    write_config(folder, config)
-    write_weights(folder, tensors, layout)
-    return tensors
-
-
-@pytest.mark.parametrize("layout", ["bin", "safetensors"])
-@pytest.mark.parametrize("projection", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_prefix_on_its_base(layout: str, projection: bool, dtype: torch.dtype, folder: Path, tmp_path: Path) -> None:
-    prefix = make_prefix(tmp_path / "prefix", layout, prefix_projection=projection)
-    model = load_cpu(folder, ptuning_checkpoint=tmp_path / "prefix", dtype=dtype).model
-    assert (model.config.pre_seq_len, model.config.prefix_projection) == (5, projection)
-    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
-    config = tiny_config(pre_seq_len=5, prefix_projection=projection)
-    whole = reference(config, random_tensors(tiny_config()) | prefix, dtype)
-    assert torch.equal(scores(model), scores(whole))
-    assert not torch.equal(scores(model), scores(load_cpu(folder, dtype=dtype).model))
-
-
-def test_a_prefix_file_itself(folder: Path, tmp_path: Path) -> None:
-    make_prefix(tmp_path / "prefix")
-    assert (
-        load_cpu(folder, ptuning_checkpoint=str(tmp_path / "prefix" / "pytorch_model.bin")).model.config.pre_seq_len
-        == 5
-    )
-
-
-def test_a_prefix_of_fully_saved_weights(folder: Path, tmp_path: Path) -> None:
-    """Old versions of the training script saved the whole model; only its prefix is taken."""
-    make_folder(tmp_path / "whole", pre_seq_len=3)
-    stored = find_prefix(tmp_path / "whole")
-    assert stored.pre_seq_len == 3
-    assert all("prefix_encoder" in name for name in stored.read(SPEC))
-    assert load_cpu(folder, ptuning_checkpoint=tmp_path / "whole").model.config.pre_seq_len == 3
-
-
-def test_a_base_whose_config_already_asks_for_a_prefix(folder: Path, tmp_path: Path) -> None:
-    change_config(folder, pre_seq_len=128)
-    make_prefix(tmp_path / "prefix")
-    assert load_cpu(folder, ptuning_checkpoint=tmp_path / "prefix").model.config.pre_seq_len == 5
-
-
-@pytest.mark.parametrize("changes", [{"num_layers": 3}, {"num_layers": 3, "prefix_projection": True}])
-def test_a_prefix_of_another_base(changes: dict[str, Any], folder: Path, tmp_path: Path) -> None:
-    make_prefix(tmp_path / "prefix", **changes)
-    with pytest.raises(MismatchError, match="does not fit this base model") as raised:
-        load_cpu(folder, ptuning_checkpoint=tmp_path / "prefix")
-    for word in (str(tmp_path / "prefix"), "transformer.prefix_encoder.", "Give the base model"):
-        assert word in str(raised.value)
-
-
-def test_a_prefix_with_a_tensor_missing(folder: Path, tmp_path: Path) -> None:
-    prefix = make_prefix(tmp_path / "prefix", prefix_projection=True)
-    del prefix["transformer.prefix_encoder.trans.2.bias"]
-    write_weights(tmp_path / "prefix", prefix, "bin")
-    with pytest.raises(MismatchError, match=r"trans\.2\.bias is absent there"):
-        load_cpu(folder, ptuning_checkpoint=tmp_path / "prefix")
-
-
-def test_prefix_and_base_exchanged(folder: Path, tmp_path: Path) -> None:
-    make_prefix(tmp_path / "prefix")
-    with pytest.raises(MismatchError, match="--ptuning-checkpoint"):
-        load_cpu(tmp_path / "prefix")
-    with pytest.raises(MismatchError, match="holds no P-Tuning prefix"):
-        load_cpu(folder, ptuning_checkpoint=folder)
-
-
-def test_the_folder_above_the_prefix(folder: Path, tmp_path: Path) -> None:
-    make_prefix(tmp_path / "output" / "checkpoint-3000")
-    with pytest.raises(MismatchError, match="checkpoint-3000"):
-        load_cpu(folder, ptuning_checkpoint=tmp_path / "output")
-
-
-def test_no_such_prefix(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match="There is no P-Tuning folder"):
-        load_cpu(folder, ptuning_checkpoint=tmp_path / "absent")
-
-
-# --- names ---
-
-
-def test_a_folder_by_its_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(folder.parent))
-    monkeypatch.chdir(folder.parent)
-    assert find_folder(folder) == find_folder(str(folder)) == folder
-    assert find_folder("~/model") == folder
-    assert find_folder("model") == Path("model")
-
-
-@pytest.mark.parametrize("name", ["/absent/folder/deep", "absent", "./absent/x", "C:\\absent", "a/b/c"])
-def test_a_path_that_is_not_there(name: str) -> None:
-    with pytest.raises(ModelNotFoundError, match="There is no folder") as raised:
-        find_folder(name)
-    assert "hub id" in raised.value.remedy
-
-
-Download = Callable[..., str]
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Download], None]:
-    """Put a function in the place of the hub's download."""
-    import huggingface_hub
-
-    def replace(download: Download) -> None:
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-
-    return replace
-
-
-def test_a_hub_model_in_the_local_cache_needs_no_network(folder: Path, hub: Callable[[Download], None]) -> None:
-    def download(model_id: str, *, local_files_only: bool = False, **options: Any) -> str:
-        assert local_files_only
-        return str(folder)
-
-    hub(download)
-    assert find_folder("zai-org/chatglm-6b") == folder
-
-
-def test_a_hub_model_is_downloaded_without_its_code(folder: Path, tmp_path: Path, hub: Any) -> None:
-    """The cache may hold the tokenizer alone; then the rest is fetched."""
-    (tmp_path / "part").mkdir()
-    asked: list[dict[str, Any]] = []
-
-    def download(model_id: str, *, local_files_only: bool = False, **options: Any) -> str:
-        asked.append(options)
-        return str(tmp_path / "part") if local_files_only else str(folder)
-
-    hub(download)
-    assert find_folder("zai-org/chatglm-6b") == folder
-    assert not any(pattern.endswith(".py") for pattern in asked[1]["allow_patterns"])
-
-
-def test_a_hub_model_without_a_network(hub: Callable[[Download], None]) -> None:
-    def download(model_id: str, **options: Any) -> str:
-        raise ConnectionError("Name or service not known")
-
-    hub(download)
-    with pytest.raises(ModelNotFoundError) as raised:
-        load("zai-org/chatglm-6b", wraps=True)
-    for word in ("zai-org/chatglm-6b", "cannot be fetched", "hf download zai-org/chatglm-6b --local-dir chatglm-6b"):
-        assert word in str(raised.value)
-
-
-def test_a_hub_model_that_does_not_exist(hub: Callable[[Download], None]) -> None:
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    class NotFound(RepositoryNotFoundError):
-        def __init__(self) -> None:
-            Exception.__init__(self, "404")
-
-    def download(model_id: str, **options: Any) -> str:
-        raise NotFound
-
-    hub(download)
-    with pytest.raises(ModelNotFoundError, match="no model zai-org/chatglm-7b on the hub"):
-        find_folder("zai-org/chatglm-7b")
 
 
 # --- memory, measured ---

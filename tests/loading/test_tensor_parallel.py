@@ -20,10 +20,12 @@ from chatglm.loading.tensor_parallel import Shard
 from chatglm.model_spec import LinearSpec
 from chatglm.models import FAMILIES
 from chatglm.nn.sharding import check_ranks, shard_range, shard_rows
+from tests import forking
 from tests.folders import make_folder
 from tests.loading.folders import quantized_folder
 from tests.loading.sharing import CASES
 
+pytestmark = pytest.mark.xdist_group("torchrun")
 ROOT = Path(__file__).parents[2]
 BOUND = 1e-5
 ODD_VOCABULARY = 429  # one more than the tiny tokenizer needs
@@ -53,27 +55,31 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
-    place = ["--nproc_per_node", "2", "--master-addr", "127.0.0.1", "--master-port", port]
     changes = {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
         "CHATGLM_KERNEL": "reference",
-        "CUDA_VISIBLE_DEVICES": "",
+        "CHATGLM_CACHE": str(folder / "cache"),
     }
-    child = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *place, "-m", "tests.loading.sharing", str(folder)],
-        cwd=ROOT,
-        env=os.environ | changes | {"CHATGLM_CACHE": str(folder / "cache")},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-    )
+    children = [
+        forking.Popen(
+            [sys.executable, "-m", "tests.loading.sharing", str(folder)],
+            cwd=ROOT,
+            env=os.environ | changes | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+        )
+        for rank in range(2)
+    ]
     try:
-        printed, _ = child.communicate(timeout=250)
+        printed = [child.communicate(timeout=250)[0] for child in children]
     finally:
-        child.terminate()  # it ends the two in turn
-        child.wait(30)
-    assert child.returncode == 0, printed
+        for child in children:
+            child.kill()
+            child.wait(30)
+    assert [child.returncode for child in children] == [0, 0], printed
     return [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
 
 
@@ -165,7 +171,7 @@ def test_a_device_that_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None
     for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(variable, "1")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    with pytest.raises(DeviceError, match="cannot share a model on mps"):
+    with pytest.raises(DeviceError, match="cannot be sharded over processes on mps"):
         load("demo", device="mps", tensor_parallel=True)
 
 
