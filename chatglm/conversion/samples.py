@@ -81,7 +81,7 @@ class _Codec:
     def __init__(self, report: ValidationReport) -> None:
         assert report.family is not None  # a healthy report has one
         self.tokenizer = report.tokenizer
-        self.encode_chat: Callable[..., Any] = cast(Any, report.family).model_class.encode_chat
+        self.encode_chat: Callable[..., Any] = cast(Any, report.family).encode_chat
         spec = report.family.spec(report.config)
         self.eos_token_id = spec.eos_ids[0]
         self.longest = min(LONGEST, spec.context_limit)

@@ -174,7 +174,7 @@ class _Session:
             self._recipe = Untrained(loaded.model, base, arguments.method)
         self._lengths = Lengths(data.max_source_length, data.max_target_length)
         self._network, self._tokenizer = self._recipe.network, loaded.tokenizer
-        encode = type(loaded.model).encode_chat
+        encode = loaded.family.encode_chat
         self._encode = Encoder(encode, loaded.tokenizer, self._lengths, data.source_prefix)
         self._check_context()
         self._trainer: RecipeTrainer | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cmath
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ from chatglm.errors import InvalidRequestError, PromptTooLongError
 from chatglm.generation.detokenizer import join_surfaces
 from chatglm.messages import Message
 from tests.families.glimmer.config import GlimmerNetworkConfig
+from tests.families.glimmer.model import GlimmerConfig, GlimmerForConditionalGeneration
 from tests.families.glimmer.network import GlimmerNetwork
-from tests.families.glimmer.positions import find_layout
 from tests.families.glimmer.template import encode_chat
 from tests.families.glimmer.tokenizer import GlimmerTextTokenizer, learn_pieces
 
@@ -81,17 +82,11 @@ def written_out(ids: list[int], weights: dict[str, Tensor], config: GlimmerNetwo
 def test_network_is_the_formulas_written_out() -> None:
     config = GlimmerNetworkConfig(num_layers=2)
     network = GlimmerNetwork(config)
-    ids = torch.randint(1, config.padded_vocab_size, (1, 7))
-    positions = find_layout(ids, config).positions_at(torch.arange(7)[None])
-    visible = torch.ones(7, 7, dtype=torch.bool).tril()[None, None]
-    logits = network.lm_head(network.forward_hidden(ids, positions, visible, None))[0]
-    expected = written_out(ids[0].tolist(), network.state_dict(), config)
-    assert torch.allclose(logits, expected, atol=1e-5)
-
-
-def test_pads_shift_nothing() -> None:
-    layout = find_layout(torch.tensor([[0, 0, 5, 0, 7], [1, 2, 3, 4, 5]]), GlimmerNetworkConfig())
-    assert layout.positions_at(torch.arange(5)[None]).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]]
+    ids = torch.randint(1, config.padded_vocab_size, (2, 7))
+    ids[1, :2] = config.pad_token_id
+    logits = network(ids)
+    assert torch.allclose(logits[0], written_out(ids[0].tolist(), network.state_dict(), config), atol=1e-5)
+    assert torch.allclose(logits[1, 2:], written_out(ids[1, 2:].tolist(), network.state_dict(), config), atol=1e-5)
 
 
 @given(st.text())
@@ -117,3 +112,16 @@ def test_what_is_no_prompt() -> None:
         encode_chat(TOKENIZER, [Message("assistant", "b")], 100)
     with pytest.raises(PromptTooLongError):
         encode_chat(TOKENIZER, [Message("user", "x" * 100)], 50)
+
+
+def test_the_class_for_transformers(tmp_path: Path) -> None:
+    config = GlimmerConfig(num_layers=2, eos_token_id=[5, 6])
+    model = GlimmerForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path)
+    again = GlimmerForConditionalGeneration.from_pretrained(tmp_path).eval()
+    assert again.config.eos_token_id == [5, 6]
+    ids = torch.randint(1, 60, (1, 6))
+    output = again(ids, labels=ids)
+    assert torch.equal(output.logits, model(ids).logits)
+    output.loss.backward()
+    assert all(parameter.grad is not None for parameter in again.parameters())

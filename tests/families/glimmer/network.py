@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chatglm.nn.attention import attend
+from chatglm.nn.kv_cache import concatenated
 from chatglm.nn.packed import Packed
 from chatglm.nn.prefix_encoder import PrefixEncoder
 from tests.families.glimmer.config import GlimmerNetworkConfig
+from tests.families.glimmer.positions import GlimmerLayout, find_layout
 from tests.families.glimmer.weights import model_spec
 
 ROTARY_BASE = 10000.0
+Pair = tuple[Tensor, Tensor]
 
 
 class GlimmerAttention(nn.Module):
@@ -34,7 +37,7 @@ class GlimmerAttention(nn.Module):
         self.query_key_value = nn.Linear(config.hidden_size, inner + 2 * shared)
         self.dense = nn.Linear(inner, config.hidden_size, bias=False)
 
-    def forward(self, x_BTC: Tensor, angles: Tensor, visible: Tensor | None, cache: Any) -> Tensor:
+    def forward(self, x_BTC: Tensor, angles: Tensor, visible: Tensor | None, cache: Any, prefix: Pair | None) -> Tensor:
         qkv = self.query_key_value(x_BTC).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
         num_groups = qkv.shape[1] // (self.heads_per_group + 2)  # a tensor-parallel rank has some of them
         query, key, value = qkv.split((num_groups * self.heads_per_group, num_groups, num_groups), dim=1)
@@ -42,6 +45,8 @@ class GlimmerAttention(nn.Module):
         if isinstance(cache, Packed):
             mixed = cache.attend(query, key, value, self.layer_id)
         else:
+            if prefix is not None:
+                key, value = concatenated(prefix, key, value)
             if cache is not None:
                 key, value = cache.update(key, value, self.layer_id)
             mixed = attend(query, key, value, visible)
@@ -71,17 +76,26 @@ class GlimmerBlock(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.mlp = GlimmerMLP(config)
 
-    def forward(self, x_BTC: Tensor, angles: Tensor, visible: Tensor | None, cache: Any = None) -> Tensor:
-        x_BTC = x_BTC + self.self_attention(self.input_layernorm(x_BTC), angles, visible, cache)
+    def forward(
+        self, x_BTC: Tensor, angles: Tensor, visible: Tensor | None, cache: Any = None, prefix: Pair | None = None
+    ) -> Tensor:
+        x_BTC = x_BTC + self.self_attention(self.input_layernorm(x_BTC), angles, visible, cache, prefix)
         return x_BTC + self.mlp(self.post_attention_layernorm(x_BTC))
 
 
 class GlimmerNetwork(nn.Module):
     """The network with its output head; names are those of the stored tensors."""
 
+    num_ranks = 1
+
     def __init__(self, config: GlimmerNetworkConfig) -> None:
         super().__init__()
-        self.config, self.spec = config, model_spec(config)
+        self.config = config
+        self.build()
+
+    def build(self) -> None:
+        """Make the modules that `self.config` describes."""
+        config, self.spec = self.config, model_spec(self.config)
         self.transformer = nn.Module()
         self.transformer.embedding = nn.Module()
         self.transformer.embedding.word_embeddings = nn.Embedding(config.padded_vocab_size, config.hidden_size)
@@ -104,15 +118,52 @@ class GlimmerNetwork(nn.Module):
         """The output head, wherever it lies."""
         return self.transformer.output_layer
 
+    @property
+    def device(self) -> torch.device:
+        """Where requests come in and logits come out."""
+        return self.transformer.encoder.final_layernorm.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in."""
+        return self.transformer.encoder.final_layernorm.weight.dtype
+
+    @property
+    def prefix_encoder(self) -> PrefixEncoder | None:
+        """The trained prefix of P-Tuning v2, if there is one."""
+        return self.transformer.prefix_encoder
+
+    def find_layout(self, ids_BT: Tensor) -> GlimmerLayout:
+        """See `positions.find_layout`."""
+        return find_layout(ids_BT, self.config)
+
+    def cache_dtype(self) -> torch.dtype | None:
+        """What a request's cache should store: the type that the network computes in."""
+        return None
+
     def forward_hidden(
         self, ids_BT: Tensor, positions_BT: Tensor, visible: Tensor | None = None, cache: Any = None
     ) -> Tensor:
-        """Hidden states [B, T, C] after the final norm; `visible` is bool [B, 1, T, S], None = everything."""
+        """Hidden states [B, T, C] after the final norm.
+
+        `visible` is bool [B, 1, T, S] without the columns of a prefix, None = everything.
+        """
         x_BTC = self.transformer.embedding.word_embeddings(ids_BT)
         angles = pair_angles(positions_BT, self.config.kv_channels // 2)
-        for layer in self.transformer.encoder.layers:
-            x_BTC = layer(x_BTC, angles, visible, cache)
+        uses_prefix = self.prefix_encoder is not None and getattr(cache, "uses_adapter", True)
+        if uses_prefix and visible is not None:
+            visible = F.pad(visible, (self.config.pre_seq_len, 0), value=True)
+        prefixes: list[Pair | None] = [None] * self.config.num_layers
+        if uses_prefix and not isinstance(cache, Packed) and (cache is None or cache.get_seq_length() == 0):
+            prefixes = list(self.prefix_encoder(len(ids_BT), x_BTC.dtype))
+        for layer, prefix in zip(self.transformer.encoder.layers, prefixes, strict=True):
+            x_BTC = layer(x_BTC, angles, visible, cache, prefix)
         return self.transformer.encoder.final_layernorm(x_BTC)
+
+    def forward(self, ids_BT: Tensor, cache: Any = None) -> Tensor:
+        """Logits [B, T, V] of whole sequences; pads on the left are found."""
+        layout, length = self.find_layout(ids_BT), ids_BT.shape[1]
+        return self.lm_head(self.forward_hidden(ids_BT, layout.positions(0, length), layout.visible(0, length), cache))
 
 
 def pair_angles(positions_BT: Tensor, width: int) -> Tensor:

@@ -8,6 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from chatglm.checkpoints import check_usable
+
 VOCABULARY_NAME = "pieces.json"
 SPECIALS = ("[gMASK]", "sop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "</s>", "<pad>")
 STOPS = ("</s>", "<|user|>", "<|observation|>")
@@ -31,8 +33,9 @@ class GlimmerTextTokenizer:
     @classmethod
     def from_folder(cls, folder: str | Path) -> Self:
         """The tokenizer of a model folder."""
-        pieces = json.loads((Path(folder) / VOCABULARY_NAME).read_text(encoding="utf-8"))
-        return cls([piece.encode("latin-1") for piece in pieces])
+        path = Path(folder) / VOCABULARY_NAME
+        check_usable(path)
+        return cls([piece.encode("latin-1") for piece in json.loads(path.read_text(encoding="utf-8"))])
 
     def save(self, folder: Path) -> None:
         """Write the vocabulary; bytes are stored as the characters U+0000 to U+00FF."""
