@@ -182,7 +182,7 @@ ANSWER_FLAGS = (
         "--seed",
         "N",
         "随机种子：相同种子得到相同回答",
-        "same seed, same answers on the same device",
+        "same seed, same answers",
         parse=int,
         shown_default="different every time",
     ),

@@ -1,7 +1,4 @@
-"""The embedded demo checkpoint: where it lies and what is honest to say about it. See README.md beside this file.
-
-Knows: a path and a banner. Does not know how to load or train it (the recipe is in tools/demo_model).
-"""
+"""The embedded demo checkpoint: where it lies and what it can do; its recipe is tools/demo_model."""
 
 from __future__ import annotations
 

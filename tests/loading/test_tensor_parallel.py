@@ -142,8 +142,8 @@ def test_only_the_first_speaks(seen: Seen) -> None:
         ("save", "only a part of the model"),
         ("quantize", "only a part of the model"),
         ("library, heads", "its 1 attention heads do not divide by 2"),
-        ("library, int8", "transformers cannot split packed weights"),
-        ("library, prefix", "transformers cannot split a P-Tuning prefix"),
+        ("library, int8", "transformers cannot shard packed weights"),
+        ("library, prefix", "transformers cannot shard a P-Tuning prefix"),
     ],
 )
 def test_what_is_refused(seen: Seen, what: str, words: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin, LogitsProcessorList, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from chatglm.errors import InvalidRequestError
+from chatglm.errors import InvalidRequestError, UnsupportedModelError
 from chatglm.generation.config import CHAT_DEFAULTS
 from chatglm.generation.sampling import RequireFinite
 from chatglm.kernels.packing import check_bits, check_group_size
@@ -25,11 +25,11 @@ from chatglm.models import refuse_later_families
 from chatglm.models.chatglm.config import ALIASES, ChatGLMNetworkConfig
 from chatglm.models.chatglm.network import ChatGLMNetwork, uses_adapter
 from chatglm.models.chatglm.positions import causal_after, find_layout, some_visible
-from chatglm.models.chatglm.split import check_distributed
 from chatglm.models.chatglm.template import encode_chat
 from chatglm.models.upstream_chat import UpstreamChat
 from chatglm.nn.kv_cache import AnyCache
 from chatglm.nn.lora import merged_state, updates_for
+from chatglm.nn.sharding import check_ranks
 from chatglm.quantization.layer_swap import make_room, quantize_network
 
 logger = logging.getLogger(__name__)
@@ -172,7 +172,9 @@ class ChatGLMForConditionalGeneration(UpstreamChat, ChatGLMNetwork, PreTrainedMo
     @classmethod
     def maybe_distribute_model(cls, model: Any, distributed_config: Any, *args: Any, **kwargs: Any) -> Any:
         """As the library's `from_pretrained` calls it, after refusing what it cannot split."""
-        check_distributed(model.config, distributed_config)
+        num_ranks = getattr(distributed_config, "tp_size", None) or 1
+        if num_ranks > 1:
+            _check_library_can_shard(model, num_ranks)
         return super().maybe_distribute_model(model, distributed_config, *args, **kwargs)
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
@@ -304,3 +306,15 @@ class ChatGLMForConditionalGeneration(UpstreamChat, ChatGLMNetwork, PreTrainedMo
         layout = find_layout(input_ids, self.config, attention_mask)
         kwargs["position_ids"] = layout.positions(0, input_ids.shape[1])
         return super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
+
+
+def _check_library_can_shard(model: Any, num_ranks: int) -> None:
+    """Refuse what transformers would get wrong, or end the process with."""
+    config = model.config
+    check_ranks(model.spec, config, num_ranks)
+    is_packed = config.quantization_bit or config.quantization_embedding_bit
+    if is_packed or config.pre_seq_len is not None:
+        raise UnsupportedModelError(
+            f"transformers cannot shard {'packed weights' if is_packed else 'a P-Tuning prefix'} over processes.",
+            "chatglm.load_pipeline(..., tensor_parallel=True) can.",
+        )
