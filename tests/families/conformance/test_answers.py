@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from chatglm.engine.decoder import BatchDecoder
 
+from chatglm.engine.decoder import BatchDecoder
 from chatglm.errors import InvalidRequestError
 from chatglm.generation.deltas import fold
 from chatglm.messages import Message
