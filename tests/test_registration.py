@@ -3,25 +3,63 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import forking
 from tests.golden.cases import build
+
+# The first three take different ways through the library's modules.
+NAMES = (
+    "Trainer", "PreTrainedModel", "pipeline", "AutoConfig", "AutoModel", "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM", "AutoTokenizer", "BertModel", "DataCollatorForSeq2Seq", "GenerationConfig",
+    "GenerationMixin", "LlamaForCausalLM", "LogitsProcessorList", "PreTrainedConfig", "PreTrainedTokenizer",
+    "PreTrainedTokenizerFast", "Seq2SeqTrainer", "TextIteratorStreamer", "TrainingArguments",
+)  # fmt: skip
+# In one process: each name with all modules of both packages forgotten before, so that every import is a first one.
+IMPORT_ORDERS = """
+import sys, warnings
+warnings.simplefilter("ignore")
+meta_path = list(sys.meta_path)
+for name in {names}:
+    for order in ("import chatglm\\nfrom transformers import {{}}", "from transformers import {{}}\\nimport chatglm"):
+        for module in [m for m in sys.modules if m.partition(".")[0] in ("chatglm", "transformers")]:
+            del sys.modules[module]
+        sys.meta_path[:] = meta_path
+        exec(order.format(name), {{}})
+        from transformers import AutoConfig
+        print(name, AutoConfig.for_model("chatglm").__class__.__module__)
+"""
 
 
 def run(code: str) -> str:
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False)
+    argv = [sys.executable, "-c", code]
+    result = forking.run(argv, preload=forking.TORCH, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
+    return str(result.stdout).strip()
 
 
 def test_import_is_light() -> None:
-    assert (
-        run("import sys, chatglm; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])") == "[]"
+    code = "import sys, chatglm; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    result = forking.run([sys.executable, "-c", code], preload=(), capture_output=True, text=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_chatting_and_quantizing_a_folder_do_not_import_transformers() -> None:
+    code = (
+        "import sys; from chatglm import load_pipeline\n"
+        "for bits in (None, 4): load_pipeline('demo', quantize=bits).chat('hello', max_new_tokens=2)\n"
+        "print('transformers' in sys.modules)"
     )
+    assert run(code) == "False"
+
+
+@pytest.mark.parametrize("names", [NAMES[:3], pytest.param(NAMES[3:], marks=pytest.mark.slow)])
+def test_public_names_in_both_orders(names: tuple[str, ...]) -> None:
+    printed = run(IMPORT_ORDERS.format(names=names)).splitlines()
+    assert printed == [f"{name} chatglm.models.chatglm.model" for name in names for _ in range(2)]
 
 
 @pytest.mark.parametrize(
@@ -29,10 +67,10 @@ def test_import_is_light() -> None:
     [
         "import chatglm; from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM",
         "from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM; import chatglm",
-        "from chatglm.models.chatglm.network import ChatGLMModel\n"
+        "from chatglm.models.chatglm.model import ChatGLMConfig\n"
         "from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM",
     ],
-    ids=["chatglm first", "transformers first", "network first"],
+    ids=["chatglm first", "transformers first", "model first"],
 )
 def test_auto_classes_in_any_order(imports: str, tmp_path: Path) -> None:
     """A folder as published: its config.json names remote code, which is neither needed nor looked for."""
@@ -50,5 +88,4 @@ def test_auto_classes_in_any_order(imports: str, tmp_path: Path) -> None:
         "print(type(AutoModel.from_pretrained(folder)).__module__)\n"
         "print(type(AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)).__module__)\n"
     )
-    package = "chatglm.models.chatglm"
-    assert printed.splitlines()[-3:] == [f"{package}.config", *[f"{package}.model"] * 2]
+    assert printed.splitlines()[-3:] == ["chatglm.models.chatglm.model"] * 3
