@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 
 from chatglm.errors import PromptTooLongError
 from chatglm.messages import to_messages
+from chatglm.model_spec import ModelSpec
 from chatglm.training.records import Record
 
 IGNORED = -100
@@ -38,10 +39,11 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Example:
-    """One row as ids: the prompt up to and with `[gMASK] <sop>`, the answer with `<eop>`, and what was cut."""
+    """One row as ids: prompt and answer with their special tokens, which tokens are not learned, and what was cut."""
 
     prompt_ids: list[int]
     response_ids: list[int]
+    num_ignored: int
     dropped_rounds: int = 0
     is_prompt_cut: bool = False
     is_response_cut: bool = False
@@ -51,17 +53,23 @@ class Encoder:
     """Makes examples of rows with the family's template: (tokenizer, messages, limit) -> ids and dropped rounds."""
 
     def __init__(
-        self, encode_chat: Callable[..., Any], tokenizer: Any, lengths: Lengths, source_prefix: str = ""
+        self,
+        encode_chat: Callable[..., Any],
+        tokenizer: Any,
+        spec: ModelSpec,
+        lengths: Lengths,
+        source_prefix: str = "",
     ) -> None:
-        self._encode_chat, self._tokenizer = encode_chat, tokenizer
+        self._encode_chat, self._tokenizer, self._spec = encode_chat, tokenizer, spec
         self._lengths, self._source_prefix = lengths, source_prefix
 
     def __call__(self, record: Record) -> Example:
         prompt_ids, dropped, is_cut = self._prompt(record)
         response = self._tokenizer.encode_plain(record.response)
         room = max(self._lengths.target - 2, 0)
-        response_ids = [*response[:room], int(self._tokenizer.eos_token_id)]
-        return Example(prompt_ids, response_ids, dropped, is_cut, len(response) > room)
+        response_ids = [*response[:room], self._spec.eos_ids[0]]
+        num_ignored = len(prompt_ids) - self._spec.learned_prompt_tokens
+        return Example(prompt_ids, response_ids, num_ignored, dropped, is_cut, len(response) > room)
 
     def _prompt(self, record: Record) -> tuple[list[int], int, bool]:
         query = self._source_prefix + record.prompt
@@ -86,8 +94,8 @@ class Examples(Dataset[dict[str, list[int]]]):
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         example = self._examples[index]
         input_ids = [*example.prompt_ids, *example.response_ids]
-        num_ignored = len(example.prompt_ids) - 1
-        return {"input_ids": input_ids, "labels": [IGNORED] * num_ignored + input_ids[num_ignored:]}
+        labels = [IGNORED] * example.num_ignored + input_ids[example.num_ignored :]
+        return {"input_ids": input_ids, "labels": labels}
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ class _Session:
         self._lengths = Lengths(data.max_source_length, data.max_target_length)
         self._network, self._tokenizer = self._recipe.network, loaded.tokenizer
         encode = loaded.family.encode_chat
-        self._encode = Encoder(encode, loaded.tokenizer, self._lengths, data.source_prefix)
+        self._encode = Encoder(encode, loaded.tokenizer, loaded.model.spec, self._lengths, data.source_prefix)
         self._check_context()
         self._trainer: RecipeTrainer | None = None
 

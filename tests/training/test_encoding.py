@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chatglm.messages import to_messages
+from chatglm.model_spec import ModelSpec
 from chatglm.models.chatglm.template import encode_chat, render
 from chatglm.training.encoding import (
     IGNORED,
@@ -19,14 +22,35 @@ from chatglm.training.encoding import (
     left_padded,
 )
 from chatglm.training.records import Record
+from tests.scripted import tiny_spec
 from tests.tokenizers import laws, small_tokenizer
+
+
+def spec_of(tokenizer: Any, learned_prompt_tokens: int = 1) -> ModelSpec:
+    eos_ids = (tokenizer.eos_token_id,)
+    return tiny_spec(tokenizer.vocab_size, 1000, eos_ids, learned_prompt_tokens=learned_prompt_tokens)
+
 
 WORDS = st.text("你好，天气很公园hello world.\n", min_size=1, max_size=40)
 ROUNDS = st.lists(st.tuples(WORDS, WORDS), max_size=4)
 
 
 def _encoder(source: int = 200, target: int = 60, prefix: str = "") -> Encoder:
-    return Encoder(encode_chat, small_tokenizer(), Lengths(source, target), prefix)
+    tokenizer = small_tokenizer()
+    return Encoder(encode_chat, tokenizer, spec_of(tokenizer), Lengths(source, target), prefix)
+
+
+@pytest.mark.parametrize("learned", [0, 1])
+def test_the_family_says_how_much_of_the_prompt_is_learned(learned: int) -> None:
+    tokenizer = small_tokenizer()
+    encode = Encoder(encode_chat, tokenizer, spec_of(tokenizer, learned), Lengths(200, 60))
+    example = encode(Record("你好", "hello"))
+    labels = Examples([example])[0]["labels"]
+    assert (
+        labels[len(example.prompt_ids) - learned :]
+        == [*example.prompt_ids, *example.response_ids][-len(example.response_ids) - learned :]
+    )
+    assert set(labels[: len(example.prompt_ids) - learned]) == {IGNORED}
 
 
 def test_the_layout_of_a_row() -> None:

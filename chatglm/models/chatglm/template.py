@@ -23,23 +23,11 @@ from typing import Any
 
 from chatglm.errors import InvalidRequestError, PromptTooLongError
 from chatglm.messages import Message
+from chatglm.models.encoded_prompt import EncodedPrompt
 
 # No token of the vocabulary stands for more characters: the longest is the run of 80 blanks. What is longer than so
 # many characters for every token that fits is dropped or refused unread: encoding megabytes takes seconds.
 LONGEST_TOKEN = 80
-
-
-@dataclass(frozen=True)
-class EncodedPrompt:
-    """A prompt as the model takes it.
-
-    Attributes:
-        input_ids: ids up to and with [gMASK] `<sop>`.
-        dropped_rounds: how many of the oldest rounds were left out to fit.
-    """
-
-    input_ids: list[int]
-    dropped_rounds: int
 
 
 @dataclass(frozen=True)

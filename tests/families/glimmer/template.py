@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from chatglm.errors import InvalidRequestError, PromptTooLongError
 from chatglm.messages import Message
-from chatglm.models.chatglm.template import EncodedPrompt
+from chatglm.models.encoded_prompt import EncodedPrompt
 from tests.families.glimmer.tokenizer import GlimmerTextTokenizer
 
 
