@@ -25,6 +25,7 @@ import torch
 
 from chatglm.devices import DTYPES
 from chatglm.engine import Engine
+from chatglm.engine.decoder import BatchDecoder
 from chatglm.engine.solo import stream_alone
 from chatglm.generation.config import GenerationConfig
 from chatglm.models import FAMILIES
@@ -83,7 +84,7 @@ def mixed_work() -> list[Work]:
 
 def rate_of_loop(network: Any, one: Work) -> float:
     begun = time.perf_counter()
-    last = list(stream_alone(network, Letters(), *one))[-1]
+    last = list(stream_alone(BatchDecoder(network), Letters(), *one))[-1]
     return last.completion_tokens / (time.perf_counter() - begun)
 
 
@@ -110,7 +111,7 @@ def rate_while_waiting(engine: Engine, all_work: list[Work]) -> float:
 
 def measure(network: Any, num_rounds: int, say: Callable[[str], None]) -> dict[str, float]:
     """Median tokens per second of every way."""
-    engine = Engine(network, Letters(), max_running=SLOTS, max_waiting=MIXED_REQUESTS)
+    engine = Engine(BatchDecoder(network), Letters(), max_running=SLOTS, max_waiting=MIXED_REQUESTS)
     same, mixed = [work(PROMPT, ANSWER, seed) for seed in range(SLOTS)], mixed_work()
     groups = [mixed[start : start + SLOTS] for start in range(0, MIXED_REQUESTS, SLOTS)]
     runs: dict[str, Callable[[], float]] = {"decode loop, 1": lambda: rate_of_loop(network, same[0])}

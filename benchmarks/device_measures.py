@@ -12,7 +12,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -39,8 +39,10 @@ from benchmarks.device_work import (
 )
 from chatglm import kernels
 from chatglm.engine import Engine
-from chatglm.engine.block_manager import blocks_for
+from chatglm.engine.block_manager import BlockManager, blocks_for
+from chatglm.engine.decoder import BatchDecoder
 from chatglm.engine.graph_runner import GraphRunner
+from chatglm.engine.request import Request
 from chatglm.engine.runner import Runner
 from chatglm.kernels.triton.weight_extraction import linear_written_out
 from chatglm.quantization.layers import QuantizedLinear
@@ -80,8 +82,19 @@ class Bench:
         return row
 
 
-def new_runner(network: Any, batch: int, num_positions: int) -> GraphRunner:
-    return GraphRunner(network, batch * blocks_for(num_positions), batch)
+class ReservingRunner(GraphRunner):
+    """A GraphRunner without a scheduler: it reserves and releases the blocks of its requests itself."""
+
+    def prefill(self, requests: Sequence[Request]) -> None:
+        for request in [request for request in self._slots if request.finish_reason is not None]:
+            self._blocks.release(request)
+        for request in requests:
+            assert self._blocks.reserve(request, request.num_positions), "too few blocks"
+        super().prefill(requests)
+
+
+def new_runner(network: Any, batch: int, num_positions: int) -> ReservingRunner:
+    return ReservingRunner(BatchDecoder(network), BlockManager(batch * blocks_for(num_positions)), batch)
 
 
 # --- products ---
@@ -218,7 +231,7 @@ def measure_original(bench: Bench, network: Any, bits: int) -> None:
         return
     release(bench.device)
     context = bench.plan.contexts[0]
-    runner, request = Runner(network), request_of(network, context, ORIGINAL_ANSWER)
+    runner, request = Runner(BatchDecoder(network)), request_of(network, context, ORIGINAL_ANSWER)
     with weights_written_out(network), sdpa_kernel(PLANLESS):
         runner.prefill([request])
         seconds = time_of(lambda: runner.decode([request]), bench.device, repeats=5, warm_ups=2)
@@ -311,7 +324,9 @@ def measure_mixed(bench: Bench, network: Any, bits: int) -> None:
 def warm_engine(bench: Bench, network: Any, slots: int, work: list[Any]) -> Iterator[Engine]:
     """An engine that has captured its steps and has answered such requests before."""
     release(bench.device)
-    with closing(Engine(network, Letters(), max_running=slots, max_waiting=10_000, uses_graphs=True)) as engine:
+    with closing(
+        Engine(BatchDecoder(network), Letters(), max_running=slots, max_waiting=10_000, uses_graphs=True)
+    ) as engine:
         engine.warm_up()
         rate_of(engine, work)
         yield engine

@@ -53,7 +53,7 @@ def device_network(
     packed = {"quantization_bit": bits if bits < 16 else 0, "quantization_embedding_bit": 8 if head_bits == 8 else 0}
     family = FAMILIES[0]
     # An end that never comes: answers have exactly the length asked for.
-    network = family.empty_network(family.config_class(**sizes, **packed, eos_token_id=sizes["vocab_size"] - 1))
+    network = family.empty_network(family.config({**sizes, **packed, "eos_token_id": sizes["vocab_size"] - 1}))
     network = network.to_empty(device=device).eval().requires_grad_(False)
     network = network.to(dtype)
     with torch.no_grad():

@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.batching import Letters
 from benchmarks.device_model import SIZES_6B, SIZES_TINY
+from chatglm.engine.decoder import BatchDecoder
 from chatglm.engine.request import Request
 from chatglm.generation.config import GenerationConfig
 
@@ -106,7 +107,7 @@ def greedy(num_new: int) -> GenerationConfig:
 
 
 def request_of(network: Any, length: int, num_new: int, seed: int = 0) -> Request:
-    return Request(network, Letters(), prompt_of(network, length, seed), greedy(num_new))
+    return Request(BatchDecoder(network), Letters(), prompt_of(network, length, seed), greedy(num_new))
 
 
 def parts_of_step(network: Any, batch: int, context: float, times: float = 1) -> list[Part]:

@@ -32,6 +32,7 @@ from benchmarks.device_measures import MEASURES, Bench, Row, launches_of_step, m
 from benchmarks.device_work import FULL, TINY, greedy, prompt_of
 from chatglm import kernels
 from chatglm.devices import DTYPES, choose_device
+from chatglm.engine.decoder import BatchDecoder
 from chatglm.engine.request import Request
 from chatglm.engine.runner import Runner
 
@@ -56,25 +57,25 @@ def check(bench: Bench, all_bits: list[int]) -> dict[str, Any]:
 
 
 def chosen_ids(network: Any, prompt: list[int], uses_graphs: bool) -> list[int]:
-    request = Request(network, Letters(), prompt, greedy(32))
-    runner = new_runner(network, 1, request.num_positions) if uses_graphs else Runner(network)
+    request = Request(BatchDecoder(network), Letters(), prompt, greedy(32))
+    runner = new_runner(network, 1, request.num_positions) if uses_graphs else Runner(BatchDecoder(network))
     runner.prefill([request])
     while request.finish_reason is None:
         runner.decode([request])
     assert request.finish_reason == "length", "a request failed"
-    return request.tokens.ids[0, len(prompt) :].tolist()
+    return request.token_ids[len(prompt) :]
 
 
 @torch.inference_mode()
 def error_of_scores(bench: Bench, network: Any, prompt: list[int]) -> float:
     """Of the scores after a prompt by the kernels of a step, relative to the norm of float32's by plain products."""
-    request = Request(network, Letters(), prompt, greedy(1))
+    request = Request(BatchDecoder(network), Letters(), prompt, greedy(1))
     runner = new_runner(network, 1, request.num_positions)
     runner.prefill([request])
-    scores = runner.scores(request).float()
+    scores = runner.logits(request).float()
     ids = torch.tensor([prompt], device=bench.device)
     with kernels.use("reference"):
-        exact = network.float()
+        exact = BatchDecoder(network.float())
         expected = exact.prefill(ids, exact.prompt_layout(ids), exact.new_cache(len(prompt)))
     return float((scores - expected).norm() / expected.norm())
 
