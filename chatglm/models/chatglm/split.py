@@ -19,16 +19,7 @@ def check_ranks(config: Any, num_ranks: int) -> None:
 
 
 def check_distributed(config: Any, distributed: Any) -> None:
-    """Refuse what `from_pretrained(..., distributed_config=...)` would get wrong, or end the process with.
-
-    Args:
-        config: of the model.
-        distributed: transformers' DistributedConfig, or None.
-
-    Raises:
-        InvalidRequestError: the model cannot be split into so many shares.
-        UnsupportedModelError: it has packed weights or a trained prefix, of which the library knows nothing.
-    """
+    """Raise InvalidRequestError for unequal shares, UnsupportedModelError for packed weights or a trained prefix."""
     num_ranks = getattr(distributed, "tp_size", None) or 1
     if num_ranks == 1:
         return
