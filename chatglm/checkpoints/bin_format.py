@@ -1,6 +1,4 @@
-"""PyTorch's own files (`pytorch_model.bin`): a zip archive since 2020, a bare pickle before.
-Nothing of a file is executed (`weights_only=True`).
-"""
+"""`pytorch_model.bin`: a zip archive since 2020, a bare pickle before; never executed (`weights_only=True`)."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ PICKLE_START = b"\x80"
 
 
 def list_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Name -> description of every tensor; reads data only of a file that must be read whole. Raises
-    DamagedFileError.
-    """
+    """Name -> description of every tensor, without data unless the file must be read whole; raises DamagedFileError."""
     has_offsets = _has_offsets(path)
     tensors = _load(path, map_location="meta" if has_offsets else "cpu")
     offsets = {name: _offset(tensor, path) if has_offsets else None for name, tensor in tensors.items()}
@@ -36,10 +32,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _offset(tensor: torch.Tensor, path: Path) -> int | None:
-    """Where the data of a tensor loaded to the meta device lie in the archive, if they lie there row after row.
-
-    Entries of the archive are not compressed; torch notes their places when it loads to the meta device.
-    """
+    """Where a contiguous tensor's data lie in the archive: torch notes it when it loads to the meta device."""
     start = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
     if start is None or not tensor.is_contiguous():
         return None
@@ -50,10 +43,9 @@ def _offset(tensor: torch.Tensor, path: Path) -> int | None:
 
 
 def _has_offsets(path: Path) -> bool:
-    """Whether this is an uncompressed archive in this machine's byte order.
+    """Whether this is an uncompressed archive in native byte order (not named before 2023).
 
-    torch swaps bytes of the other order as it loads, also on the meta device, where that ends the process. Archives of
-    before 2023 do not name their order.
+    torch swaps bytes of the other order as it loads, also on the meta device, where that ends the process.
     """
     if not _is_zip(path):
         return False

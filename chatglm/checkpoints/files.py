@@ -25,10 +25,7 @@ WEB_PAGE_STARTS = (b"<!doctype html", b"<html")
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The files that together hold a folder's weights, in the order they are read, existing or not; the index if
-    there is
-    one, with its map of tensor name -> file name.
-    """
+    """The files of a folder's weights in reading order, existing or not, and any index: tensor -> file name."""
 
     paths: tuple[Path, ...]
     index: Path | None = None
@@ -36,11 +33,9 @@ class WeightFiles:
 
 
 def find_weight_files(folder: Path) -> WeightFiles:
-    """The weight files of `folder`, by name alone.
+    """The weight files of `folder`, by name.
 
-    Raises:
-        MissingFileError: there is none.
-        DamagedFileError, PointerFileError: the index cannot be read.
+    Raises MissingFileError if there is none, DamagedFileError or PointerFileError if the index cannot be read.
     """
     for name in SINGLE_NAMES:
         if (folder / name).exists():
@@ -84,10 +79,7 @@ def _numbered_shards(folder: Path) -> tuple[Path, ...]:
 def check_usable(path: Path) -> None:
     """Raise unless `path` is a file with content of its own.
 
-    Raises:
-        MissingFileError: it is not there (or a link into nowhere).
-        PointerFileError: it is a Git-LFS pointer.
-        DamagedFileError: it is empty, a web page saved under this name, or not readable.
+    MissingFileError: absent, or a dead link. PointerFileError: Git LFS. DamagedFileError: empty, HTML, unreadable.
     """
     if not path.is_file():
         raise MissingFileError(f"{path} is missing.", f"Download {path.name} into {path.parent}.")
@@ -137,9 +129,7 @@ def list_file(path: Path) -> dict[str, StoredTensor]:
 
 
 def list_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Name -> description of all tensors of `folder`; raises as `list_file`, or MismatchError for an incomplete
-    shard.
-    """
+    """Name -> description of all tensors; raises as `list_file`, or MismatchError for an incomplete shard."""
     files = find_weight_files(folder)
     tensors = {name: tensor for path in files.paths for name, tensor in list_file(path).items()}
     check_against_index(files, tensors)

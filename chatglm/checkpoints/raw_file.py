@@ -13,11 +13,9 @@ from chatglm.errors import DamagedFileError
 
 
 class RawFile:
-    """A file open for reading, and mapped if asked; a change by anyone else is noticed at the next read.
+    """A file open for reading, mapped if asked; a change by anyone else is noticed at the next read.
 
-    Raises:
-        DamagedFileError: it cannot be opened.
-        MemoryError: the system refuses so much address space.
+    Raises DamagedFileError if it cannot be opened, MemoryError if the system refuses so much address space.
     """
 
     def __init__(self, path: Path, is_mapped: bool = False) -> None:
@@ -40,10 +38,9 @@ class RawFile:
                 os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
     def read_into(self, out: torch.Tensor, offset: int) -> None:
-        """Fill a contiguous tensor on the CPU with the bytes that begin at `offset`. Others run while it reads.
+        """Fill a contiguous CPU tensor from `offset`; other threads run meanwhile.
 
-        Raises:
-            DamagedFileError: the file ends before, cannot be read, or was changed since it was opened.
+        Raises DamagedFileError if the file ends before, cannot be read, or was changed since it was opened.
         """
         if out.numel() == 0:
             return

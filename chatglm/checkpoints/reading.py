@@ -1,7 +1,4 @@
-"""The values of stored tensors: whole, by blocks of rows, or as views of the mapped file.
-
-Values are read, not mapped, unless views are asked for, so that memory holds what is asked for and nothing else.
-"""
+"""The values of stored tensors: read whole or by blocks of rows, or as views of the mapped file if asked for."""
 
 from __future__ import annotations
 
@@ -24,11 +21,9 @@ CONVERTED_BYTES = 4 * 2**20  # what is converted while it is read: small enough 
 
 
 class WeightReader:
-    """Reads tensors of a folder by name, in any order, for one thread at a time. Use it in a `with` block, or close it.
+    """Reads a folder's tensors by name, for one thread at a time; a context manager. `is_mapped` files allow `view`.
 
-    Methods that read raise MissingFileError, PointerFileError or DamagedFileError if a file cannot be used, or is
-    not as it
-    was listed. With `is_mapped` files are mapped too, so that `view` has something to give.
+    Raises MissingFileError, PointerFileError or DamagedFileError if a file cannot be used or is not as it was listed.
     """
 
     def __init__(self, stored: Mapping[str, StoredTensor], *, is_mapped: bool = False) -> None:
@@ -38,7 +33,6 @@ class WeightReader:
         self._buffer = new_tensor((CONVERTED_BYTES,), torch.uint8)  # takes memory when it is first used
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor in memory of its own."""
         stored = self._stored[name]
         tensor = new_tensor(stored.shape, stored.dtype)
         self.copy_to(name, tensor)
@@ -61,10 +55,9 @@ class WeightReader:
             convert_into(values[start : start + len(part)], part)
 
     def blocks(self, name: str, block_bytes: int = BLOCK_BYTES, *, rows: range | None = None) -> Iterator[torch.Tensor]:
-        """The rows of the tensor in order, at most `block_bytes` at a time but never less than a row; a scalar has
-        one row.
+        """The rows (only `rows`) in order, at most `block_bytes` at a time but at least one; a scalar has one row.
 
-        Each block is valid until the next is asked for. Of `rows`, no others are read.
+        Each block is valid until the next is asked for.
         """
         stored = self._stored[name]
         shape = stored.shape or (1,)
@@ -81,10 +74,9 @@ class WeightReader:
             yield block
 
     def view(self, name: str) -> torch.Tensor | None:
-        """The tensor as it lies in the mapped file, or None where that cannot be.
+        """The tensor in the mapped file, or None if impossible; valid after `close`. Writes stay in this process.
 
-        It stays valid after `close`. Writing to it changes this process's copy of a page, never the file. A file that
-        is shortened while it is mapped ends the process at the next access: the system knows no gentler way.
+        If the file is shortened while it is mapped, the next access ends the process.
         """
         stored = self._stored[name]
         if not self._is_mapped or stored.offset is None:
@@ -96,7 +88,6 @@ class WeightReader:
         self._loaded.get(self._stored[name].path, {}).pop(name, None)
 
     def close(self) -> None:
-        """Close the files; views stay."""
         for file in self._files.values():
             file.close()
         self._files.clear()
@@ -127,7 +118,6 @@ class WeightReader:
         return self._loaded[path]
 
     def _check(self, path: Path, is_same: Callable[[str, StoredTensor], bool]) -> None:
-        """Raise DamagedFileError if the file is another one than that which was listed."""
         if not all(is_same(name, stored) for name, stored in self._stored.items() if stored.path == path):
             raise DamagedFileError(f"{path} was changed while it was in use.", "Load the model again.")
 

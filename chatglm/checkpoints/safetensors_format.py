@@ -1,9 +1,6 @@
-"""The safetensors format: 8 bytes of length, a JSON header, then the data.
+"""The safetensors format, of which only the header is read.
 
-    | n: uint64 LE | header: n bytes of JSON                                              | data ... |
-                     {"name": {"dtype": "F16", "shape": [2, 3], "data_offsets": [0, 12]}}
-
-Only the header is read.
+| n: uint64 LE | n bytes of JSON: {"name": {"dtype": "F16", "shape": [2, 3], "data_offsets": [0, 12]}} | data ... |
 """
 
 from __future__ import annotations

@@ -12,11 +12,7 @@ import torch
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a weight file, described without its data.
-
-    `offset` is where its data begin in the file; None if only torch can read them (files of before 2020, views of
-    others).
-    """
+    """A stored tensor without its data, which begin at `offset`: None if only torch can read it (old file, view)."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype

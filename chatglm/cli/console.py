@@ -54,11 +54,7 @@ def report(message: str) -> None:
 
 
 def require_packages(packages: Mapping[str, str]) -> None:
-    """Make sure that every module of a {module: package} mapping can be imported.
-
-    Raises:
-        ChatGLMError: with the pip command for those that cannot.
-    """
+    """Raise ChatGLMError with the pip command unless every module of a {module: package} mapping can be imported."""
     missing = [package for module, package in packages.items() if find_spec(module) is None]
     if missing:
         raise ChatGLMError(

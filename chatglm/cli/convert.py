@@ -133,7 +133,6 @@ def _embedding_bits(source: ValidationReport, arguments: argparse.Namespace) -> 
 
 
 def _calibration(source: ValidationReport, arguments: argparse.Namespace, device: torch.device) -> Calibration | None:
-    """The text for GPTQ, if that is the method."""
     if arguments.method != "gptq":
         if arguments.calibration is not None:
             raise InvalidRequestError("A calibration text is used by GPTQ only.", "Add --method gptq.")

@@ -1,7 +1,4 @@
-"""`python -m chatglm doctor FOLDER`: this machine, the memory the model needs here, and every problem of the folder.
-
-Knows: how to print. Does not know how problems are found.
-"""
+"""`python -m chatglm doctor FOLDER`: this machine, the memory the model needs here, and every problem of the folder."""
 
 from __future__ import annotations
 

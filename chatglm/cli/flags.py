@@ -21,16 +21,10 @@ from chatglm.sizes import parse_bytes
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag.
+    """One flag, `name` as typed: `--top-p`; an empty `metavar` makes a switch, `--mmap` or `--no-mmap`.
 
-    Attributes:
-        name: as typed, `--top-p`.
-        metavar: stands for the value in `--help`; empty for a switch, `--mmap` or `--no-mmap`.
-        chinese, english: what it does.
-        parse: text to value; raises ValueError or ArgumentTypeError.
-        default: the value when neither flag nor variable is given.
-        shown_default: the default in words, where the value itself says little.
-        is_secret: never print the variable's value; an empty variable is an error, not "no secret".
+    `parse` raises ValueError or ArgumentTypeError. `default` is the value without flag and variable, `shown_default`
+    its description. `is_secret`: never print the variable's value; an empty variable is an error, not "no secret".
     """
 
     name: str
@@ -81,8 +75,6 @@ def _size(text: str) -> int:
 
 
 def _whole(low: int, high: float = math.inf) -> Callable[[str], int]:
-    """A parser of integers in a range."""
-
     def parse(text: str) -> int:
         value = int(text) if text.strip().lstrip("-").isdecimal() else None
         if value is None or not low <= value <= high:

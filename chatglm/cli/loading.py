@@ -21,14 +21,9 @@ LOADING_CANCELLED = "已取消加载 / loading was cancelled."
 
 
 def load_from_flags(arguments: argparse.Namespace, *, is_server: bool = False) -> Pipeline:
-    """The model that `MODEL_FLAGS` name.
+    """The model that `MODEL_FLAGS` name; raises ChatGLMError if it cannot be loaded.
 
-    Args:
-        arguments: parsed flags.
-        is_server: the program has threads of its own beside those that compute.
-
-    Raises:
-        ChatGLMError: it cannot be loaded.
+    `is_server`: the program has threads of its own besides those that compute.
     """
     if is_server:
         # OpenMP's threads would spin while they wait for one that has lost its processor to a thread of the server,
@@ -43,11 +38,7 @@ def load_from_flags(arguments: argparse.Namespace, *, is_server: bool = False) -
 
 
 def load_for_server(arguments: argparse.Namespace, settings: Settings) -> Pipeline:
-    """`load_from_flags` with the engine started within the limits of the settings; SIGTERM and Ctrl+C end the process.
-
-    Raises:
-        ChatGLMError: the model cannot be loaded.
-    """
+    """`load_from_flags` with the engine started within the settings' limits; SIGTERM and Ctrl+C end the process."""
     with exit_on_sigterm(), exit_on_interrupt(LOADING_CANCELLED):
         pipeline = load_from_flags(arguments, is_server=True)
         engine = pipeline.start_engine(

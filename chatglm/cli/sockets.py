@@ -11,11 +11,7 @@ from chatglm.errors import ChatGLMError
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet.
-
-    Raises:
-        ChatGLMError: the address is not available.
-    """
+    """A bound socket that does not listen yet; raises ChatGLMError if the address is not available."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:

@@ -49,12 +49,7 @@ class _AfterBlocks(Exception):
 
 
 class BlockwiseNetwork:
-    """The network of a folder in float32, its weights read when their part's turn comes. Use it in a `with` block.
-
-    Args:
-        report: of a healthy folder.
-        device: where it computes.
-    """
+    """The network of a healthy folder in float32, each part read when its turn comes. Use it in a `with` block."""
 
     def __init__(self, report: ValidationReport, device: torch.device) -> None:
         assert report.family is not None  # a healthy report has one
@@ -108,12 +103,10 @@ class BlockwiseNetwork:
         return block(sample.x, *args, **kwargs)
 
     def advance(self, number: int, block: nn.Module, samples: Sequence[Activations]) -> None:
-        """Send all samples through the block."""
         for sample in samples:
             sample.x = self.run(number, block, sample)
 
     def finish(self, x_NC: Tensor) -> Tensor:
-        """The final norm."""
         name = self.spec.final_norm
         with self._loaded(self._network.get_submodule(name), name) as norm:
             return norm(x_NC)
@@ -132,7 +125,6 @@ class BlockwiseNetwork:
                 yield dequantize(rows, row_scale, head.bits, torch.float32)
 
     def stored_weight(self, name: str) -> Tensor:
-        """A weight as it is stored."""
         return self._read(name).to(self.device)
 
     @contextmanager

@@ -1,7 +1,4 @@
-"""GPTQ over a whole network, block by block: each is rounded by the inputs that the rounded blocks before it give.
-
-    activations of all samples ->  block 0: inputs of its layers -> H -> round -> run it again, rounded
-                               ->  block 1: ...
+"""GPTQ over a whole network: each block is rounded by the inputs that the rounded blocks before it give.
 
 In memory are one block in float32, H of its layers, and the activations: 4 bytes * C for each token.
 """
@@ -32,9 +29,7 @@ MIN_TOKENS = 256
 
 @dataclass(frozen=True)
 class Calibration:
-    """What GPTQ is given: text, damping (see `quantize_by_inputs`; None = chosen there), device, and a note on the
-    text.
-    """
+    """GPTQ's text and a note on it, damping (None = chosen in `quantize_by_inputs`), and device."""
 
     samples: Sequence[Sample]
     damping: float | None = None
@@ -42,7 +37,6 @@ class Calibration:
     note: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
-        """For the report."""
         return {**self.note, "calibration_tokens": count_tokens(self.samples)}
 
 
@@ -55,8 +49,7 @@ def calibrated_tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """The packed linear layers of all blocks with their scales; their errors are appended to `errors`.
 
-    Raises:
-        InvalidRequestError: the network gives NaN or infinity for this text.
+    Raises InvalidRequestError if the network gives NaN or infinity for this text.
     """
     with BlockwiseNetwork(report, calibration.device) as network:
         samples = network.begin(calibration.samples)
@@ -88,7 +81,6 @@ def calibrated_tensors(
 def _observe(
     network: BlockwiseNetwork, number: int, block: nn.Module, names: Sequence[str], samples: Sequence[Activations]
 ) -> dict[str, InputMoments]:
-    """H of some layers of a block."""
     moments = {}
     with ExitStack() as hooks:
         for name in names:

@@ -32,11 +32,7 @@ def evaluate(
     device: torch.device,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Compare a model and its quantized form in float32 on the answers of a text.
-
-    Raises:
-        InvalidLogitsError: a network gives NaN or infinity for this text.
-    """
+    """Compare a model and its quantized form in float32 on a text's answers; InvalidLogitsError for NaN or infinity."""
     losses = _LayerLosses()
     with BlockwiseNetwork(before, device) as old, BlockwiseNetwork(after, device) as new:
         num_parts = old.num_blocks + 1

@@ -23,8 +23,7 @@ def convert_folder(
 ) -> None:
     """Write the model in `source` to the new folder `target`, at most `shard_bytes` in one file and in memory.
 
-    Raises:
-        CheckpointError, ChatGLMError: `source` cannot be used; `target` exists, or cannot be written.
+    Raises CheckpointError or ChatGLMError if `source` cannot be used, or `target` exists or cannot be written.
     """
     report = examined(source)
     stored = _stored(report)
@@ -45,16 +44,10 @@ def quantize_folder(
 ) -> QuantizationReport:
     """Write a model to the new folder `target` with packed weights; returns what that did to them.
 
-    Args:
-        report: of the source folder, from `examined`.
-        calibration: rounds the linear layers by their inputs (GPTQ); None rounds them to the nearest.
-        shard_bytes: most bytes of a file, and in memory beside one block and the activations.
-        progress, layer_progress: called with bytes read, and with layers calibrated.
-
-    Raises:
-        CheckpointError: a file of the folder has changed since it was examined.
-        InvalidRequestError: nothing is left to calibrate, or the network gives NaN for the text.
-        ChatGLMError: `target` exists, or cannot be written.
+    `report` is of the source folder, from `examined`. `calibration` rounds the linear layers by their inputs (GPTQ);
+    None = to the nearest. `shard_bytes` bounds a file, and memory beside one block and the activations. `progress` gets
+    bytes read, `layer_progress` layers calibrated. Raises CheckpointError for a file changed since, InvalidRequestError
+    if nothing is left to calibrate or the text gives NaN, ChatGLMError if `target` exists or cannot be written.
     """
     if calibration is not None and not plan.linears:
         raise InvalidRequestError(

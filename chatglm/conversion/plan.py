@@ -27,12 +27,9 @@ class Packing:
 
 @dataclass(frozen=True)
 class PackingPlan:
-    """What becomes of a folder's weights.
+    """Which of a folder's weights are packed, and how; `keys` are what the new config.json says of it.
 
-    Attributes:
-        packings: name of each weight to be packed -> how.
-        copies_head: a tied embedding stored once is written under both names, as published folders have it.
-        keys: what the new config.json says of it.
+    `copies_head`: a tied embedding stored once is written under both names, as published folders have it.
     """
 
     packings: Mapping[str, Packing]
@@ -52,13 +49,9 @@ def make_plan(
 ) -> PackingPlan:
     """The plan for a healthy folder.
 
-    Args:
-        bits: 4 or 8 for the linear layers of the blocks; None: 4, or what the folder has.
-        group_size: 0, 32, 64 or 128 of their columns share a scale.
-        embedding_bits: 4 or 8 for embedding and head; 0 leaves them as they are.
-
-    Raises:
-        InvalidRequestError: there is no such packing, or it is done already.
+    `bits`: 4 or 8 for the linear layers of the blocks; None = 4, or what the folder has. `group_size`: 0, 32, 64 or 128
+    of their columns share a scale. `embedding_bits`: 4 or 8 for embedding and head; 0 leaves them. Raises
+    InvalidRequestError if there is no such packing, or it is done already.
     """
     config = deepcopy(report.config)
     if config.quantization_bit:
@@ -85,7 +78,6 @@ def _check_only_embedding(report: ValidationReport, bits: int | None, group_size
 
 
 def _check_rows(config: Any, spec: ModelSpec) -> None:
-    """Raise InvalidRequestError if the rows of a weight cannot be packed so."""
     for num_columns in {linear.columns for linear in spec.linears}:
         check_bits(config.quantization_bit, num_columns)
         check_group_size(config.quantization_group_size, num_columns)

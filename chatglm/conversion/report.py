@@ -11,9 +11,10 @@ REPORT_NAME = "quantization_report.json"
 
 @dataclass
 class LayerErrors:
-    """Relative errors of one packed weight, |difference| / |what it should be|: of the weight, and of the layer's
-    outputs over
-    the calibration text, as it is and as plain rounding would give, and over the evaluation text; the damping of GPTQ.
+    """Relative errors |difference| / |reference| of one packed weight and of its layer's outputs.
+
+    `output` is over the calibration text (`output_if_rounded`: by plain rounding), `held_out_output` over the
+    evaluation text; `damping` is GPTQ's.
     """
 
     name: str
@@ -31,9 +32,9 @@ class LayerErrors:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Two models on one text: perplexities, share of positions with the same most probable token, |difference of the
-    logits| /
-    |logits before|, and name of each quantized weight -> relative error of its layer's outputs for the same inputs.
+    """Two models on one text: `agreement` is the share of positions with the same most probable token.
+
+    `logit_error` = |difference| / |before|; `layers`: weight -> relative error of its layer for the same inputs.
     """
 
     num_tokens: int
@@ -53,13 +54,11 @@ class QuantizationReport:
     evaluation: Evaluation | None = None
 
     def add(self, evaluation: Evaluation) -> None:
-        """Take in an evaluation, and its errors per layer."""
         self.evaluation = evaluation
         for layer in self.layers:
             layer.held_out_output = evaluation.layers.get(layer.name)
 
     def as_json(self) -> dict[str, Any]:
-        """For `quantization_report.json`."""
         result: dict[str, Any] = {
             **self.settings,
             "layers": [_known(asdict(layer)) for layer in self.layers],
@@ -101,7 +100,6 @@ def _mean(values: Iterable[float | None]) -> str:
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What is not None, numbers with six digits."""
     return {
         key: float(f"{value:.6g}") if isinstance(value, float) else value
         for key, value in values.items()

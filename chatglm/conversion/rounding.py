@@ -23,10 +23,7 @@ def rounded_tensors(
     left_out: Collection[str] = (),
     progress: Progress | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of the new folder, in the order of the old files, packed as `plan` says; errors are appended.
-
-    `left_out` are names of tensors that are made elsewhere.
-    """
+    """The new folder's tensors but `left_out`, in the old order, packed as `plan` says; appends to `errors`."""
     wanted = {name: tensor for name, tensor in stored.items() if name not in left_out}
     num_read, num_all = 0, sum(tensor.size_bytes for tensor in wanted.values())
     for name, tensor in wanted.items():

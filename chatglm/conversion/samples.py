@@ -36,11 +36,9 @@ class Sample:
 
 
 def read_samples(path: Path, report: ValidationReport, num_tokens: int, min_tokens: int, seed: int) -> list[Sample]:
-    """Samples from a text file (plain UTF-8, or JSON lines if it ends in .jsonl), shuffled, about `num_tokens` in all.
+    """About `num_tokens` of shuffled samples from plain UTF-8 text, or JSON lines if `path` ends in .jsonl.
 
-    Raises:
-        ChatGLMError: the file cannot be read.
-        InvalidRequestError: it has less than `min_tokens`, or lines of another form.
+    Raises ChatGLMError if it cannot be read, InvalidRequestError for less than `min_tokens` or lines of another form.
     """
     text = _read_text(path)
     codec = _Codec(report)
@@ -76,8 +74,6 @@ def _read_text(path: Path) -> str:
 
 
 class _Codec:
-    """The tokenizer of a folder, and how its model writes a prompt."""
-
     def __init__(self, report: ValidationReport) -> None:
         assert report.family is not None  # a healthy report has one
         self.tokenizer = report.tokenizer

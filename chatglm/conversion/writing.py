@@ -33,8 +33,7 @@ def check_absent(target: Path) -> None:
 def new_folder(target: Path, needed_bytes: int) -> Iterator[Path]:
     """A folder to write to, which takes the name `target` at the end of the block, or is removed if that fails.
 
-    Raises:
-        ChatGLMError: `target` exists or cannot be written, or the disk has no room for `needed_bytes`.
+    Raises ChatGLMError if `target` exists or cannot be written, or the disk has no room for `needed_bytes`.
     """
     check_absent(target)
     try:
@@ -82,7 +81,6 @@ def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_byt
 
 
 def _name_shards(folder: Path, shards: list[Path], weight_map: Mapping[str, int], total: int) -> None:
-    """Give the files the names under which every loader looks for them, and an index if there are several."""
     if len(shards) == 1:
         shards[0].rename(folder / "model.safetensors")
         return

@@ -1,7 +1,6 @@
-"""Products with packed weights and the operations between them: one call each, dispatched by device.
+"""Products with packed weights and the operations between them, one call each.
 
-On a CPU `dispatch` selects the kernels; an NVIDIA card with Triton uses those of `triton`; other devices and types use
-the reference.
+`dispatch` selects the kernels on a CPU, `triton` those of NVIDIA cards; other devices and types use the reference.
 """
 
 from __future__ import annotations
@@ -37,12 +36,8 @@ def linear(
 ) -> Tensor:
     """x W^T + bias with W packed, and GELU (tanh form) of it if asked for, [..., O] in x's type; no gradients.
 
-    Args:
-        x: activations [..., I] of any float type, on any device.
-        weight: int8 [O, I * bits / 8] as `kernels.packing` makes it, on the same device.
-        scale: half or float32, [O], or [O, I / group size].
-        bias: [O], or None.
-
+    x is [..., I] of any float type, weight int8 [O, I * bits / 8] as `kernels.packing` makes it, scale half or float32,
+    [O] or [O, I / group size], bias [O]; all on one device.
     Raises InvalidRequestError if $CHATGLM_KERNEL names no kernel (at the first use), OutOfMemoryError.
     """
     if x.is_cpu and weight.is_cpu:
@@ -86,7 +81,6 @@ def _library() -> ctypes.CDLL:
 def backend_name() -> str:
     """What `linear` uses on a CPU: "reference", "torch", "native" or "exact". The first call may compile.
 
-    Raises:
-        InvalidRequestError: $CHATGLM_KERNEL names no kernel.
+    Raises InvalidRequestError if $CHATGLM_KERNEL names no kernel.
     """
     return dispatch.current().name

@@ -1,11 +1,9 @@
-"""Which kernels multiply with packed weights on the CPU; "reference" switches those of GPUs off as well.
+"""Which kernels multiply with packed weights on the CPU; selected once, for the whole process, at the first use.
 
-    native      the C library, activations rounded to int8 in groups: the default, and the fastest
-    exact       the C library, activations as they are
-    torch       torch's own operators, in bfloat16: without a C compiler
-    reference   the weight written out, then multiplied: slow, the truth
-
-The choice is made once, at the first use in the process, and holds for all its threads.
+native      the C library, activations rounded to int8 in groups: the default, and the fastest
+exact       the C library, activations as they are
+torch       torch's own operators, in bfloat16: without a C compiler
+reference   the weight written out, then multiplied: slow, the truth, and on GPUs too
 """
 
 from __future__ import annotations
@@ -49,11 +47,7 @@ class _State:
 
 
 def current() -> Backend:
-    """The kernels in use; the first call chooses them, and may compile.
-
-    Raises:
-        InvalidRequestError: $CHATGLM_KERNEL is not one of the names.
-    """
+    """The kernels in use; the first call may compile. Raises InvalidRequestError for a wrong $CHATGLM_KERNEL."""
     if _State.backend is None:
         with _State.lock:
             if _State.backend is None:
@@ -69,12 +63,9 @@ def is_reference() -> bool:
 
 @contextmanager
 def use(name: str) -> Iterator[str]:
-    """The kernels of that name for the whole process while the block runs; gives the name of those really used.
+    """Use the kernels of that name in all threads while the block runs; yields the name of those really used.
 
-    For tests and benchmarks: threads of other requests change with it.
-
-    Raises:
-        InvalidRequestError: no such name.
+    For tests and benchmarks. Raises InvalidRequestError for an unknown name.
     """
     with _State.lock:
         before, _State.backend = _State.backend, _named(name, "The kernel")

@@ -44,13 +44,10 @@ def check_group_size(group_size: int, num_columns: int = 0) -> None:
 def quantize_rows(weight_OI: Tensor, bits: int, group_size: int = 0) -> tuple[Tensor, Tensor]:
     """Packed integers (int8, [O, I] or [O, I/2]) and scales, [O] or [O, G], of a weight.
 
-    q = round_half_even(w / scale), scale = max|row or group| / 127 or / 7; a row or group of zeros has scale 0
-    (upstream divides 0 by 0). Per row as upstream: a half weight is divided in half precision by the scale rounded to
-    half; a float32 weight keeps float32. A bfloat16 weight gets half scales too, which have three bits more than its
-    own. Per group, which no published file has, scales are half and the division is in float32.
-
-    Raises:
-        InvalidRequestError: bits is not 4 or 8, int4 and an odd number of columns, or no such groups.
+    q = round_half_even(w / scale), scale = max|row or group| / 127 or / 7; zeros have scale 0 (upstream: 0 / 0).
+    Per row as upstream: half weights divide in half by the scale rounded to half; float32 keeps float32; bfloat16 gets
+    half scales, which have three bits more. Per group (in no published file) scales are half, the division float32.
+    Raises InvalidRequestError if bits is not 4 or 8, int4 has an odd number of columns, or there are no such groups.
     """
     check_bits(bits, weight_OI.shape[1])
     check_group_size(group_size, weight_OI.shape[1])
@@ -68,8 +65,7 @@ def quantize_rows(weight_OI: Tensor, bits: int, group_size: int = 0) -> tuple[Te
 
 
 def half_scale(scale: Tensor) -> Tensor:
-    """Float32 scales in half precision; rounded up where half has few digits left (below 6e-5), since a scale that is
-    much too small could not reach the largest weight."""
+    """Float32 scales in half; below 6e-5 rounded up: a scale that is too small could not reach the largest weight."""
     half = scale.half()
     up = torch.nextafter(half, torch.full_like(half, torch.inf))
     return torch.where(half.float() * 1.002 < scale, up, half)
@@ -98,10 +94,9 @@ def unpack_int4(packed: Tensor) -> Tensor:
 
 
 def dequantize(packed: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
-    """Integers [..., I] or [..., I/2] times the scale of their row or group, [..., I] in `dtype`.
+    """Integers [..., I] or [..., I/2] times the scale of their row or group, [..., I], rounded once, to `dtype`.
 
-    The product of at most 8 by 11 bits is exact in float32, so it is rounded once, to `dtype`. `scale` has as many
-    dimensions as `packed` where it is per group.
+    The product of at most 8 by 11 bits is exact in float32. A scale per group has as many dimensions as `packed`.
     """
     integers = unpack_int4(packed) if bits == 4 else packed
     if scale.dim() == packed.dim():

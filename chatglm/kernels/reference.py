@@ -1,12 +1,8 @@
 """The kernels' references in plain torch operators, on any device: what every kernel is compared with.
 
-Functions of a decode step read nothing on the host, and shapes follow from shapes, so that a step can be captured or
-run on fake tensors; for these no tensor is indexed in brackets, which would ask the driver of the pretended card.
-
-    table of a row   [7 2 9]       with P = 64 its position 70 is in page 2 at place 6
-
-Shapes: M rows of activations, O rows of weights, I columns; B rows of a step, H heads, D head width, C = H * D,
-N pages, P positions of a page, M pages of a table, S = M * P.
+Decode steps can be captured or run on fake tensors: no host reads, no indexing in brackets (it asks the driver).
+Shapes: M rows of activations, O rows of weights, I columns; B rows of a step, H heads, D head width, C = H * D, N
+pages, P positions of a page, M pages of a table, S = M * P. Position p of a row is in page table[p // P] at p % P.
 """
 
 from __future__ import annotations
@@ -29,10 +25,9 @@ def linear(x: Tensor, weight: Tensor, scale: Tensor, bits: int, bias: Tensor | N
 
 
 def rounded_activations(x_MI: Tensor) -> Tensor:
-    """Activations as the integer kernels see them, in float64 [M, I].
+    """Activations as the integer kernels see them, in float64 [M, I]; a group that is not finite is all NaN.
 
-    q = round_half_even(x / scale) with scale = max|x| / 127 over each 64 neighbouring columns, both computed in
-    float32. A group that is not finite is NaN throughout, so that it shows in the result.
+    q = round_half_even(x / scale) with scale = max|x| / 127 over each 64 neighbouring columns, both in float32.
     """
     num_rows, num_columns = x_MI.shape
     groups = F.pad(x_MI.float(), (0, -num_columns % ACTIVATION_GROUP)).view(num_rows, -1, ACTIVATION_GROUP)
@@ -82,10 +77,7 @@ def residual_norm(
     eps: float,
     branch_bias_C: Tensor | None = None,
 ) -> Tensor:
-    """The norm [B, C]; arguments as `chatglm.kernels.residual_norm`.
-
-    Rounded where the plain network rounds: a product, whole, in the activations' type, then the sum, then the norm.
-    """
+    """The norm [B, C]; product, sum and norm are each rounded. Arguments as `chatglm.kernels.residual_norm`."""
     if branch.dim() == 3:
         branch = sum(branch.unbind()[1:], branch.select(0, 0))
     if branch_bias_C is not None:

@@ -1,12 +1,11 @@
 """What lies between the products of a decode step, one call each: a Triton kernel where there is one, or plain torch.
 
-Nothing here is read by the host, and shapes follow from shapes: a step of such calls can be captured and replayed.
+Nothing is read on the host, and shapes follow from shapes: a step of such calls can be captured and replayed.
 
-    store of a layer    keys and values, each [N, H, P, D]: float16, bfloat16 or float32, contiguous
-    table               int32 [B, M]: the pages of each row in order, and behind its last one any page's number
-    lengths             int32 [B]: positions of each row, that of this step included; at least 1. One that has grown
-                        past its table counts as a full one, so that a row which has ended can do no harm
-    padding row         fills up a batch: a table of zeros and length 1; page 0 belongs to such rows
+    keys, values    of a layer, each [N, H, P, D]: float16, bfloat16 or float32, contiguous
+    table           int32 [B, M]: the pages of each row in order, then any page's number
+    lengths         int32 [B]: positions of each row with this step's, at least 1; past its table = a full table
+    padding row     fills up a batch: a table of zeros and length 1; page 0 belongs to such rows
 
 Shapes: B rows, H heads, D head width, C = H * D, N pages, P positions of a page, M pages of a table.
 """
@@ -34,13 +33,9 @@ def rotate_and_store(
 ) -> Tensor:
     """Rotate queries and keys of one new position of each row; store keys and values in the pages, in the pages' type.
 
-    Args:
-        qkv_BE: [B, 3C], per head query | key | value.
-        cos_BD, sin_BD: of `nn.rotary.head_tables`, in the type of `qkv_BE`.
-        keys, values: the store, changed at the last position of each row.
-        rotary_dims: a head is rotated in so many parts; 2 * rotary_dims divides D.
-
-    Returns: rotated queries [B, H, D], rounded as by `nn.rotary.rotate`. Raises ValueError for tensors of other forms.
+    qkv_BE is [B, 3C], per head query | key | value; cos_BD and sin_BD are of `nn.rotary.head_tables`, in its type. A
+    head is rotated in `rotary_dims` parts (1 or 2); 2 * rotary_dims divides D.
+    Returns rotated queries [B, H, D], rounded as by `nn.rotary.rotate`. Raises ValueError for tensors of other forms.
     """
     _check(keys, values, table_BM, lengths_B)
     num_rows, (num_heads, width) = len(lengths_B), keys.shape[1::2]
@@ -58,8 +53,8 @@ def rotate_and_store(
 def decode_attention(query_BHD: Tensor, keys: Tensor, values: Tensor, table_BM: Tensor, lengths_B: Tensor) -> Tensor:
     """softmax(q k / sqrt(D)) v over the stored positions of each row, in float32; [B, H, D] in the queries' type.
 
-    Queries are rotated; the store holds the newest position too. By the kernel a row's result is the same to the bit in
-    every batch, at every place in it and with any table that has room for it. Raises ValueError for other forms.
+    Queries are rotated, the newest position is stored. A row's bits do not depend on batch, slot or width of the table,
+    with the kernel. Raises ValueError for other forms.
     """
     _check(keys, values, table_BM, lengths_B)
     if query_BHD.shape != (len(lengths_B), *keys.shape[1::2]):
@@ -81,11 +76,10 @@ def residual_norm(
     eps: float,
     branch_bias_C: Tensor | None = None,
 ) -> Tensor:
-    """LayerNorm(branch + branch_bias + alpha * residual), [B, C] in the residual's type.
+    """LayerNorm(branch + branch_bias + alpha * residual), [B, C] in the residual's type; ValueError for other forms.
 
-    `branch` is [B, C], or partial products [S, B, C] in float32 that are summed here. By the kernel everything in
-    between is float32; plain torch rounds the product and the sum to the residual's type, as the plain network does.
-    Raises ValueError for tensors of other forms.
+    `branch` is [B, C], or partial products [S, B, C] in float32 that are summed here. The kernel computes in float32;
+    plain torch rounds the product and the sum to the residual's type, as the plain network does.
     """
     if branch.dim() not in (2, 3) or branch.shape[-2:] != residual_BC.shape:
         raise ValueError("residual_norm takes a branch of the residual's shape, or several")

@@ -1,7 +1,6 @@
-"""Filling a network with weights in bounded memory.
+"""Filling a network on the meta device: each stored tensor is read straight into its final type and place.
 
-The network is on the meta device; each stored tensor is read straight into its final type and place. The peak is the
-finished network and a few megabytes, plus a file that only torch can read (a pickle of before 2020).
+Peak: the network and a few megabytes, plus a file that only torch can read (a pickle of before 2020).
 """
 
 from __future__ import annotations
@@ -51,18 +50,11 @@ def fill_network(
 ) -> Filled:
     """Give every parameter and buffer of an empty network its memory and value; it is undefined when this raises.
 
-    Args:
-        stored: the tensors of a validated folder.
-        dtype: of all floating-point parameters. Float weights of quantized layers are quantized in their stored type.
-        device: of everything without a placement.
-        shards: what a tensor-parallel process has of tensors, by name; it has the rest whole.
-        prefix: values of a P-Tuning prefix, which replace those of the folder.
-        is_mapped: tensors that need no conversion are views of the mapped files (CPU only).
-        is_left_out: whether a tensor of the network stays without memory.
-        progress: called with (bytes read, bytes to read).
-
-    Raises:
-        CheckpointError: a file changed since it was examined.
+    `dtype` is of all floating-point parameters; float weights of quantized layers are quantized in their stored type.
+    `device` is of everything without a placement. `shards` has what this process reads of a tensor; others are whole.
+    `prefix` replaces that of the folder. With `is_mapped` tensors that need no conversion are views of the mapped files
+    (CPU only). Tensors that are `is_left_out` get no memory. `progress` gets (bytes read, bytes to read). Raises
+    CheckpointError if a file changed since it was examined.
     """
     in_network = network.state_dict().keys() - prefix.keys()
     wanted = {name: tensor for name, tensor in stored.items() if name in in_network and not is_left_out(name)}
@@ -97,7 +89,7 @@ def mapping_message(folder: Path, filled: Filled) -> str:
 def type_in_network(name: str, stored: StoredTensor | Tensor, dtype: torch.dtype) -> torch.dtype:
     """The type that a stored tensor gets in a network of `dtype`.
 
-    Integers stay. A scale would lose three bits as bfloat16, and the scales of groups are many: both stay as stored.
+    Integers stay; so do scales of groups, which are many, and under bfloat16 all scales: they would lose three bits.
     """
     if not stored.dtype.is_floating_point:
         return stored.dtype
@@ -106,8 +98,6 @@ def type_in_network(name: str, stored: StoredTensor | Tensor, dtype: torch.dtype
 
 
 class _Places:
-    """The parameters of one network, filled one by one."""
-
     def __init__(
         self,
         network: Any,
@@ -119,7 +109,6 @@ class _Places:
         self.num_mapped = 0
 
     def put(self, name: str, stored: StoredTensor, reader: WeightReader) -> None:
-        """Give the tensor `name` the value that `reader` has for it."""
         owner = self.network.get_submodule(name.rpartition(".")[0])
         is_packed = isinstance(owner, QuantizedLinear | QuantizedEmbedding) and name.endswith(".weight")
         if is_packed and stored.dtype.is_floating_point:
@@ -139,14 +128,10 @@ class _Places:
         self._set(name, value)
 
     def put_value(self, name: str, value: Tensor) -> None:
-        """Give the tensor `name` this value."""
         self._set(name, value.to(self.device_of(name), type_in_network(name, value, self.dtype)))
 
     def finish(self, is_left_out: Callable[[str], bool]) -> None:
-        """Add what the files do not hold: the tied head and computed buffers.
-
-        A module computes its buffers in `reset_buffers()`.
-        """
+        """Add what the files do not hold: the tied head, and buffers (computed by a module's `reset_buffers()`)."""
         if self.network.spec.ties_embedding:
             tie_embedding(self.network)
         self.network.config.dtype = self.dtype

@@ -55,10 +55,7 @@ def _nothing(*_: object) -> None:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to run: its network in eval mode on its device, and the tokenizer of the same folder.
-
-    `close` ends the reading of layers from the files, if there is any; the network cannot compute after it.
-    """
+    """A network in eval mode on its device, and the tokenizer of its folder; it cannot compute after `close`."""
 
     model: Any
     tokenizer: Any
@@ -70,8 +67,6 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class _Adapters:
-    """What was trained on the model and is given separately."""
-
     prefix: StoredPrefix | None
     lora: StoredLora | None
 
@@ -198,8 +193,7 @@ def load_model_on_gpus(
     """A model with `.chat(tokenizer, ...)` whose layers lie on several GPUs, in fp16: room for one too large for a GPU.
 
     Do not call `.half()`, `.cuda()` or `.to()` on the result. `auto_configure_device_map` shows the form of a device
-    map;
-    other options are those of `load`.
+    map; other options are those of `load`.
 
     Raises:
         DeviceError: there are not so many GPUs here.
@@ -221,7 +215,6 @@ def _generation_settings(folder: Path) -> dict[str, Any]:
 
 
 def _ask_for_quantized(folder: Path, config: Any, bits: int, *, is_limited: bool) -> None:
-    """Make `config` that of a network with packed weights of `bits`."""
     check_bits(bits)
     if config.quantization_bit not in (0, bits):
         raise InvalidRequestError(

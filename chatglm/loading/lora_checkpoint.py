@@ -1,7 +1,6 @@
-"""A LoRA adapter as the library peft saves it: two small tensors per layer, and a JSON file. Needs nothing of peft.
+"""A LoRA adapter as peft saves it (peft is not needed): two small tensors per layer, and a JSON file.
 
-base_model.model.transformer.layers.0.attention.query_key_value.lora_A.weight     [r, I]
-base_model.model.transformer.layers.0.attention.query_key_value.lora_B.weight     [O, r]
+base_model.model.transformer.layers.0.attention.query_key_value.lora_A.weight     [r, I]; lora_B: [O, r]
 """
 
 from __future__ import annotations
@@ -29,13 +28,7 @@ UNSUPPORTED = ("use_dora", "modules_to_save", "fan_in_fan_out", "layer_replicati
 
 @dataclass(frozen=True)
 class StoredLora:
-    """An adapter on disk.
-
-    Attributes:
-        tensors: (layer, "A" or "B") -> the tensor's name in the file.
-        listed: what the file holds.
-        scales: layer -> factor of its B A.
-    """
+    """An adapter on disk: (layer, "A" or "B") -> tensor name, what the file holds, and layer -> factor of its B A."""
 
     path: Path
     tensors: Mapping[tuple[str, str], str]
@@ -55,10 +48,8 @@ class StoredLora:
 def find_lora(path: str | Path) -> StoredLora:
     """The adapter in the folder `path`.
 
-    Raises:
-        ModelNotFoundError, MissingFileError, PointerFileError, DamagedFileError: folder or files cannot be used.
-        MismatchError: it holds no adapter, or half of one.
-        UnsupportedModelError: an adapter of another kind.
+    Raises ModelNotFoundError, MissingFileError, PointerFileError or DamagedFileError for folder and files,
+    MismatchError for no adapter or half of one, UnsupportedModelError for one of another kind.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -114,10 +105,7 @@ def attach_lora(network: Any, lora: StoredLora, dtype: torch.dtype) -> None:
 
 
 def merge_lora(network: Any, lora: StoredLora) -> None:
-    """Merge an adapter into the weights of a network that has none packed; raises as `check_lora_fits`.
-
-    A tied output head is untied by it.
-    """
+    """Merge an adapter into weights that are not packed, untying a tied head; raises as `check_lora_fits`."""
     check_lora_fits(network, lora)
     for layer, down, up in _scaled(lora):
         linear = network.get_submodule(layer)
@@ -126,7 +114,6 @@ def merge_lora(network: Any, lora: StoredLora) -> None:
 
 
 def _update_tie(network: Any) -> None:
-    """Let the configuration say whether output head and embedding are still tied."""
     head, embedding = (network.get_submodule(name) for name in (network.spec.head, network.spec.embedding))
     network.config.tie_word_embeddings = getattr(head, "weight", None) is embedding.weight
 

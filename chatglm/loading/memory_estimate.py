@@ -47,8 +47,7 @@ def kept_tensors(network: Any, stored: Collection[str]) -> dict[str, torch.Tenso
 
 
 def bytes_in_memory(tensors: Iterable[torch.Tensor], dtype: torch.dtype) -> int:
-    """Bytes of the tensors of an empty network once its values are of `dtype`. What is not float32 in it keeps its
-    size: packed integers, and the half scales of groups."""
+    """Bytes of an empty network's tensors with values of `dtype`; packed integers and half scales keep their size."""
     return sum(t.numel() * (dtype if t.dtype == torch.float32 else t.dtype).itemsize for t in tensors)
 
 
@@ -66,9 +65,7 @@ def memory_needed(
     dtype: torch.dtype,
     device: torch.device | None = None,
 ) -> MemoryEstimate:
-    """What these tensors take as `dtype`, and the KV cache of a full context: 16-bit where the native kernels
-    attend.
-    """
+    """Bytes of these tensors as `dtype`, and of a full context's KV cache (16-bit where native kernels attend)."""
     is_cpu = device is not None and device.type == "cpu"
     has_half_cache = is_cpu and config.quantization_bit and kernels.backend_name() == "native"
     return MemoryEstimate(

@@ -1,7 +1,7 @@
 """Which blocks of a network stay in memory under a limit, and which are read anew in every pass.
 
-A pass goes through all blocks in order, and so does the next: keeping the blocks used last would never help. So as many
-as fit stay for good, spread evenly, and the others are read into one or two buffers while the kept ones compute.
+Every pass goes through all blocks in order (LRU would never hit): as many as fit stay, evenly spread; others are read
+into one or two buffers while the kept ones compute.
 
     limit >= everything outside the blocks + blocks that stay + buffers + a reserve for reading and answering
 """
@@ -38,9 +38,7 @@ class BlockSizes:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What is read anew in every pass: names of the `streamed` blocks (none if all fits), of how many blocks, into how
-    many slots; bytes held in memory, slots included, and bytes read per token.
-    """
+    """The blocks read in every pass (none if all fits), bytes in memory, slots included, and bytes read per token."""
 
     streamed: tuple[str, ...] = ()
     num_blocks: int = 0
@@ -49,12 +47,10 @@ class MemoryPlan:
     bytes_per_pass: int = 0
 
     def has(self, name: str) -> bool:
-        """Whether the tensor `name` is streamed."""
         return _is_inside(name, self.streamed)
 
     @property
     def message(self) -> str:
-        """A message for the user, if anything is streamed."""
         if not self.streamed:
             return ""
         num_kept = self.num_blocks - len(self.streamed)
@@ -78,12 +74,8 @@ def plan_blocks(
 ) -> MemoryPlan:
     """The plan with the fewest blocks to read that keeps the weights of an empty network to `limit` bytes.
 
-    `adapter_bytes` are those of an attached LoRA adapter; `folder` is named in messages.
-
-    Raises:
-        CheckpointError: embedding and head cannot be read to compare them.
-        InvalidRequestError: layers are stored in a form that can only be read as a whole.
-        OutOfMemoryError: the limit is too small; says what is needed.
+    `adapter_bytes` are those of an attached LoRA adapter; `folder` is named in messages. Raises OutOfMemoryError with
+    what is needed, InvalidRequestError if layers can only be read as a whole, CheckpointError for unreadable ones.
     """
     blocks = [f"{network.spec.layers}.{number}" for number in range(network.spec.num_layers)]
     sizes = [_block_sizes(network, block, stored, dtype) for block in blocks]

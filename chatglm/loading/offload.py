@@ -1,7 +1,4 @@
-"""Offloading: layers whose weights stay in the checkpoint, and are in memory only while they compute.
-
-file --read, converted--> slot: the weights of a block --> its parameters --> forward --> taken away
-"""
+"""Offloading: a layer's weights are read from the checkpoint into a slot, and in memory only while it computes."""
 
 from __future__ import annotations
 
@@ -52,9 +49,8 @@ def stream_blocks(
 ) -> weakref.finalize[[], Any]:
     """Let `blocks` (in the order of use) read their weights whenever they compute; only inference works from then on.
 
-    Threads take turns. With 2 slots the next block is read while one computes. A file changed meanwhile ends a
-    request with
-    DamagedFileError. Returns what ends the reading when called, or when the network is collected.
+    Threads take turns. With 2 slots the next block is read while one computes. A file changed meanwhile ends a request
+    with DamagedFileError. Returns what ends the reading when called, or when the network is collected.
     """
     modules = [network.get_submodule(name) for name in blocks]
     names = [
@@ -89,7 +85,6 @@ def _buffer(blocks: Sequence[Sequence[Form]]) -> Tensor:
 
 
 def _cut(buffer: Tensor, forms: Sequence[Form]) -> list[Tensor]:
-    """Tensors of these forms, one after the other in `buffer`."""
     views, start = [], 0
     for form in forms:
         shape, dtype = form
@@ -140,7 +135,6 @@ def _loaded(ahead: ReadAhead, index: int, parts: Sequence[_Weight]) -> Iterator[
 
 
 def _allow_inference_only(network: Any, blocks: Sequence[str]) -> None:
-    """Make methods that need all weights at once raise, instead of working on the empty ones."""
     network.requires_grad_(False)
     network.save_pretrained = network.quantize = _refuse
     for name, module in network.named_modules():

@@ -1,7 +1,4 @@
-"""Which part of a network lies on which GPU, when one is not enough: layers in order, all else on the first.
-
-It makes room, not speed: devices work one after the other.
-"""
+"""Which part of a network lies on which GPU: layers in order, all else on the first. It makes room, not speed."""
 
 from __future__ import annotations
 
@@ -34,7 +31,6 @@ class Placement:
     spec: ModelSpec
 
     def device_of(self, name: str) -> torch.device:
-        """The device of the parameter or buffer `name`."""
         return self.devices[self.device_map.get(part_of(name, self.spec), 0)]
 
 
@@ -47,10 +43,7 @@ def part_of(name: str, spec: ModelSpec) -> str:
 
 
 def part_sizes(network: Any, dtype: torch.dtype) -> dict[str, int]:
-    """Bytes of each part of an empty network once its floating-point numbers are `dtype`, layers in their order.
-
-    An output head that will be tied to the embedding takes none.
-    """
+    """Bytes of each part of an empty network as `dtype`, layers in order; a head that will be tied has none."""
     sizes: dict[str, int] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):
         width = dtype.itemsize if parameter.is_floating_point() else parameter.element_size()
@@ -61,9 +54,7 @@ def part_sizes(network: Any, dtype: torch.dtype) -> dict[str, int]:
 
 
 def place(sizes: Mapping[str, int], shares: Sequence[float], spec: ModelSpec) -> DeviceMap:
-    """Spread parts (name -> bytes) over devices in proportion to `shares`; each gets something if there are layers
-    enough.
-    """
+    """Spread parts (name -> bytes) over devices in proportion to `shares`; all get some if layers suffice."""
     layers = sorted(
         (part for part in sizes if _layer(part, spec) is not None), key=lambda part: _layer(part, spec) or 0
     )
@@ -81,9 +72,7 @@ def place(sizes: Mapping[str, int], shares: Sequence[float], spec: ModelSpec) ->
 
 
 def auto_configure_device_map(num_gpus: int) -> DeviceMap:
-    """Even shares of ChatGLM-6B in fp16: part -> number of its GPU. The first, which has the embedding, has fewer
-    layers.
-    """
+    """Even shares of ChatGLM-6B in fp16: part -> number of its GPU. The first also has the embedding."""
     check_num_gpus(num_gpus)
     family = family_of({"model_type": "chatglm"})
     network = family.empty_network(family.config({}))
@@ -101,10 +90,8 @@ def plan_placement(
 ) -> Placement:
     """Where the parts of an empty network go: cuda:0, cuda:1, ... or as `device_map` (part -> number) says.
 
-    Raises:
-        DeviceError: there are not so many GPUs here.
-        InvalidRequestError: the map leaves parts out, names unknown ones or is no map of whole numbers.
-        OutOfMemoryError: a part does not fit where it would go; carries the numbers.
+    Raises DeviceError for too few GPUs, InvalidRequestError if the map leaves parts out, names unknown ones or is no
+    map of whole numbers, OutOfMemoryError (with the numbers) if a part does not fit.
     """
     sizes = part_sizes(network, dtype)
     if device_map is not None:

@@ -1,8 +1,4 @@
-"""A thread that reads items in a cycle, ahead of their use.
-
-slots   in use    0 -> compute                 1 -> compute
-        ahead          read 1 ...... ready          read 2 ...... ready
-"""
+"""A thread that reads items in a cycle, ahead of their use."""
 
 from __future__ import annotations
 
@@ -14,11 +10,9 @@ from chatglm.errors import ChatGLMError
 
 
 class ReadAhead:
-    """Reads items 0, 1, ..., n - 1, 0, ... with read(item, slot) in a thread, as slots become free.
+    """Reads items 0, 1, ..., n - 1, 0, ... with read(item, slot) in a thread, as slots become free, until `close`.
 
-    Items are taken one at a time; other threads wait for their turn. Another order works, but drops what was read
-    ahead.
-    Close it, or the thread lives as long as the process.
+    One item is taken at a time; other threads wait. Another order works, but drops what was read ahead.
     """
 
     def __init__(self, read: Callable[[int, int], None], num_items: int, num_slots: int) -> None:
@@ -38,9 +32,7 @@ class ReadAhead:
 
     @contextmanager
     def taken(self, item: int) -> Iterator[int]:
-        """The slot that holds `item` while the block runs; raises what reading raised, or ChatGLMError after
-        `close`.
-        """
+        """The slot that holds `item` while the block runs; raises what reading raised, ChatGLMError after `close`."""
         with self._turn:
             try:
                 yield self._wait_for(item)
@@ -72,7 +64,6 @@ class ReadAhead:
                 self._changed.wait()
 
     def _go_back_to(self, item: int) -> None:
-        """Drop what was read ahead and go on with `item`."""
         self._free += self._ready.values()
         self._ready.clear()
         self._next = item

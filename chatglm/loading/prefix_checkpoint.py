@@ -1,8 +1,6 @@
-"""The trained prefix of a P-Tuning v2 run, as upstream saves it: a few tensors, with their sizes told by their shapes.
+"""The trained prefix of a P-Tuning v2 run, as upstream saves it (P prefix length, L layers, W = G * D width of keys).
 
-embedding.weight      trans.0.weight   trans.2.weight       (P prefix length, L layers, W = G * D width of keys)
-[P, 2LW]              -                -                     without projection
-[P, W]                [W, W]           [2LW, W]              with projection
+embedding.weight [P, 2LW]; with projection [P, W], trans.0.weight [W, W], trans.2.weight [2LW, W]
 """
 
 from __future__ import annotations
@@ -26,12 +24,7 @@ PREFIX_MARK = "prefix_encoder."
 
 @dataclass(frozen=True)
 class StoredPrefix:
-    """A prefix on disk.
-
-    Attributes:
-        tensors: name inside the prefix encoder -> what is stored.
-        notes: what training wrote into the file, nothing in older ones.
-    """
+    """A prefix on disk: name inside the prefix encoder -> tensor, and what training noted (nothing in older files)."""
 
     files: WeightFiles
     tensors: Mapping[str, StoredTensor]
@@ -48,9 +41,7 @@ class StoredPrefix:
 def find_prefix(path: str | Path) -> StoredPrefix:
     """The prefix in `path`: a folder that training wrote, or a weight file; other tensors in it are ignored.
 
-    Raises:
-        ModelNotFoundError, MissingFileError, PointerFileError, DamagedFileError: path or files cannot be used.
-        MismatchError: it holds no prefix.
+    Raises ModelNotFoundError, MissingFileError, PointerFileError or DamagedFileError, or MismatchError for no prefix.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -123,9 +114,7 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 
 def base_fingerprint(network: Any) -> str:
-    """16 hex digits that an int4, an int8 and a half copy of one model share: of its sizes and its final norm, which is
-    never quantized, rounded to bfloat16, the coarsest type of a copy.
-    """
+    """16 hex digits that int4, int8 and half copies of a model share: of its sizes and final norm (as bfloat16)."""
     spec = network.spec
     digest = hashlib.sha256(repr((spec.vocab_size, spec.hidden_size, spec.num_layers, spec.num_heads)).encode())
     for tensor in network.get_submodule(spec.final_norm).parameters():

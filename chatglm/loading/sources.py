@@ -26,10 +26,9 @@ LICENCE_FLAG = "weights-licence-shown"
 
 
 def find_folder(model: str | Path | None) -> Path:
-    """The folder of `model`: None or "demo", a path, or a hub id (taken from the local cache, else downloaded).
+    """The folder of `model`: None or "demo", a path, or a hub id (from the local cache, else downloaded).
 
-    Raises:
-        ModelNotFoundError: nothing of that name here, and none that can be fetched.
+    Raises ModelNotFoundError if there is none, and none can be fetched.
     """
     if model is None or str(model) in (DEMO_NAME, ""):
         if not CHECKPOINT.is_dir():
@@ -76,7 +75,7 @@ def _from_hub(model_id: str) -> Path:
 
 
 def _has_all_files(folder: Path) -> bool:
-    """Whether a cached snapshot is more than, say, the tokenizer that someone fetched alone."""
+    """Whether a cached snapshot is complete: somebody may have fetched the tokenizer alone."""
     try:
         return (folder / "config.json").exists() and all(path.exists() for path in find_weight_files(folder).paths)
     except CheckpointError:

@@ -1,13 +1,11 @@
 """Tensor parallelism: each process holds a shard of every layer, and all compute every token together.
 
-    tensor                     a rank has                       and its result is
     linear, sharded "rows"     rows of weight, scale and bias   some of the outputs: whole heads, or MLP columns
     linear, sharded "columns"  columns of weight                a part of every sum: all_reduce
     embedding                  rows of the vocabulary           the rows of its ids, zeros elsewhere: all_reduce
     head                       rows of the vocabulary           some of the logits: all_gather
 
-Every process gets the same logits, bit for bit, so that all sample the same next token. All of them must therefore run
-the same requests in the same order.
+All get the same logits bit for bit and sample the same token, so all must run the same requests in the same order.
 """
 
 from __future__ import annotations
@@ -36,9 +34,9 @@ NEED_ALL = ("save_pretrained", "push_to_hub", "quantize", "resize_token_embeddin
 
 @dataclass(frozen=True)
 class Shard:
-    """What one process has of a tensor: the `rows` (kind "rows"); an equal part of the columns, which a tensor of one
-    dimension has not (it stays whole); or, "first", all in the first process and zeros in the others: a bias to be
-    summed.
+    """What one process has of a tensor: some `rows`, or an equal part of the columns (a tensor of one dimension whole).
+
+    "first" is for a bias to be summed: all of it in the first process, zeros in the others.
     """
 
     kind: Literal["rows", "columns", "first"]
@@ -47,17 +45,14 @@ class Shard:
     rows: tuple[range, ...] = ()
 
     def row_ranges(self, num_rows: int) -> Sequence[range]:
-        """Which of so many rows to read."""
         return self.rows if self.kind == "rows" else (range(num_rows),)
 
     def of_rows(self, rows: Tensor) -> Tensor:
-        """What to keep of `rows` that were read."""
         if self.kind == "columns" and rows.dim() == 2:
             return rows.chunk(self.num_ranks, dim=1)[self.rank]
         return torch.zeros_like(rows) if self.kind == "first" and self.rank else rows
 
     def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the shard of a tensor of shape `whole`."""
         num_rows, *columns = sum(map(len, self.row_ranges(whole[0]))), *whole[1:]
         if self.kind == "columns" and columns:
             columns = [columns[0] // self.num_ranks]
@@ -76,7 +71,6 @@ class Ranks:
     device: torch.device
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum of every process's tensor, in place."""
         dist.all_reduce(tensor)
         return tensor
 
@@ -90,13 +84,8 @@ class Ranks:
 def init_process_group(name: str | torch.device, **others: object) -> Ranks:
     """Wait for the other processes (an existing group is used again), and seed torch as the first process is seeded.
 
-    Args:
-        name: the device; with "auto" and "cuda" each process has the GPU of its LOCAL_RANK.
-        **others: options of loading that do not go with this one; a true one is an error.
-
-    Raises:
-        DeviceError: no such device, or one without process groups.
-        InvalidRequestError: torchrun did not start this process, or an option does not go with it.
+    `others` are loading options that must be false. With "auto" or "cuda" each process has the GPU of its LOCAL_RANK.
+    Raises DeviceError (device absent or without process groups), InvalidRequestError (no torchrun, or an option).
     """
     used = [option for option, value in others.items() if value]
     if used:
@@ -122,11 +111,7 @@ def init_process_group(name: str | torch.device, **others: object) -> Ranks:
 
 
 def shard_network(network: Any, ranks: Ranks) -> dict[str, Shard]:
-    """Reduce an empty network to what this process has of it; the shards of its tensors by name.
-
-    Raises:
-        InvalidRequestError: it cannot be divided into so many equal shards.
-    """
+    """Reduce an empty network to this process's shards, by tensor name; InvalidRequestError if it cannot be divided."""
     spec = network.spec
     check_ranks(spec, network.config, ranks.num_ranks)
     network.num_ranks = ranks.num_ranks
@@ -175,9 +160,7 @@ def _shrink(
 
 
 def _wrap_forward(module: nn.Module, wrapped: Callable[..., Any], *others: Any) -> None:
-    """Make the module's forward `wrapped(forward, *others, *inputs)`, in a class of its own: fast paths that compute a
-    layer of a certain class without its forward must not do so with this one.
-    """
+    """Wrap the module's forward, in a class of its own: fast paths for its old class must not bypass it."""
     kind: Any = type(module)
 
     def forward(self: nn.Module, *inputs: Any) -> Any:

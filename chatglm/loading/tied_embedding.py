@@ -26,10 +26,9 @@ def may_tie(network: Any) -> bool:
 def wants_packed_embedding(
     config: Any, spec: ModelSpec, stored: Mapping[str, StoredTensor], device: torch.device
 ) -> bool:
-    """Whether an embedding stored as numbers should become int8: in a quantized network, for the native kernels.
+    """Whether a float embedding becomes int8 (exact enough per row): in a quantized network with native kernels.
 
-    Each token reads all of it, a quarter of the bytes of an int4 ChatGLM-6B; int8 per row is as exact as published
-    layers.
+    Each token reads all of it: a quarter of the bytes of an int4 ChatGLM-6B.
     """
     if device.type != "cpu" or not config.quantization_bit or config.quantization_embedding_bit:
         return False
@@ -37,10 +36,7 @@ def wants_packed_embedding(
 
 
 def head_copies(network: Any, stored: Mapping[str, StoredTensor], reader: WeightReader) -> frozenset[str]:
-    """Names of the stored tensors of the output head, if the head may be tied and equals the embedding byte for byte.
-
-    The two tensors, which may be a gigabyte each, are compared by blocks of rows.
-    """
+    """Names of the stored head tensors, if the head may be tied and equals the embedding byte for byte."""
     if not may_tie(network):
         return frozenset()
     embedding, head = network.spec.embedding, network.spec.head

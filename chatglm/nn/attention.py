@@ -1,10 +1,8 @@
 """Scaled dot-product attention over a given visibility: softmax(q k / sqrt(D)) v.
 
-Shapes: B rows, H query heads, G key and value heads (H is a multiple of G), T query positions, S key positions,
-D head width.
-
-Upstream divides queries by (layer + 1) before the product and multiplies the scores by it afterwards. The pair
-cancels; it kept half-precision scores from overflowing, which torch's fused kernels avoid by accumulating in float32.
+Upstream's division of queries by (layer + 1), undone after the product, only kept half-precision scores from
+overflowing: torch's fused kernels accumulate in float32 and need none.
+Shapes: B rows, H query heads, G key and value heads (H = n * G), T query positions, S key positions, D head width.
 """
 
 from __future__ import annotations
@@ -17,13 +15,10 @@ from torch.nn import functional as F
 
 
 class _WithoutCudnn:
-    """Within it torch does not let cuDNN attend; its other kernels stay as the caller has switched them.
+    """Within it torch does not use cuDNN, which makes a plan (tens of ms) for every new shape in every thread.
 
-    cuDNN makes a plan for every new shape, tens of milliseconds and more, in every thread anew, and is torch's first
-    choice on some cards. The length of a prompt is nearly always new, and with a growing cache that of every token is.
-
-    The switch belongs to the process: the first thread that comes turns it, the last one that leaves turns it back.
-    Only the host reads it, so a graph may be captured within.
+    The switch belongs to the process: the first thread turns it, the last one restores it. Only the host reads it, so a
+    graph may be captured within.
     """
 
     def __init__(self) -> None:
@@ -49,14 +44,9 @@ _without_cudnn = _WithoutCudnn()
 
 
 def attend(query_BHTD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, visible: Tensor | None) -> Tensor:
-    """Attention output [B, H, T, D].
+    """Attention output [B, H, T, D] for rotated queries and keys; each key head serves H / G neighbouring query heads.
 
-    Args:
-        query_BHTD: queries, already rotated.
-        key_BGSD: keys, already rotated; each serves H / G neighbouring query heads.
-        value_BGSD: values.
-        visible: bool, broadcastable to [B, H, T, S], True = may be seen; None = everything is visible.
-            Every row must see at least one key.
+    `visible` is bool, broadcastable to [B, H, T, S], True = visible, at least one key in every row; None = all visible.
     """
     grouped = query_BHTD.shape[1] != key_BGSD.shape[1]
 

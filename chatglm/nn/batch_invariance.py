@@ -1,7 +1,6 @@
-"""How many rows a product needs so that each row's result does not depend on the others; measured, not assumed.
+"""How many rows a product needs for batch invariance; measured, since it depends on the processor and torch's build.
 
-torch picks another kernel for few rows on some processors (a single row with AVX-512 BF16, some more with AMX), which
-rounds differently. Which counts matter follows from the processor and from torch's build, so a few products are tried.
+For few rows (one with AVX-512 BF16, some more with AMX) torch may pick another kernel, which rounds differently.
 """
 
 from __future__ import annotations
@@ -25,10 +24,9 @@ Product = Callable[[Tensor, Tensor], Tensor]
 
 
 def rows_for_invariance(dtype: torch.dtype, device: torch.device) -> int | None:
-    """The least number of rows from which `F.linear` gives each row the same bits, however many rows there are.
+    """The least number of rows from which `F.linear` gives each row the same bits; None if none, or too costly.
 
-    None: there is no such number, or it would cost too much. Float32 on a CPU is not measured: it depends on the number
-    of rows in its last bits (1e-7), and more rows would slow it down. Other devices are not measured either.
+    Not measured: other devices, and float32 on a CPU, which differs in its last bits (1e-7) and would become slower.
     """
     if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
         return 1

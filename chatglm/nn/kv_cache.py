@@ -1,7 +1,5 @@
-"""The keys and values of the positions already computed, owned by whoever runs the request.
+"""The KV cache of a request. It doubles as it grows; a transformers `Cache` can be given to a network in its place.
 
-Storage grows by doubling, so that appending token by token copies each position O(1) times. It answers the two calls
-that a network makes (`update`, `get_seq_length`) as a transformers `Cache` does, so either can be given to a network.
 Shapes: B rows, H heads of keys and values, S positions, N positions there is room for, D head width.
 """
 
@@ -33,14 +31,10 @@ class KVCache:
         *,
         uses_adapter: bool = True,
     ) -> None:
-        """An empty cache.
+        """An empty cache for L layers, which reserves `capacity` positions at first use.
 
-        Args:
-            num_layers: L.
-            capacity: positions to reserve at first use.
-            storage_dtype: what to store; None = the type of what is given. What is given is always answered in its
-                own type, and once rounded is never rounded again, so that a position looks the same in every call.
-            uses_adapter: whether a trained prefix or LoRA update, where there is one, belongs to the conversation.
+        `storage_dtype`: None = the type of what is given. Results have the given type; a rounded value is not rounded
+        again, so a position is the same in every call. `uses_adapter`: whether a trained prefix or LoRA update applies.
         """
         self.storage_dtype = storage_dtype
         self.uses_adapter = uses_adapter
@@ -55,10 +49,7 @@ class KVCache:
         return self._lengths[layer_idx]
 
     def update(self, key_BHTD: Tensor, value_BHTD: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """Append T positions to a layer; returns all its keys and values [B, H, S, D] in the type of those given.
-
-        They are views of the storage where its type is the same.
-        """
+        """Append T positions to a layer; all its keys and values [B, H, S, D] in the given type, views if stored so."""
         self.append(key_BHTD, value_BHTD, layer_idx)
         keys, values = self.layer(layer_idx)
         return keys.to(key_BHTD.dtype), values.to(value_BHTD.dtype)
@@ -74,22 +65,14 @@ class KVCache:
         self._lengths[layer_idx] = stop
 
     def storage(self, layer_idx: int) -> tuple[Tensor, Tensor, int]:
-        """Keys and values [B, H, N, D] of a layer, contiguous, in the storage's type, and how many of the N are filled.
+        """A layer's keys and values [B, H, N, D] as stored, contiguous, and how many of the N are filled.
 
-        Raises:
-            IndexError: before the first update.
+        Raises IndexError before the first update.
         """
         return *self._stored(layer_idx), self._lengths[layer_idx]
 
     def room_for_one(self, layer_idx: int) -> tuple[Tensor, Tensor, int]:
-        """Storage of a layer for someone who appends a position himself and then calls `append_one`.
-
-        Returns:
-            As `storage`, with fewer than N filled.
-
-        Raises:
-            IndexError: before the first update, when shapes are not known.
-        """
+        """As `storage`, with fewer than N filled: the caller appends a position and then calls `append_one`."""
         start = self._lengths[layer_idx]
         stored_keys, stored_values = self._stored(layer_idx)
         keys, values = (self._grown(stored, stored, start, start + 1) for stored in (stored_keys, stored_values))
@@ -122,10 +105,9 @@ class KVCache:
         return grown
 
     def _first_room(self, like_BHTD: Tensor, layer_idx: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Storage for the keys and values of a layer that has none, or None where each layer does well to take its own.
+        """Storage for an empty layer, or None if it takes its own. On a CPU all layers take theirs at once.
 
-        On a CPU all layers take theirs at once: one by one, between what a prompt computes, they would leave the heap
-        with holes that nothing fits into (hundreds of MB with a prompt of 2000 tokens of ChatGLM-6B).
+        One by one, they would leave holes in the heap (hundreds of MB with a prompt of 2000 tokens of ChatGLM-6B).
         """
         rows, heads, num_tokens, width = like_BHTD.shape
         shape = rows, heads, max(num_tokens, self._capacity), width
@@ -137,7 +119,6 @@ class KVCache:
         return self._reserved[layer_idx, 0].data, self._reserved[layer_idx, 1].data
 
     def _grown(self, stored: Tensor | None, like_BHTD: Tensor, start: int, stop: int) -> Tensor:
-        """Storage with room for `stop` positions that holds the first `start` of `stored`."""
         if stored is not None and stop <= stored.shape[2]:
             return stored
         rows, heads, _, width = like_BHTD.shape

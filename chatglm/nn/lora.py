@@ -28,10 +28,7 @@ _rows: ContextVar[Rows] = ContextVar("rows that use the update", default=None)
 
 @contextmanager
 def updates_for(rows: Rows) -> Iterator[None]:
-    """Within it, in this thread, calls of `LowRankLinear` add the update to these rows only.
-
-    Nothing reads the values of a tensor, so a call may be captured as a graph and replayed with others.
-    """
+    """Within it, in this thread, `LowRankLinear` adds the update to these rows only; graphs may capture it."""
     token = _rows.set(rows)
     try:
         yield
@@ -40,13 +37,9 @@ def updates_for(rows: Rows) -> Iterator[None]:
 
 
 def rows_using(uses: Sequence[bool], lengths: Sequence[int], num_rows: int, device: torch.device) -> Rows:
-    """The rows of a packed call, in the form that costs least.
+    """The rows of a packed call of T = `num_rows` rows, in the form that costs least.
 
-    Args:
-        uses: of each request, whether it uses the update.
-        lengths: how many rows it has.
-        num_rows: T; those behind the last request's belong to nobody.
-        device: of a tensor, if there must be one.
+    Request i has `lengths[i]` rows, with the update if `uses[i]`; the rest is padding. A tensor lies on `device`.
     """
     if all(uses):
         return None
@@ -57,10 +50,7 @@ def rows_using(uses: Sequence[bool], lengths: Sequence[int], num_rows: int, devi
 
 
 class LowRankLinear(nn.Module):
-    """`base` with the update [O, r] [r, I] computed beside it, for the rows that `updates_for` names.
-
-    Its tensors are named as they lie in memory: those of the base, `down` and `up`.
-    """
+    """`base` with the update [O, r] [r, I] (`up`, `down`) for the rows that `updates_for` names."""
 
     def __init__(self, base: nn.Module, down_rI: Tensor, up_Or: Tensor) -> None:
         super().__init__()
@@ -91,11 +81,7 @@ class LowRankLinear(nn.Module):
         return self.base(x) + F.linear(narrow, self.up.to(x.dtype))
 
     def merged_weight(self) -> Tensor:
-        """Base and update as one weight, new [O, I].
-
-        Raises:
-            InvalidRequestError: the base is packed.
-        """
+        """Base and update as one new weight [O, I]; raises InvalidRequestError if the base is packed."""
         if not isinstance(self.base, nn.Linear):
             raise InvalidRequestError(
                 "The LoRA update lies beside packed weights, to which it cannot be added.",
@@ -112,12 +98,9 @@ def updated(weight_OI: Tensor, down_rI: Tensor, up_Or: Tensor) -> Tensor:
 
 
 def merged_state(network: nn.Module) -> dict[str, Any] | None:
-    """The state of a network with its updates in the weights, under the names of one that has none beside them.
+    """The state of a network with its updates merged, named as without them; None if it has none.
 
-    None if it has none. The weights that have an update are copies, the others the network's own.
-
-    Raises:
-        InvalidRequestError: some of these weights are packed.
+    Merged weights are copies, the others the network's own. Raises InvalidRequestError if a weight to merge is packed.
     """
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, LowRankLinear)}
     if not layers:

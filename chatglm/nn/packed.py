@@ -1,7 +1,6 @@
-"""Several requests in one call of a network: their positions lie behind one another in a single row.
+"""Several requests in one call of a network: their positions are concatenated in a single row.
 
-    requests of 3, 1 and 2 positions      row of the call: [a a a b c c]     products see 6 positions at once
-                                          attention: a with cache A, b with cache B, c with cache C
+    requests a, b, c of 3, 1, 2 positions: row [a a a b c c]; attention of a with cache A, b with B, c with C
 
 Positions behind those of the last request are padding: computed, stored nowhere, attending to nothing.
 Shapes: T positions of the call, H query heads, G key and value heads, S positions of one cache, D head width.
@@ -53,10 +52,7 @@ class PackedPrompts(Packed):
 
 
 class PackedSteps(Packed):
-    """One new position of each request, in caches that hold something already.
-
-    What a call stores counts only from `commit` on: a call that fails half-way leaves every cache as it was.
-    """
+    """One new position of each request, in caches that are not empty; a call counts as stored only from `commit` on."""
 
     def attend(self, query_1HTD: Tensor, key_1GTD: Tensor, value_1GTD: Tensor, layer_idx: int) -> Tensor:
         mixed = torch.zeros_like(query_1HTD)
@@ -73,7 +69,6 @@ class PackedSteps(Packed):
         return mixed
 
     def commit(self, num_layers: int) -> None:
-        """The call has succeeded in all its layers."""
         for cache in self.caches:
             for layer_idx in range(num_layers):
                 cache.append_one(layer_idx)

@@ -1,9 +1,7 @@
-"""Keys and values of many requests in one store of equal pages; each request has pages of its own.
+"""Paged keys and values: one store of equal pages, which never grows or moves, so graphs may keep its addresses.
 
-    table of a request   [7 2 9]       its position 70 lies in page 2 at place 6
-    page 0               padding rows write there
+    page table of a request   [7 2 9]: its position 70 is in page 2 at slot 6; padding rows write to page 0
 
-A store never grows or moves, so a captured graph of a step may keep its addresses.
 Shapes: N pages, P positions of a page, H heads, D head width, T positions of the call, G requests of a run.
 """
 
@@ -25,13 +23,9 @@ PAGE_TOKENS = 64
 
 @dataclass(frozen=True)
 class Pages:
-    """Keys and values of all requests, and what a step rotary_tables new keys by.
+    """Keys and values of all requests, [N, H, P, D] for each layer, and the tables that rotate new keys.
 
-    Attributes:
-        keys: of each layer, [N, H, P, D].
-        values: the same.
-        rotary_tables: for every position that a request can have; see `nn.rotary.tables_to`. Made with the store,
-            because a captured graph keeps their address.
+    `rotary_tables` (of `nn.rotary.tables_to`) cover every position of a request; a captured graph keeps their address.
     """
 
     keys: tuple[Tensor, ...]
@@ -42,10 +36,7 @@ class Pages:
     def empty(
         cls, num_layers: int, num_pages: int, num_heads: int, width: int, rotary_tables: Tensor, dtype: torch.dtype
     ) -> Pages:
-        """Room for `num_pages` pages and the one of nobody, where the tables lie.
-
-        It is filled with zeros: what nobody has written may be read, and must be finite.
-        """
+        """Room for `num_pages` pages and the padding page, where the tables lie; zeros, as all may be read."""
         shape = (num_pages + 1, num_heads, PAGE_TOKENS, width)
         layers = range(2 * num_layers)
         stores = tuple(torch.zeros(shape, dtype=dtype, device=rotary_tables.device) for _ in layers)
@@ -65,12 +56,9 @@ def places(table_M: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class PagedPrompt:
-    """A prompt that is about to be taken in.
+    """A prompt to process: its `table` of pages (int32 [M], on the CPU) and `length`, its positions in the call.
 
-    Attributes:
-        table: pages of the request, int32 [M], on the CPU.
-        length: positions of the prompt in the call.
-        num_before: positions that its pages hold already: those of a trained prefix.
+    `num_before` positions, those of a trained prefix, are in its pages already.
     """
 
     table: Tensor
@@ -80,7 +68,7 @@ class PagedPrompt:
 
 @dataclass(frozen=True)
 class _Run:
-    """Prompts of a kind that lie behind one another, in the columns start..stop-1 of the call."""
+    """Neighbouring prompts of one length, all with or all without prefix, in the columns start..stop-1 of the call."""
 
     start: int
     stop: int
@@ -93,18 +81,12 @@ class _Run:
 
 
 class PagedPrompts(Packed):
-    """Prompts, each of which sees all of itself and the prefix before it; equal neighbours attend in one call.
-
-    Nothing is gathered or put back: a run of prompts is a view of the call, and so is its result.
-    """
+    """Prompts that see themselves and the prefix before them; equal neighbours attend in one call, as views of it."""
 
     def __init__(self, pages: Pages, prompts: Sequence[PagedPrompt], prefix: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Work out where everything lies, once for all layers.
+        """Find pages and runs once for all layers; prompts of the same length are best side by side.
 
-        Args:
-            pages: where keys and values go.
-            prompts: in the order of the call; those of the same length, best side by side.
-            prefix: keys and values [1, H, P, D] of each layer that prompts with positions before them see.
+        `prefix`: keys and values [1, H, P, D] of each layer, for prompts with positions before them.
         """
         super().__init__(())
         self._pages, self._prefix = pages, prefix

@@ -1,8 +1,6 @@
-"""Rotary position embedding as ChatGLM-6B uses it: two halves of a head, each rotated by its own position row.
+"""Rotary position embedding: with two position rows, each half of a head is rotated by its own row.
 
-    one head of width D = 128, two position rows          one position row
-    |<------- 64 ------->|<------- 64 ------->|           |<----------------- 128 ---------------->|
-     rotated by position   rotated by block pos.             rotated by position
+    two rows: first D/2 by position, last D/2 by block position; one row: all of D by position
 
 Inside each part, width R, element i is paired with element i + R/2 (the "rotate half" form).
 Shapes: B rows, T positions, H heads, D head width, R rotated width, N positions of a table, P position rows (2 or 1).
@@ -19,18 +17,16 @@ ROTARY_BASE = 10000.0
 def inverse_frequencies(width: int, device: torch.device | None = None) -> Tensor:
     """`base^(-2i/width)` for i < width/2, float32 [width/2], rounded through half precision.
 
-    Upstream rounds them to half when the network is built, so every published weight was trained with the
-    rounded values; leaving the rounding out moves the logits by about 5e-4.
+    Upstream rounds them, and published weights were trained so; without it logits move by about 5e-4.
     """
     exponents = torch.arange(0, width, 2, dtype=torch.float32, device=device) / width
     return (1.0 / ROTARY_BASE**exponents).half().float()
 
 
 def rotary_tables(positions_BT: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin, each [B, 1, T, width], for one part of the head.
+    """cos and sin, each [B, 1, T, width], for one part of the head, in float32 and rounded once at the end.
 
-    They are computed in float32 at any `dtype` and rounded once at the end: in bfloat16 upstream rounds the
-    positions themselves, which merges neighbours above 256.
+    In bfloat16 upstream rounds the positions themselves, which merges neighbours above 256.
     """
     angles_BTR = positions_BT[..., None].float() * inverse_frequencies(width, positions_BT.device)
     angles_BTR = torch.cat((angles_BTR, angles_BTR), dim=-1)[:, None]
@@ -38,13 +34,7 @@ def rotary_tables(positions_BT: Tensor, width: int, dtype: torch.dtype) -> tuple
 
 
 def head_tables(position_ids: Tensor, head_width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin over a whole head, each [B, 1, T, D].
-
-    Args:
-        position_ids: [B, 2, T] (position, block position) or [B, T].
-        head_width: D.
-        dtype: of the result.
-    """
+    """cos and sin over a whole head, each [B, 1, T, D]; position_ids [B, 2, T] (position, block position) or [B, T]."""
     if position_ids.dim() == 2:
         return rotary_tables(position_ids, head_width, dtype)
     cos0, sin0 = rotary_tables(position_ids[:, 0], head_width // 2, dtype)
@@ -59,14 +49,10 @@ def tables_to(num_positions: int, width: int, device: torch.device) -> Tensor:
 
 
 def rows_at(tables_2NR: Tensor, positions_BP: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin over a whole head at one position of each row, each [B, D]: the numbers of `head_tables`, looked up.
+    """cos and sin of `head_tables` at one position of each row, each [B, D], looked up; the host reads nothing.
 
-    A position behind the last of the tables counts as that one. Nothing is read by the host.
-
-    Args:
-        tables_2NR: of `tables_to`, with R = D / P.
-        positions_BP: int64, each row's position, or its position and block position.
-        dtype: of the result.
+    `tables_2NR` are of `tables_to`, R = D / P. `positions_BP` are int64, position or (position, block position); one
+    behind the last of the tables counts as that one.
     """
     wanted = positions_BP.flatten().clamp(max=tables_2NR.shape[1] - 1)
     both_2BD = tables_2NR.index_select(1, wanted).view(2, len(positions_BP), -1).to(dtype)

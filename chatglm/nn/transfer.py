@@ -7,10 +7,7 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on `device`, in the order of the current stream.
-
-    A copy from ordinary memory waits until the device has done all it was given; one from pinned memory does not.
-    """
+    """A host tensor on `device`, in order of the current stream; pinned, so that the copy waits for nothing."""
     if device.type != "cuda":
         return tensor.to(device)
     # Pinned memory is not given to anybody else before the copy is done.

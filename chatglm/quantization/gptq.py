@@ -1,19 +1,13 @@
-"""GPTQ: rounding a weight so that the layer's outputs change little, not the weight itself.
+"""GPTQ: rounding a weight so that the layer's outputs change little, https://arxiv.org/abs/2210.17323 (Frantar 2022).
 
-Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (2022),
-https://arxiv.org/abs/2210.17323.
-
-The error of a row's outputs over all inputs x is d H d^T with H = sum of x x^T and d = rounded - given. Columns are
-rounded one after the other; what each loses is made up for, as well as possible, by the columns that are still open:
+A row's output error is d H d^T, H = sum of x x^T, d = rounded - given; the columns still open compensate for it:
 
     column      0   1   2   3   4   5              U upper triangular with H^-1 = U^T U
               | r   r | q | .   .   . |            e = (w_2 - q_2) / U_22,   w_j -= e U_2j  for the open columns j
                rounded  now   open
 
-Two things beside the paper's: the columns with the largest inputs come first (while many are open to make up for
-them), and scales may be smaller than the largest weight asks for, where that costs less. Both are done before the first
-column is rounded, so that the packed format does not know of them.
-Shapes: O output rows, I input columns, G groups of a row, N input vectors.
+Beyond the paper, columns with the largest inputs come first, and scales may be smaller where that costs less; the
+packed format is unchanged. Shapes: O output rows, I input columns, G groups of a row, N input vectors.
 """
 
 from __future__ import annotations
@@ -71,14 +65,11 @@ def usual_damping(num_columns: int, num_inputs: int) -> float:
 def quantize_by_inputs(
     weight_OI: Tensor, moments: InputMoments, bits: int, group_size: int = 0, damping: float | None = None
 ) -> Rounded:
-    """The weight in the packed format, rounded so that outputs for such inputs change as little as GPTQ can make them.
+    """The weight in the packed format, rounded by GPTQ; scales have the types of `quantize_rows`.
 
-    `moments` is H of the inputs, on the same device; `damping` times H's mean diagonal is added to its diagonal,
-    ten times as much, and again, while H cannot be factored (None: `usual_damping`). Scales get the types that
-    `quantize_rows` gives them; columns that were zero in all inputs are rounded to the nearest.
-
-    Raises:
-        InvalidRequestError: no such width, groups or damping, or H holds NaN or infinity.
+    `moments` is H. `damping` (None: `usual_damping`) times H's mean diagonal is added to its diagonal, ten times as
+    much, and again, while H cannot be factored. Columns that were zero in all inputs round to the nearest.
+    Raises InvalidRequestError for a wrong width, groups or damping, or if H holds NaN or infinity.
     """
     check_bits(bits, weight_OI.shape[1])
     check_group_size(group_size, weight_OI.shape[1])
@@ -130,11 +121,7 @@ def _search_rows(weight_OI: Tensor, importance_Gg: Tensor, bits: int, is_half: b
 
 
 def _factor_of_inverse(reversed_II: Tensor, damping: float) -> tuple[Tensor, float]:
-    """U, upper triangular, with U^T U = (H + damping * mean diagonal * 1)^-1; and the damping that was needed.
-
-    `reversed_II` is H with rows and columns in reverse order, and is changed. In that order H = L L^T is H = R R^T with
-    R upper triangular, so U = R^-1: one factorization, and no inverse of the whole.
-    """
+    """Upper triangular U, U^T U = (H + damping * mean diagonal * 1)^-1, and the damping used; changes `reversed_II`."""
     mean = float(reversed_II.diagonal().mean()) or 1.0  # all inputs were zero: any H rounds to the nearest
     added = 0.0
     while True:
@@ -143,6 +130,7 @@ def _factor_of_inverse(reversed_II: Tensor, damping: float) -> tuple[Tensor, flo
         if not int(fault) and bool(torch.isfinite(lower_II.diagonal()).all()):
             break
         added, damping = damping, 10 * damping
+    # H in reverse order is L L^T, so H = R R^T with R = L flipped, upper triangular, and U = R^-1: no inverse of H.
     identity = torch.eye(len(reversed_II), dtype=reversed_II.dtype, device=reversed_II.device)
     return torch.linalg.solve_triangular(lower_II.flip(0, 1), identity, upper=True), damping
 

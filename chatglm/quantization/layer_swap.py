@@ -1,8 +1,4 @@
-"""Swaps the linear layers of a network for packed ones, from outside: `spec.linears` names them.
-
-A configuration says how its network is packed: quantization_bit and quantization_group_size for the linear layers,
-quantization_embedding_bit for embedding and output head.
-"""
+"""Swaps linear layers (`spec.linears`), embedding and head for packed ones, by the config's quantization_* fields."""
 
 from __future__ import annotations
 
@@ -15,11 +11,7 @@ from chatglm.quantization.layers import QuantizedEmbedding, QuantizedLinear
 
 
 def linear_names(network: Any) -> list[str]:
-    """Full names of the linear layers of every transformer layer; under an attached LoRA update, of its base.
-
-    Raises:
-        AttributeError: the spec names a layer that the network does not have.
-    """
+    """Full names of all transformer layers' linear layers, or their LoRA bases; AttributeError if one is missing."""
     spec = network.spec
     names = (f"{spec.layers}.{number}.{linear.name}" for number in range(spec.num_layers) for linear in spec.linears)
     return [f"{name}.base" if hasattr(network.get_submodule(name), "base") else name for name in names]

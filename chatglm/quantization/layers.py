@@ -13,10 +13,7 @@ from chatglm.kernels.packing import check_bits, check_group_size, dequantize, qu
 
 
 class _PackedWeight(nn.Module):
-    """Packed integers `weight`, int8 [O, I or I/2], with `weight_scale` per row [O] or per group [O, G] (half).
-
-    `dtype` is what the layer computes and answers in; it follows `.half()`, `.to(...)` and the like.
-    """
+    """Packed `weight`, int8 [O, I or I/2], and `weight_scale`, half [O] or [O, G]; computes and answers in `dtype`."""
 
     def __init__(self, num_rows: int, num_columns: int, bits: int, group_size: int = 0) -> None:
         super().__init__()

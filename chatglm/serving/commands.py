@@ -1,7 +1,4 @@
-"""`python api.py`, `python stream_api.py`, `python -m chatglm serve`: from flags to a running server.
-
-Imports stay light: `--help` must not wait for torch or a web framework.
-"""
+"""`api.py`, `stream_api.py`, `python -m chatglm serve`. Light imports: `--help` must not wait for torch or FastAPI."""
 
 from __future__ import annotations
 

@@ -79,8 +79,6 @@ class AnswerTimer:
 
 
 class _EngineCollector(Collector):
-    """The engine's figures, read at every scrape."""
-
     def __init__(self, read_stats: Callable[[], Stats]) -> None:
         self._read_stats = read_stats
 

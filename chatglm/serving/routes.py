@@ -99,10 +99,7 @@ def status_router(service: RequestService) -> APIRouter:
 
 
 def event_stream(events: AsyncIterator[ServerSentEvent], settings: Settings) -> EventSourceResponse:
-    """Events as a response with heartbeats. When the client disconnects the iterator is closed.
-
-    During shutdown streams go on while their answers do: the service ends those.
-    """
+    """Events with heartbeats, also during shutdown. When the client disconnects the iterator is closed."""
     return EventSourceResponse(
         events,
         sep=LINE_END,

@@ -176,10 +176,9 @@ def check_content_type(content_type: str | None, forgives: bool) -> None:
 
 
 def parse_json(body: bytes) -> Any:
-    """The value of a JSON text in UTF-8. NaN and Infinity, which Python's parser would let through, are not JSON.
+    """The value of a JSON text in UTF-8; NaN and Infinity are not JSON.
 
-    Raises:
-        InvalidBodyError: it is not JSON, or not UTF-8, or has a lone surrogate as `\\ud800`.
+    Raises InvalidBodyError if it is not JSON, or not UTF-8, or has a lone surrogate as `\\ud800`.
     """
     try:
         value = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)

@@ -37,16 +37,10 @@ class RequestService:
         self._handles: weakref.WeakSet[Handle] = weakref.WeakSet()
 
     def submit(self, messages: Sequence[Message], **parameters: Any) -> Answer:
-        """Take a chat request. The server's system message goes in front where there is none in `messages`.
+        """Take a chat request; the messages are oldest first, and get the server's system message if they have none.
 
-        Args:
-            messages: the conversation, oldest first.
-            **parameters: as `Pipeline.submit`; None = the default of this server, then of the model.
-
-        Raises:
-            QueueFullError: the limits of running and waiting requests are reached.
-            ShuttingDownError: the server takes no new requests.
-            InvalidRequestError: the request cannot be answered.
+        `parameters` are those of `Pipeline.submit`; None = the default of this server, then of the model. Raises
+        QueueFullError, ShuttingDownError, or InvalidRequestError for a request that cannot be answered.
         """
         system = self.settings.system
         if system and all(message.role != "system" for message in messages):
@@ -102,10 +96,7 @@ class RequestService:
 
 
 class Answer:
-    """The deltas of one request, counted as they are read. Iterate once; leaving the iteration cancels the request.
-
-    The error of a failed request is raised after its last delta.
-    """
+    """The deltas of one request; a failed one raises after its last. Iterate once; leaving the iteration cancels it."""
 
     def __init__(self, handle: Handle, metrics: ServerMetrics) -> None:
         self._handle = handle
@@ -142,11 +133,7 @@ def require_complete(completion: Completion) -> Completion:
 
 
 async def merge(answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, Delta], None]:
-    """The deltas of several answers as they come, each with the index of its answer. Leaving early ends all of them.
-
-    Raises:
-        Exception: that of the first answer that fails; the others are ended.
-    """
+    """The deltas of several answers as they come, with the answer's index; an error, or leaving early, ends all."""
     queue: asyncio.Queue[tuple[int, Delta] | Exception | None] = asyncio.Queue()
 
     async def forward(index: int, answer: Answer) -> None:

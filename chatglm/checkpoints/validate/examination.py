@@ -41,8 +41,6 @@ DOWNLOAD_REMEDY = (
 
 
 class _Findings(list[Finding]):
-    """Collects errors as findings."""
-
     def add(self, file: Path, *errors: CheckpointError) -> None:
         self.extend(Finding("error", file, error) for error in errors)
 
@@ -65,10 +63,8 @@ def validate_folder(
 ) -> ValidationReport:
     """Everything that keeps `folder` from being loaded, found without loading any weights.
 
-    Args:
-        recognise: the family of a config.json's keys; raises UnsupportedModelError.
-        default_family: whose tokenizer files are looked for where config.json cannot be read.
-        prefix_elsewhere: a P-Tuning prefix is given separately; one that config.json asks for may be absent.
+    `recognise` gives the family of a config.json's keys or raises UnsupportedModelError; `default_family` says whose
+    tokenizer files to look for where it cannot be read. With `prefix_elsewhere` the folder may lack its prefix.
     """
     folder = Path(folder)
     findings = _Findings()
@@ -99,7 +95,6 @@ def validate_folder(
 
 
 def _absence(folder: Path) -> CheckpointError | None:
-    """Why there is no model folder at `folder`, if so."""
     if not folder.exists():
         return ModelNotFoundError(f"There is no folder {folder}.", DOWNLOAD_REMEDY)
     if not folder.is_dir():

@@ -62,8 +62,7 @@ def compare_weights(
 ) -> Iterator[CheckpointError]:
     """Every way in which the stored tensors differ from those that the configuration asks for.
 
-    Args:
-        prefix_elsewhere: a prefix comes from another folder; this one's own is neither needed nor used.
+    With `prefix_elsewhere` a prefix comes from another folder; this one's own is neither needed nor used.
     """
     spec = family.spec(config)
     for start, other in spec.foreign_tensors.items():

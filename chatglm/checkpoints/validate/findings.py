@@ -42,12 +42,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """The findings, in the order of the checks, and what was read on the way.
-
-    Attributes:
-        tensors: name -> description of every tensor of the readable weight files.
-        family, config, tokenizer: None where they could not be made.
-    """
+    """The findings, in the order of the checks, and what was read: family, config, tokenizer, None if bad."""
 
     folder: Path
     findings: tuple[Finding, ...] = ()
@@ -75,7 +70,6 @@ class ValidationReport:
         raise first
 
     def render(self) -> str:
-        """The findings as text, one paragraph each, and a verdict."""
         lines = []
         for finding in self.findings:
             lines += [f"{finding.severity.upper()}: {finding.problem}"]

@@ -18,8 +18,7 @@ ONE_RELEASE = "Take config.json, the tokenizer files and all weight files from o
 def make_tokenizer(folder: Path, family: Family) -> Any:
     """The tokenizer of `folder`.
 
-    Raises:
-        MissingFileError, PointerFileError, DamagedFileError, MismatchError: a file of it cannot be used.
+    Raises MissingFileError, PointerFileError, DamagedFileError or MismatchError if a file of it cannot be used.
     """
     if (folder / SETTINGS_NAME).exists():
         read_json(folder / SETTINGS_NAME)

@@ -1,9 +1,7 @@
-"""Compiles the native kernels on this machine, once per user, and finds them again.
+"""Compiles the native kernels once per user into <cache folder>/kernels/<key>/<digest>.so and finds them again.
 
-    <cache folder>/kernels/<key>/<digest>.so      key: sources, flags, compiler, processor; digest: SHA-256 of the file
-
-A damaged file is detected by its name, and processes that compile at the same time each rename a whole file into the
-folder. Only files and folders of this user that nobody else can write are used.
+key: sources, flags, compiler, processor; digest: SHA-256 of the file, which detects damage. Concurrent processes each
+rename a whole file into the folder. Only files and folders of this user that nobody else can write are used.
 """
 
 from __future__ import annotations
@@ -51,11 +49,7 @@ class Compiler:
 
 
 def library_path() -> Path:
-    """The compiled kernels, from the cache or compiled now (a few seconds).
-
-    Raises:
-        NoLibraryError: there is no compiler, or it fails; the sentence says which.
-    """
+    """The compiled kernels, from the cache or compiled now (a few seconds). Raises NoLibraryError with the reason."""
     if os.name != "posix":
         raise NoLibraryError(f"The native kernels are not built on {sys.platform}.")
     compiler = find_compiler()
@@ -64,11 +58,7 @@ def library_path() -> Path:
 
 
 def find_compiler() -> Compiler:
-    """$CC where it is set (it may carry flags), else the first of cc, gcc and clang that runs.
-
-    Raises:
-        NoLibraryError: none does.
-    """
+    """$CC (may carry flags) if set, else the first of cc, gcc and clang that runs. Raises NoLibraryError if none."""
     asked = os.environ.get("CC")
     commands = [tuple(shlex.split(asked))] if asked else [("cc",), ("gcc",), ("clang",)]
     for command in commands:
@@ -84,10 +74,9 @@ def sources() -> list[Path]:
 
 
 def compile_library(compiler: Compiler, target: Path) -> None:
-    """Write the library to `target`, with OpenMP where the compiler has it; object files are left beside it.
+    """Write the library to `target`, with OpenMP where the compiler has it; object files stay in the same folder.
 
-    Raises:
-        NoLibraryError: the compiler fails; carries the first error it named.
+    Raises NoLibraryError with the compiler's first error.
     """
     for extra in (PARALLEL, ()):
         failure = _compile_with((*compiler.command, *FLAGS, *extra), target)
@@ -130,7 +119,6 @@ def _version(command: Sequence[str]) -> str:
 
 
 def _key(compiler: Compiler) -> str:
-    """Digest of everything that the compiled file depends on."""
     digest = hashlib.sha256()
     for path in (*sources(), *sorted(NATIVE.glob("*.h"))):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")

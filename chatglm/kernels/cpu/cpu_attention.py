@@ -33,12 +33,9 @@ def attend_one(
 ) -> Tensor:
     """Softmax(q k / sqrt(D)) v of one new position over all positions stored and itself, float32 [1, 1, H D].
 
-    Args:
-        qkv: float32 with H * 3D values, per head query | key | value, not yet rotated.
-        tables: cos and sin of the new position, float32 with D values each.
-        keys, values: half [1, H, N, D], contiguous; the new position is written at `length` < N.
-        rotary_dims: the head is rotated in so many parts, see `nn.rotary`; 2 * rotary_dims divides D.
-
+    qkv is float32 with H * 3D values, per head query | key | value, not rotated; tables are its cos and sin, float32
+    [D] each. keys and values are half [1, H, N, D], contiguous; the new position is written at `length` < N. A head is
+    rotated in `rotary_dims` parts (1 or 2), see `nn.rotary`; 2 * rotary_dims divides D.
     Raises ValueError for tensors of other forms, OutOfMemoryError without memory for the threads' buffers.
     """
     cos, sin = tables
@@ -75,13 +72,10 @@ def attend_one(
 
 
 def attend_prompt(library: ctypes.CDLL, qkv: Tensor, keys: Tensor, values: Tensor, length: int) -> Tensor:
-    """Softmax(q k / sqrt(D)) v of every query over all positions stored, float32 [1, T, H D].
+    """Softmax(q k / sqrt(D)) v of every query over all positions stored, float32 [1, T, H D]; raises as `attend_one`.
 
-    Args:
-        qkv: float32 [1, T, H * 3D], per head query | key | value; queries are rotated, the others are not read.
-        keys, values: half [1, H, N, D], contiguous; `length` positions are stored, 0 < length <= N; D <= 512.
-
-    Raises as `attend_one`.
+    qkv is float32 [1, T, H * 3D], per head query | key | value; only the rotated queries are read. keys and values are
+    half [1, H, N, D], contiguous, with `length` positions stored, 0 < length <= N; D <= 512.
     """
     _, num_heads, capacity, width = keys.shape
     is_right = (

@@ -1,7 +1,4 @@
-"""Tensors in and out of the native library.
-
-Shapes: M rows of activations, O rows of weights, I columns.
-"""
+"""Tensors in and out of the native library. Shapes: M rows of activations, O rows of weights, I columns."""
 
 from __future__ import annotations
 
@@ -25,11 +22,7 @@ CPU = torch.device("cpu")
 
 
 class NativeKernels:
-    """The products of the native library; weights, scales and x lie in this machine's memory.
-
-    What the library does not take (scales or groups of another form, tensors with gaps, nothing to compute) goes to
-    the reference.
-    """
+    """The products of the native library, on CPU tensors; what it does not take goes to the reference."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
@@ -81,7 +74,6 @@ class NativeKernels:
         return result if x.dtype is torch.float32 else result.to(x.dtype)
 
     def _linear_by_blocks(self, x: Tensor, weight: Tensor, scale: Tensor, bits: int, bias: Tensor | None) -> Tensor:
-        """Rows of the weight are written out block by block and multiplied by torch."""
         num_rows, num_columns = weight.shape[0], x.shape[-1]
         values = x.reshape(-1, num_columns).to(torch.float32)
         result = torch.empty((values.shape[0], num_rows), dtype=torch.float32, device=CPU)

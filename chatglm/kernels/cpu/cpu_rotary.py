@@ -1,7 +1,4 @@
-"""What a network does between its products, by the native library, in place: rotating queries and keys, GELU.
-
-Shapes: T positions, H heads, D head width.
-"""
+"""Queries and keys rotated, and GELU, in place by the native library. Shapes: T positions, H heads, D head width."""
 
 from __future__ import annotations
 
@@ -22,10 +19,10 @@ def gelu_(library: ctypes.CDLL, x: Tensor) -> Tensor:
 
 
 def rotate_(library: ctypes.CDLL, qkv: Tensor, tables: tuple[Tensor, Tensor], rotary_dims: int) -> Tensor:
-    """Rotate queries and keys by their positions, in place; see `nn.rotary`.
+    """Rotate queries and keys by their positions, in place; see `nn.rotary`. Raises ValueError for other forms.
 
     `qkv` is contiguous float32 with T * H * 3D values, per position and head query | key | value; `tables` are cos and
-    sin with T * D values, the last dimension D; 2 * rotary_dims divides D. Raises ValueError for other forms.
+    sin with T * D values, last dimension D. 2 * rotary_dims divides D.
     """
     cos, sin = tables
     width = cos.shape[-1]

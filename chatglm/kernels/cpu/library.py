@@ -30,11 +30,7 @@ PROTOTYPES: dict[str, tuple[type[c_int32] | None, tuple[type[c_int32 | c_int64 |
 
 
 def open_library(path: Path) -> ctypes.CDLL:
-    """Load a compiled file into this process. torch comes first, so that both use one OpenMP and its threads.
-
-    Raises:
-        NoLibraryError: it cannot be loaded, or lacks a function.
-    """
+    """Load a compiled file; raises NoLibraryError. torch comes first, so that both use one OpenMP and its threads."""
     try:
         library = ctypes.CDLL(str(path))
         for name, (result, arguments) in PROTOTYPES.items():

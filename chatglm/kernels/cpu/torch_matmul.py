@@ -1,8 +1,7 @@
-"""Products with packed weights by torch's own operators, for machines without a C compiler.
+"""Products with packed weights by torch's own operators, in bfloat16, for machines without a C compiler.
 
-Activations are rounded to bfloat16, in which integers are exact; the scale of a row is applied in float32, those of
-groups are rounded to bfloat16. The int4 operator reads a packing of its own, made at the first use of a weight and kept
-while the weight lives (int4 weights take twice their memory); a weight that changes is dequantized from then on.
+Row scales are applied in float32, group scales are rounded to bfloat16. The int4 operator needs its own packing, made
+at the first use and kept while the weight lives (twice the memory); a weight that changes is dequantized from then on.
 Shapes: M rows of activations, O rows of weights, I columns.
 """
 
@@ -67,12 +66,10 @@ def _few_rows_int4(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor | None:
 
 
 def _operator(name: str) -> Callable[..., Tensor] | None:
-    """An operator that not every torch has."""
     return getattr(torch.ops.aten, name, None)
 
 
 def _by_blocks(x: Tensor, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """Blocks of rows are written out and multiplied; float32."""
     dtype = torch.bfloat16 if _multiplies_bfloat16() else torch.float32
     values = x.to(dtype)
     result = torch.empty((x.shape[0], weight.shape[0]), dtype=torch.float32)

@@ -31,10 +31,7 @@ def linear(
 
 
 def linear_partials(x: Tensor, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """x W^T [..., K] as partial products for a kernel that sums them; on any device.
-
-    Float32 [S, M, N]: scale is applied, bias is not. S >= 1 follows from the shapes, and is 1 without Triton.
-    """
+    """x W^T as parts for a kernel that sums them, on any device: float32 [S, M, N], scale applied, no bias; S >= 1."""
     values = x.reshape(-1, x.shape[-1])
     if not (x.dtype in TYPES and is_available(x.device)):
         return linear_written_out(values, weight, scale, bits, None, False).float()[None]

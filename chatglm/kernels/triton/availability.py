@@ -1,7 +1,7 @@
 """Whether a device runs the Triton kernels: asked once per card, tested on small products before they are used.
 
-A machine without a C compiler, with a broken Triton or a card that computes something else gets the reference and one
-line in the log. Ask before a CUDA graph is captured: the first answer waits for the card.
+Where they fail, the reference is used, with one line in the log. Ask before a CUDA graph is captured: the first answer
+waits.
 """
 
 from __future__ import annotations
@@ -25,10 +25,7 @@ _lock = threading.Lock()
 
 
 def is_available(device: torch.device) -> bool:
-    """Whether the Triton kernels run on this device; the first question for a card may take seconds.
-
-    $CHATGLM_KERNEL=reference switches them off.
-    """
+    """Whether the Triton kernels run here; the first call per card takes seconds. $CHATGLM_KERNEL=reference: False."""
     if device.type != "cuda" or dispatch.is_reference():
         return False
     index = device.index

@@ -1,9 +1,7 @@
-"""Writing packed weights out without Triton: our two kernels as PTX, launched through cpm_kernels (extra `[cpm]`).
+"""Writing packed weights out without Triton: our PTX launched through cpm_kernels (extra `[cpm]`). Untested on a card.
 
-The files hold `extract_kernel` for half and one scale per row, compiled ahead for cards from 7.5 on by
-tools/write_ptx.py; the driver translates PTX for the card at hand. Nothing of cpm_kernels' own code is used. A setup
-without it, with a broken one or without a card is answered with no, never with an error. It never ran on a card here.
-Shapes: O rows, I columns.
+tools/write_ptx.py compiles `extract_kernel` for half, one scale per row and compute capability 7.5 or later. Without a
+working cpm_kernels or a card, `is_available` is False; no error is raised. Shapes: O rows, I columns.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Triton kernels of products with packed weights: a tile of x W^T, and the sum of partial products.
 
-A block multiplies BN rows of the weight (the left operand, 16 rows an instruction) by BM tokens (8 columns), BK bytes
-of each row per iteration. An int4 byte holds an even and an odd column, so x is split into even and odd columns in
-registers and the tile is two products. Integers are summed in float32; a row's scale is applied once at the end, that
-of a group once per group.
+A block multiplies BN rows of the weight (left operand) by BM tokens, BK bytes of each row per iteration. int4 splits x
+into even and odd columns: two products per tile. Integers are summed in float32; the scale comes once per row or group.
 """
 
 from __future__ import annotations

@@ -18,10 +18,9 @@ MIN_TURNS = 4
 
 @dataclass(frozen=True)
 class Tile:
-    """A block's share of a product: tokens of x, rows of the weight, and bytes of each row in one iteration.
+    """A block's share of a product: tokens of x, rows of the weight, bytes of each row in one iteration.
 
-    Two warps keep Triton to the instructions of a single warp, whose layout reads bytes well; with four a Hopper card
-    takes those of four warps, which pay only for many tokens. `num_stages` iterations are in flight.
+    Two warps use single-warp instructions, whose layout reads bytes well; four use Hopper's, which pay for many tokens.
     """
 
     tokens: int

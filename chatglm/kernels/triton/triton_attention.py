@@ -1,19 +1,11 @@
-"""Attention of one new position of each row to what its pages hold, in Triton.
-
-Memory is the limit: each key and value is read once and used for two operations. A row is cut into sections, so that
-even one row alone keeps a whole card busy:
+"""Attention of one new position of each row over its pages, in Triton; memory-bound, each key and value is read once.
 
     positions of a row        |<---- 128 ---->|<---- 128 ---->|<-- 44 -->|        length 300
-    `mix_sections`             maximum, total,   the same        the same         one program per head and section,
-                               mixed values                                       or one for every few of them
-    `merge_sections`           result = sum of e^(maximum - largest) mixed / sum of e^(maximum - largest) total
+    `mix_sections`            per section and head: maximum m, total t, mixed values v
+    `merge_sections`          result = sum of e^(m - largest m) v / sum of e^(m - largest m) t
 
-A row's sums are made in one order, whatever the batch: a section is 128 positions, never a share of the longest row;
-how many programs share the sections of a row changes who computes one, not what is computed; and the merging goes
-through them in groups of 16, never in a tree as wide as the table. So a request gets the same bits alone and in any
-batch. For the same reason the table's width is not specialised: one binary serves every width.
-
-Sections behind a row's length cost nothing: nobody writes them, nobody reads them.
+Batch invariance: a section has 128 positions whatever the batch, programs only share sections, merging goes through
+them in groups of 16, and the table's width is not specialised. Sections behind a row's length are skipped.
 Shapes: B rows, H heads, D head width, N pages, P positions of a page, M pages of a table, S sections of a table.
 """
 

@@ -1,7 +1,6 @@
-"""Products with packed weights on a card: launching the kernels, and operators that tracing understands.
+"""Products with packed weights on a card: launching the kernels, and operators with fake-tensor forms.
 
-The operators `chatglm::packed_product` and `chatglm::packed_partials` have forms for fake tensors: shapes follow from
-shapes alone, nothing waits for the card, and a CUDA graph can hold them.
+`chatglm::packed_product` and `chatglm::packed_partials` can be traced and captured: shapes follow from shapes alone.
 Shapes: M tokens, N rows of the weight, K columns, S parts.
 """
 
@@ -28,10 +27,7 @@ def linear(x: Tensor, weight: Tensor, scale: Tensor, bits: int, bias: Tensor | N
 
 
 def linear_partials(x: Tensor, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """x W^T as parts to be summed by the next kernel: float32 [S, M, N], scale applied, no bias.
-
-    S follows from the shapes. More than MANY_TOKENS tokens have one part, rounded to x's type.
-    """
+    """x W^T as float32 parts [S, M, N], scale applied, no bias. Above MANY_TOKENS tokens S = 1, rounded to x's type."""
     values = x.reshape(-1, x.shape[-1])
     if values.shape[0] > MANY_TOKENS:
         return linear_written_out(values, weight, scale, bits, None, False).float()[None]

@@ -1,10 +1,6 @@
-"""The sum of a branch and its residual, and the LayerNorm of it: one Triton kernel.
+"""LayerNorm of a branch (or its partial products) and its residual: one Triton kernel, one program a row, in float32.
 
-    branch     [B, C], or partial products [S, B, C] in float32, summed here first to last
-    + its bias, + alpha * residual  ->  mean, variance, weight, bias  ->  [B, C]
-
-Everything between reading and writing is float32 in registers, one program a row; each number is read once. With the
-partial products of a split-K product it takes the place of the kernel that would sum them.
+Partial products [S, B, C] are summed first to last, in place of the kernel of a split-K product that would sum them.
 Shapes: B rows, C width, S partial products.
 """
 

@@ -1,15 +1,9 @@
 """Queries and keys rotated by their positions, keys and values stored in their pages: one Triton kernel.
 
-    qkv of a row    | q k v | q k v | q k v | ...      one head after another
-                      | | '--------> page of the row's last position, place of the position      (as it is)
-                      | '----------> the same in the store of keys                               (rotated)
-                      '------------> result                                                      (rotated)
+    qkv of a row                    | q k v | q k v | ...      one head after another; q -> result, k, v -> pages
+    rotary dimensions, R = D/2      | a0 .. | b0 .. | a1 .. | b1 .. |      a' = a cos - b sin,  b' = b cos + a sin
 
-    a head of two parts, R = D/2    | a0 .. | b0 .. | a1 .. | b1 .. |      a' = a cos - b sin
-                                      part 0          part 1               b' = b cos + a sin
-
-A few kilobytes a row: the time is that of a launch. Rows that only fill up a batch all write to the same place of the
-same page; which of them is last does not matter, for nobody reads it in earnest.
+Padding rows all write to the same place of page 0, in any order; nobody reads it.
 Shapes: B rows, H heads, D head width, C = H * D, N pages, P positions of a page, M pages of a table.
 """
 

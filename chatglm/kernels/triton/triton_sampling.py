@@ -1,7 +1,4 @@
-"""One candidate of each row drawn by its own parameters: one Triton kernel in the place of seventy small ones.
-
-A few hundred bytes a row: the time is that of a launch. Shapes: B rows, K candidates, best first.
-"""
+"""One candidate of each row sampled by its own parameters, in one kernel. Shapes: B rows, K candidates, best first."""
 
 from __future__ import annotations
 

@@ -1,13 +1,11 @@
 """Packed integers as half or bfloat16 numbers inside a Triton kernel, exactly, for all 256 values of a byte.
 
-Integers are not converted, which is slow on every card; they are put into the digits of a number whose exponent is
-known, and that number is taken off again:
+Conversion is slow on every card, so integers are put into the digits of a number that is then subtracted:
 
     half        0x6400 | u  is 1024 + u        0x6400 | u << 4  is 1024 + 16 u            u = n ^ 8 = n + 8, 0..15
     bfloat16    0x4300 | u  is  128 + u        0x4300 | 7 bits and 0x4300 | sign bit differ by the signed byte
 
-`prmt` puts bytes of a word beside constant ones, `lop3` with 0x6A is (a & b) ^ c, with 0x3C a ^ b.
-A word of four bytes becomes two registers of two numbers for each result; plain Triton is there for the interpreter.
+`prmt` selects bytes; `lop3` with 0x6A is (a & b) ^ c, with 0x3C a ^ b. The interpreter gets plain Triton.
 """
 
 from __future__ import annotations

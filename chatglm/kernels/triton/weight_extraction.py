@@ -1,7 +1,6 @@
-"""Functions of ChatGLM's quantized checkpoints, under upstream's names: by kernels on a card, else in torch.
+"""ChatGLM's quantized checkpoint functions, under upstream's names: by kernels on a card, else in torch.
 
-All results are those of chatglm.kernels.packing to the last bit: integer times scale, rounded once.
-Shapes: O rows, I columns, G groups of a row.
+Results equal those of `kernels.packing` to the last bit. Shapes: O rows, I columns, G groups of a row.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Requests and responses of OpenAI's chat and text completion APIs.
 
-Fields that change the form of an answer (tools, JSON schemas, log probabilities) are rejected. Those that only adjust
-the sampling (`frequency_penalty`, `presence_penalty`, `logit_bias`) are ignored like unknown ones, because clients send
-them unasked.
+Fields that change the form of an answer (tools, JSON schemas, logprobs) are rejected; `frequency_penalty`,
+`presence_penalty` and `logit_bias` are ignored like unknown ones, because clients send them unasked.
 """
 
 from __future__ import annotations
@@ -69,8 +68,6 @@ class ChatMessage(Strict):
 
 
 def _unsupported(reason: str, schema: Any) -> Any:
-    """A field that may only have its empty value."""
-
     def check(value: Any) -> None:
         if value:
             raise ValueError(reason)
@@ -157,11 +154,7 @@ class ChatRequest(CompletionOptions):
         return {**parameters, "max_new_tokens": self.max_completion_tokens or self.max_tokens}
 
     def conversation(self) -> list[Message]:
-        """The messages, for `Pipeline.submit`.
-
-        Raises:
-            InvalidFieldError: they do not end with the user's, or that is empty.
-        """
+        """The messages, for `Pipeline.submit`; raises InvalidFieldError unless a non-empty user message is last."""
         messages = [Message("system" if m.role == "developer" else m.role, m.content) for m in self.messages]
         spoken = [message for message in messages if message.role != "system"]
         query = list(takewhile(lambda message: message.role == "user", reversed(spoken)))

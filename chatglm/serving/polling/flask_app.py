@@ -1,7 +1,6 @@
-"""The Flask application: upstream's two endpoints and one to cancel.
+"""Upstream's two polling endpoints and one to cancel, in Flask.
 
-What upstream answers is HTTP 200 with a `code`. What it would have crashed at is a 4xx with the same two fields, where
-`code` is the status.
+Upstream's answers are HTTP 200 with a `code`; where it would have crashed, a 4xx has the same fields and its status.
 """
 
 from __future__ import annotations
@@ -114,7 +113,6 @@ def _reply(code: int, message: str, **more: Any) -> Response:
 
 
 def _body(model: type[Model]) -> Model:
-    """The validated body of the current request."""
     current: Request = request
     check_content_type(current.headers.get("Content-Type"), forgives=True)
     return validate(model, parse_json(current.get_data()))

@@ -47,13 +47,9 @@ class PollingRecord:
 
 
 class RecordStore:
-    """The records of one server.
+    """The records of one server, kept for `ttl` seconds after their end; `clock` gives seconds since 1970.
 
-    Args:
-        max_unfinished: how many may be running and waiting.
-        ttl: seconds that a finished record is kept.
-        max_records: how many are kept at most; the one finished first is dropped first, an unfinished one never.
-        clock: seconds since 1970.
+    At most `max_unfinished` run or wait. Beyond `max_records` the first finished goes first, an unfinished one never.
     """
 
     def __init__(

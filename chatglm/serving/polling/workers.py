@@ -33,9 +33,7 @@ class PollingWorkers:
     def start(self, request: PollingChat) -> PollingCode:
         """Accept a request, or return the code that rejects it.
 
-        Raises:
-            ShuttingDownError: the server takes no new requests.
-            InvalidRequestError: it cannot be answered; the id stays free.
+        Raises ShuttingDownError, or InvalidRequestError for one that cannot be answered; its id stays free.
         """
         if self._service.is_closed:
             raise ShuttingDownError("The server is shutting down.", "Try again when it is back.")

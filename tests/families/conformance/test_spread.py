@@ -49,8 +49,8 @@ def test_placed_answers(case: FamilyCase, pipe: Pipeline, folder: Path, monkeypa
         assert answers(placed) == answers(pipe)
 
 
-@pytest.fixture(scope="session")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+@pytest.fixture(scope="package")
+def seen(_registered: None, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the processes saw, of every family."""
     root = tmp_path_factory.mktemp("sharded")
     for case in CASES:
