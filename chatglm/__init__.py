@@ -1,8 +1,7 @@
 """ChatGLM-6B on current PyTorch and transformers.
 
-Importing this package makes `AutoConfig`, `AutoModel`, `AutoModelForSeq2SeqLM`, `AutoModelForCausalLM` and
-`AutoTokenizer` read chatglm-6b folders without `trust_remote_code`. It stays light: torch and transformers are imported
-only when they are used, no device is touched, no logging is set up.
+Importing it makes transformers' Auto classes read chatglm-6b folders without `trust_remote_code`. It stays light: torch
+and transformers are imported only when they are used, no device is touched, no logging is set up.
 """
 
 from __future__ import annotations

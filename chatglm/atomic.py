@@ -11,12 +11,8 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, for a file or folder that takes its place at the end of the block.
-
-    A file replaces an existing one; a folder only an empty one. If the block fails, nothing is left.
-
-    Raises:
-        OSError: it cannot be written, or a folder with content is in the way.
+    """A temporary path that takes the place of `path` (a file or empty folder) at the end; an error leaves nothing.
+    Raises OSError if it cannot be written, or a folder with content is in the way.
     """
     work = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     _remove(work)

@@ -21,13 +21,7 @@ def cache_folder() -> Path:
 
 
 def make_private_folder(folder: Path) -> Path:
-    """`folder`, made if it is absent so that nobody else can read or write in it.
-
-    A folder that is there keeps its permissions; folders above it are made as the system makes them.
-
-    Raises:
-        OSError: it cannot be made, or something else has its name.
-    """
+    """Make `folder` private if it is absent, else leave it; raises OSError if it cannot be made or is no folder."""
     folder.mkdir(mode=OWNER_ONLY, parents=True, exist_ok=True)
     return folder
 

@@ -1,7 +1,4 @@
-"""Devices, number types, and the free memory of this machine and its containers.
-
-CUDA is touched only when it is asked for, or when "auto" finds it available.
-"""
+"""Devices, number types and free memory of this machine and its containers. CUDA is used on request or by "auto"."""
 
 from __future__ import annotations
 
@@ -32,14 +29,7 @@ SMALL_MODEL_BYTES = 10**9
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
-    """The device of that name.
-
-    Args:
-        name: "auto" (the first of cuda, mps, cpu that is there), "cpu", "cuda", "cuda:n" or "mps".
-
-    Raises:
-        DeviceError: no such name, or no such device in this machine.
-    """
+    """The device "auto" (first of cuda, mps, cpu), "cpu", "cuda", "cuda:n" or "mps"; raises DeviceError if absent."""
     asked = str(name).strip().lower()
     if asked == "auto":
         asked = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -66,16 +56,8 @@ def _cuda_device(index: int) -> torch.device:
 
 
 def choose_dtype(name: str | torch.dtype, device: torch.device, float32_bytes: int) -> torch.dtype:
-    """The number type of that name.
-
-    Args:
-        name: "fp32", "bf16", "fp16", their long names, a torch.dtype, or "auto": fp16 on CUDA and MPS; on a CPU, which
-            is slow in fp16, float32 for small models and bfloat16 for the others.
-        device: where the network will run.
-        float32_bytes: size of the weights if they were float32.
-
-    Raises:
-        DeviceError: no such type.
+    """A dtype: "fp32", "bf16", "fp16", a long name, or "auto": fp16 on CUDA and MPS; on a CPU, which is slow in fp16,
+    float32 for small models and bfloat16 for others. `float32_bytes`: size of the weights. Raises DeviceError.
     """
     if isinstance(name, torch.dtype) and name in DTYPE_NAMES:
         return name
@@ -125,8 +107,6 @@ def _host_available() -> int | None:
 
 
 class _MemoryStatus(ctypes.Structure):
-    """MEMORYSTATUSEX of the Windows API."""
-
     _fields_ = [
         ("length", ctypes.c_uint32),
         ("load_percent", ctypes.c_uint32),
@@ -145,10 +125,7 @@ def _windows_available() -> int | None:
 def container_available(
     root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
 ) -> int | None:
-    """Bytes left under the tightest memory limit of this process's control groups (Linux); None without a limit.
-
-    Pages of files read count as used there, but the kernel gives them back before it kills; so they are free to us.
-    """
+    """Bytes left under the tightest cgroup limit (Linux), cached files counted as free; None without a limit."""
     try:
         lines = membership.read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,18 +1,10 @@
-"""Every error a user can meet, with a remedy.
-
-An interface catches `ChatGLMError` and prints `str(error)`; anything else is an internal error and keeps its traceback.
-"""
+"""Every error a user can meet, with a remedy. Interfaces print `str(error)`; all other errors are internal."""
 
 from __future__ import annotations
 
 
 class ChatGLMError(Exception):
-    """Something the user can understand and fix.
-
-    Args:
-        problem: what is wrong, one sentence that names the file or value.
-        remedy: what to do about it; may be empty when the problem says it all.
-    """
+    """An error that the user can fix: `problem` names the file or value, `remedy` says what to do (may be empty)."""
 
     def __init__(self, problem: str, remedy: str = "") -> None:
         super().__init__(problem, remedy)
@@ -52,7 +44,7 @@ class UnsupportedModelError(CheckpointError):
 
 
 class OutOfMemoryError(ChatGLMError):
-    """The load cannot fit into this machine's memory; the sentence has the numbers."""
+    """The load cannot fit into this machine's memory; the message has the numbers."""
 
 
 class DeviceError(ChatGLMError):

@@ -21,11 +21,7 @@ class Message:
 
 
 def check_history(history: Iterable[Sequence[str]] | None) -> History:
-    """Copy a `(query, answer)` history after checking its form.
-
-    Raises:
-        InvalidRequestError: it is no list, or an entry is not a pair of strings.
-    """
+    """Copy a history of (query, answer) pairs; raises InvalidRequestError if it is no list of pairs of strings."""
     form = 'Give history as [["query", "answer"], ...].'
     if history is not None and not isinstance(history, Iterable):
         raise InvalidRequestError("history is not a list.", form)
@@ -39,11 +35,7 @@ def check_history(history: Iterable[Sequence[str]] | None) -> History:
 
 
 def to_messages(query: str, history: History, system: str | None = None) -> list[Message]:
-    """The conversation as messages, oldest first, ending with the user's query.
-
-    Raises:
-        InvalidRequestError: the query is no string.
-    """
+    """Messages, oldest first, ending with the user's query; raises InvalidRequestError if it is no string."""
     if not isinstance(query, str):
         raise InvalidRequestError(f"The query must be a string, not {type(query).__name__}.")
     messages = [Message("system", system)] if system else []

@@ -1,5 +1,4 @@
 """What the rest of the suite knows of a network, as data. Each family declares it in its `weights` module.
-
 Shapes: O and I rows and columns of a weight, L layers, H heads, G key and value heads, D head width.
 """
 
@@ -19,16 +18,11 @@ class TextStage(Protocol):
 
 @dataclass(frozen=True)
 class LinearSpec:
-    """A linear layer that every transformer layer has.
+    """A linear layer `name`, e.g. "attention.query_key_value", of every transformer layer; `columns` is I.
 
-    Attributes:
-        name: inside a layer, e.g. "attention.query_key_value".
-        columns: I.
-        segments: (name, rows) of what is fused in it, in the order of the rows; together they are O rows.
-        num_groups: how often the segments repeat: 1 = concatenated (all of q, all of k, all of v), H = interleaved per
-            head (q, k and v of the first head, then those of the second, ...).
-        sharded: what a tensor-parallel rank holds: an equal part of each segment's rows (its results are a part of
-            the outputs), or of the columns (its results are summed by all_reduce).
+    `segments`: (name, rows) of what is fused in it, in order, together O rows, repeated in `num_groups`: 1 =
+    concatenated (all of q, k, v), H = interleaved per head. `sharded`: a tensor-parallel rank holds an equal part of
+    each segment's rows (its results are a part of the outputs) or of the columns (all_reduce sums its results).
     """
 
     name: str
@@ -39,7 +33,6 @@ class LinearSpec:
 
     @property
     def rows(self) -> int:
-        """O."""
         return sum(rows for _, rows in self.segments)
 
 
@@ -50,19 +43,16 @@ class ModelSpec:
     Attributes:
         layers, embedding, final_norm, head, prefix_encoder: names of the modules in the network.
         linears: the linear layers of a transformer layer, which quantization packs.
-        num_layers, hidden_size, vocab_size: L, model width, vocabulary.
-        num_heads, num_kv_heads, head_width: H, G, D.
+        num_layers, hidden_size, vocab_size, num_heads, num_kv_heads, head_width: L, model width, vocabulary, H, G, D.
         context_limit: tokens of prompt and answer together.
-        eos_ids: tokens that end an answer.
-        pad_id: what rows are padded with, on the left.
+        eos_ids, pad_id: tokens that end an answer; the token that rows are padded with, on the left.
         visibility: "prefix" = a prompt sees all of itself; "causal" = only what is before.
         learned_prompt_tokens: tokens at the end of a prompt that training learns as well (ChatGLM-6B: `<sop>`).
         clean_up: makes the stages that turn decoded text into the answer people see.
         chat_defaults: generation parameters used where a request gives none.
         ties_embedding: whether head and embedding may be one tensor when files hold one, or two equal ones.
         ignored_tensors: patterns of stored names that mean nothing here.
-        foreign_tensors: start of stored names -> the other family whose they are, for messages.
-        releases: vocabulary size -> name of the release, for messages.
+        foreign_tensors, releases: start of stored names -> other family, vocabulary size -> release; for messages.
     """
 
     layers: str
@@ -91,12 +81,10 @@ class ModelSpec:
 
     @property
     def embedding_weight(self) -> str:
-        """Name of the embedding's tensor."""
         return f"{self.embedding}.weight"
 
     @property
     def head_weight(self) -> str:
-        """Name of the output head's tensor."""
         return f"{self.head}.weight"
 
     def layer_of(self, name: str) -> int | None:

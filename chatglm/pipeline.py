@@ -20,12 +20,8 @@ from chatglm.messages import History, Message, check_history, to_messages
 class Pipeline:
     """Answers many threads and event loops at once; each request has its own cache, seed and cancel flag.
 
-    Attributes:
-        network: a plain module, in eval mode.
-        tokenizer: its tokenizer.
-        family: what they are of.
-        name: folder name of the checkpoint, or "demo".
-        is_demo: whether this is the embedded demo model.
+    `network` is a plain module in eval mode, `tokenizer` its tokenizer, `family` their family. `name` is the folder
+    name of the checkpoint, or "demo"; `is_demo` tells whether this is the embedded demo model.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
@@ -57,10 +53,9 @@ class Pipeline:
             return self._engine
 
     def start_engine(self, *, max_running: int = 16, max_waiting: int = 64, memory_limit: int | None = None) -> Engine:
-        """Make the engine before the first request, with limits of one's own; see `Engine`.
+        """Make the engine before the first request, with limits of one's own (see `Engine`).
 
-        Raises:
-            InvalidRequestError: the limits leave no room for anything, or there is an engine already.
+        Raises InvalidRequestError if the limits leave no room for anything, or there is an engine already.
         """
         with self._engine_lock:
             if self._engine is not None:
@@ -92,9 +87,7 @@ class Pipeline:
             adapter: False leaves a P-Tuning prefix or LoRA update out of this request: the base model answers.
             **parameters: those of `GenerationConfig` (max_length, temperature, top_p, top_k, seed, stop, ...).
 
-        Raises:
-            InvalidRequestError: a bad parameter, or a message that cannot fit.
-            QueueFullError: as many requests run and wait as may.
+        Raises InvalidRequestError for a bad parameter or a message that cannot fit, QueueFullError for a full queue.
         """
         network = self._open_network()
         config = GenerationConfig.of(chat_defaults(network), **parameters)
@@ -144,19 +137,11 @@ class Pipeline:
         system: str | None = None,
         **options: Any,
     ) -> Iterator[Delta]:
-        """The answer to `query` as it is generated; joined deltas are the final text.
+        """The answer to `query` as it is generated; joined deltas are the final text. Leaving the iteration cancels it.
 
-        Leaving the iteration cancels the request.
-
-        Args:
-            query: what the user says.
-            history: earlier rounds as (query, answer) pairs; not changed.
-            system: instruction put in front of the conversation.
-            **options: as `submit`.
-
-        Raises:
-            InvalidRequestError, QueueFullError: at once, as `submit`.
-            InvalidLogitsError: while iterating, after a last delta with finish reason "error".
+        `history`: earlier rounds as (query, answer) pairs; not changed. `system`: instruction in front of the
+        conversation. `options`: as `submit`, whose errors are raised at once.
+        Raises InvalidLogitsError while iterating, after a last delta with finish reason "error".
         """
         return _read(self.submit(to_messages(query, check_history(history), system), **options))
 
@@ -239,17 +224,15 @@ def load_pipeline(
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto", "fp32", "bf16", "fp16".
         quantize: 4 or 8 packs the weights while they are read; None leaves them as they are stored.
-        ptuning_checkpoint: folder of a P-Tuning v2 prefix for this model.
-        lora_checkpoint: folder of a LoRA update for this model.
+        ptuning_checkpoint, lora_checkpoint: folder of a P-Tuning v2 prefix, or of a LoRA update, for this model.
         mmap: use weights where they lie in the mapped files; CPU only.
         max_memory: bytes, or text like "2G", for the weights; layers beyond it are read for every token; CPU only.
         tensor_parallel: share the model with the other processes that torchrun started. All of them make this call and
             then the same requests, one after the other and read to their end.
         progress: called with (bytes read, bytes in all) while weights load.
-        report: called with sentences for the user (memory estimate, licence of the weights).
+        report: called with messages for the user (memory estimate, licence of the weights).
 
-    Raises:
-        CheckpointError, OutOfMemoryError, DeviceError, InvalidRequestError: with the file or value and the remedy.
+    Raises CheckpointError, OutOfMemoryError, DeviceError or InvalidRequestError: the file or value, and the remedy.
     """
     return Pipeline(
         load(

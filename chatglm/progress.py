@@ -13,13 +13,7 @@ PATIENCE_S = 0.5
 
 
 class ProgressBar:
-    """A `Progress`; it erases itself when all is done, or at the end of a `with` block.
-
-    Args:
-        stream: where to draw; nothing is drawn where it is no terminal.
-        patience_s: seconds after which the bar appears.
-        unit: what is counted.
-    """
+    """A `Progress`, drawn after `patience_s` seconds if `stream` is a terminal; erased when done or after `with`."""
 
     def __init__(
         self, stream: TextIO, patience_s: float = PATIENCE_S, *, title: str = "加载 Loading", unit: str = "B"

@@ -1,8 +1,4 @@
-"""Enters the families into transformers' Auto registries, as soon as the Auto classes have been imported.
-
-`import chatglm` must stay light: importing the Auto classes there would cost seconds. So imports are watched until some
-code imports them, and registration waits until that outermost import is complete: no module is seen half-made.
-"""
+"""Enters the families into transformers' Auto registries once those are imported: `import chatglm` stays light."""
 
 from __future__ import annotations
 

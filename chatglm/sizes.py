@@ -12,11 +12,7 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
 
 def parse_bytes(size: int | str) -> int:
-    """The number of bytes that is meant by 2000000000, "2G", "1.5 GB" or "200M" (decimal units), "2GiB" (binary ones).
-
-    Raises:
-        InvalidRequestError: it is no size, or not above zero.
-    """
+    """Bytes of 2000000000, "2G", "1.5 GB", "200M" (decimal) or "2GiB" (binary); InvalidRequestError if not > 0."""
     match = SIZE.fullmatch(str(size).strip())
     unit = match.group(2).upper() if match else ""
     if match is None or (match.group(3) and not unit):

@@ -1,11 +1,4 @@
-"""The memory of all KV caches, counted in blocks of positions: the only place that knows blocks.
-
-A request reserves all it may ever need before its first step, so no running request is ever stopped for want of memory:
-
-    total = 8     [A A A|B B|. . .]      A and B run; C, which may need 4, waits until one of them ends
-
-Where the cache is paged, a block is a page and block numbers are page numbers; block 0 belongs to padding rows.
-"""
+"""KV cache memory in blocks of positions; a request reserves all it may need, so it never stops for lack of memory."""
 
 from __future__ import annotations
 
@@ -23,7 +16,7 @@ SHARE_OF_FREE = 0.6
 
 
 class BlockManager:
-    """Blocks 1..total; owners reserve some and release them, each once."""
+    """Blocks 1..total (0 is for padding rows of a paged cache); owners reserve some and release them, each once."""
 
     def __init__(self, num_blocks: int) -> None:
         self.total = num_blocks
@@ -32,7 +25,6 @@ class BlockManager:
 
     @property
     def free(self) -> int:
-        """Blocks that no owner has reserved."""
         return len(self._free)
 
     def reserve(self, owner: Hashable, num_positions: int) -> bool:
@@ -49,7 +41,6 @@ class BlockManager:
         return self._owned[owner]
 
     def release(self, owner: Hashable) -> None:
-        """Give back what an owner reserved."""
         self._free += reversed(self._owned.pop(owner))
 
 
@@ -59,15 +50,9 @@ def blocks_for(num_positions: int) -> int:
 
 
 def count_blocks(decoder: Any, memory_limit: int | None, max_running: int) -> int:
-    """How many blocks a network's caches may take together.
+    """Blocks that the caches of a `BatchDecoder` may take together, at most `max_running` whole contexts.
 
-    Args:
-        decoder: a `BatchDecoder`.
-        memory_limit: bytes; None = a part of the memory that is free now, and always enough for one whole context.
-        max_running: requests at once; more than their whole contexts is never needed.
-
-    Raises:
-        InvalidRequestError: the limit is below one block.
+    `memory_limit`: bytes, None = a share of what is free, at least one context. InvalidRequestError below one block.
     """
     context = blocks_for(decoder.cache_positions(decoder.spec.context_limit))
     block_bytes = BLOCK_TOKENS * decoder.position_bytes

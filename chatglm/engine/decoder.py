@@ -1,8 +1,5 @@
-"""Prompts and decode steps of many requests as single calls of one network.
-
-`BatchDecoder` is composed with any network that offers what `Network` names; requests become positions of one row, and
-each attends within its own cache (chatglm.nn.packed).
-Shapes: B requests, n tokens of a prompt, T positions of a call, R position rows, C model width, V vocabulary.
+"""Prompts and decode steps of many requests as single calls of one network: positions of one row (chatglm.nn.packed).
+Shapes: B requests, n prompt tokens, T positions of a call, R position rows, C model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -25,11 +22,7 @@ PROMPT_TOKENS_AT_ONCE = 256
 
 
 class PromptLayout(Protocol):
-    """Where things lie in one prompt, as its family sees it.
-
-    Attributes:
-        num_bidirectional: columns at its start that all see each other; the others see only what is before them.
-    """
+    """Layout of one prompt: the first `num_bidirectional` columns all see each other, the others only earlier ones."""
 
     @property
     def num_bidirectional(self) -> int: ...
@@ -91,8 +84,7 @@ class BatchDecoder:
 
     @property
     def prompt_tokens_at_once(self) -> int:
-        """Tokens of several prompts that one call takes in. Short prompts gain by sharing the reading of the weights;
-        packed weights are soon read, and their kernels round differently for many rows: there it is one prompt."""
+        """Tokens of several prompts per call; packed weights take one prompt: many rows round differently."""
         return 0 if self.network.config.quantization_bit else PROMPT_TOKENS_AT_ONCE
 
     def cache_positions(self, num_tokens: int, *, uses_adapter: bool = True) -> int:
@@ -105,11 +97,7 @@ class BatchDecoder:
         return KVCache(self.spec.num_layers, room, self.network.cache_dtype(), uses_adapter=uses_adapter)
 
     def prompt_layout(self, input_ids_1n: Tensor) -> PromptLayout:
-        """The layout of a prompt.
-
-        Raises:
-            InvalidRequestError: a number that is no token (a GPU would not survive looking it up), or no prompt.
-        """
+        """The layout of a prompt; raises InvalidRequestError if it is empty or an id is no token (fatal on a GPU)."""
         check_token_ids(input_ids_1n, self.spec.vocab_size)
         return self.network.find_layout(input_ids_1n)
 
@@ -121,10 +109,7 @@ class BatchDecoder:
     def fill_caches(
         self, prompts: Sequence[Tensor], layouts: Sequence[PromptLayout], caches: Sequence[KVCache]
     ) -> None:
-        """Take in all but the last token of each prompt [1, n], each into its own empty cache.
-
-        The bidirectional parts of all are one pass without a mask, the causal rests another one.
-        """
+        """Prefill all but the last token of each prompt [1, n] into its empty cache: bidirectional, then causal."""
         self._store_prefix(caches)
         lengths = [prompt.shape[1] - 1 for prompt in prompts]
         bidirectional = [min(layout.num_bidirectional, length) for layout, length in zip(layouts, lengths, strict=True)]
@@ -163,7 +148,6 @@ class BatchDecoder:
         *,
         causal: bool,
     ) -> None:
-        """One pass over columns start..stop-1 of the prompts that have any."""
         rows = zip(prompts, layouts, caches, starts, stops, strict=True)
         filled = [row for row in rows if row[4] > row[3]]
         if not filled:
@@ -181,10 +165,7 @@ class BatchDecoder:
 
     @property
     def _least_rows(self) -> int:
-        """A call is padded to so many rows, from which on each row's result is the same, bit for bit, in any batch.
-
-        Of a quantized network only the head is a product of torch's, so two suffice.
-        """
+        """Rows from which each result is bitwise the same in any batch; 2 if quantized (only the head is torch's)."""
         rows = rows_for_invariance(self.network.dtype, self.network.device) or 1
         return min(rows, 2) if self.network.config.quantization_bit else rows
 

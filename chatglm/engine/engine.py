@@ -6,7 +6,7 @@
     Handle  <-- Outbox       <------ 3  one token for each running request: one call
                                      4  slots and blocks of finished requests are free, then the deltas go out
 
-The thread starts with the first request and ends when there has been nothing to do for a while.
+The thread starts with the first request and ends after a while without any.
 """
 
 from __future__ import annotations
@@ -52,19 +52,10 @@ class Engine:
         memory_limit: int | None = None,
         uses_graphs: bool | None = None,
     ) -> None:
-        """Make room for requests; nothing runs yet.
+        """Make room for requests; `decoder` is a `BatchDecoder` in eval mode. `max_waiting` are beyond `max_running`.
 
-        Args:
-            decoder: runs the network, which is in eval mode; a `BatchDecoder`.
-            tokenizer: tells the surface of each token.
-            max_running: requests that are answered at the same time.
-            max_waiting: requests beyond those that may wait for a slot or for memory.
-            memory_limit: bytes for the caches of all running requests; None = a share of what is free now.
-            uses_graphs: keep everything on the device and replay captured steps (graph_runner.py); None = if the
-                network lies on one GPU.
-
-        Raises:
-            InvalidRequestError: the limits leave no room for anything.
+        `memory_limit`: bytes for all caches; None = a share of what is free. `uses_graphs`: replay captured steps
+        (graph_runner.py); None = on one GPU. Raises InvalidRequestError if the limits leave no room.
         """
         self._decoder = decoder
         self._tokenizer = tokenizer
@@ -87,22 +78,14 @@ class Engine:
         processors: Sequence[LogitsProcessor] = (),
         is_cancelled: Callable[[], bool] = never,
     ) -> Handle:
-        """Take a request and return at once; its answer is made whether or not anybody reads it.
+        """Queue a request and return at once; its answer is generated whether or not it is read.
 
-        Args:
-            input_ids: prompt ids as the tokenizer makes them.
-            config: limits, sampling, stop strings.
-            deadline: seconds from now, waiting included, after which it ends with the text made until then.
-            dropped_rounds: what the deltas say of rounds left out of the prompt.
-            uses_adapter: whether a trained prefix or LoRA update takes part, if the network has one.
-            processors: transformers' logits processors, called with ids [1, n] and scores [1, V].
-            is_cancelled: asked before every step, beside `Handle.cancel`.
+        `deadline`: seconds from now, waiting included, after which it ends with the text so far. `dropped_rounds` is
+        reported in the deltas. `uses_adapter`: whether a trained prefix or LoRA update takes part. `processors` are
+        called with ids [1, n] and logits [1, V]. `is_cancelled` is polled before every step.
 
-        Raises:
-            PromptTooLongError: the prompt leaves no room for an answer.
-            InvalidRequestError: the prompt cannot be used, or the answer may need more memory than there is.
-            QueueFullError: as many requests run and wait as may.
-            ChatGLMError: the engine is closed.
+        Raises PromptTooLongError, InvalidRequestError (unusable prompt, too much memory), QueueFullError if as many run
+        and wait as may, ChatGLMError if the engine is closed.
         """
         request = Request(
             self._decoder,
@@ -131,18 +114,13 @@ class Engine:
         return Handle(request.outbox, request.cancel)
 
     def warm_up(self) -> None:
-        """Prepare the usual steps before the first request comes; seconds on a GPU, nothing elsewhere.
-
-        Raises:
-            ChatGLMError: requests have come already.
-        """
+        """Capture the usual steps before the first request, seconds on a GPU; raises ChatGLMError after a request."""
         with self._changed:
             if self._thread is not None or self._is_closed:
                 raise ChatGLMError("The engine runs or is closed; it is warmed up before the first request.")
             self._runner.warm_up()
 
     def stats(self) -> Stats:
-        """Figures of this moment."""
         with self._changed:
             scheduler, counts = self._scheduler, self._counts
             return Stats(
@@ -164,11 +142,7 @@ class Engine:
             )
 
     def close(self, timeout: float = 0.0) -> None:
-        """Take no more requests, let those that are here go on for a while, cancel the rest, end the thread.
-
-        Args:
-            timeout: seconds that requests may still take; the step then under way is waited for beyond that.
-        """
+        """Take no more requests, cancel those left after `timeout` seconds, end the thread after its current step."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()

@@ -3,10 +3,8 @@
     host    launch step 1     launch step 2     read tokens of 1     launch step 3     read tokens of 2  ...
     device  [   step 1   ]    [   step 2   ]                         [   step 3   ]
 
-A step's last act is to sample tokens and to write them where the next one finds them, so the host never stands between
-two steps. It learns of an answer's end one step late, and that row is wasted once.
-Batches have a few sizes; rows that are left over are padding.
-Requests that a step cannot serve (logits processors, an answer begun in the prompt) go to the plain runner.
+The host learns of an answer's end one step late; that row is wasted once. Requests that a step cannot serve (logits
+processors, an answer begun in the prompt) go to the plain runner.
 """
 
 from __future__ import annotations
@@ -47,13 +45,7 @@ class GraphRunner:
     prompt_tokens_at_once = PROMPT_TOKENS_AT_ONCE
 
     def __init__(self, decoder: Any, blocks: BlockManager, max_running: int) -> None:
-        """Take the memory for all pages.
-
-        Args:
-            decoder: a `BatchDecoder` whose network offers a paged decoder.
-            blocks: where each request has reserved its pages before it comes here.
-            max_running: requests at once.
-        """
+        """Allocate all pages for a `BatchDecoder` that can be paged; requests reserve theirs in `blocks` before."""
         self._decoder, self._blocks = decoder, blocks
         self._model: PagedModel = decoder.network.paged_decoder()
         self._plain = Runner(decoder)
@@ -67,11 +59,9 @@ class GraphRunner:
         self._most_plain_positions = blocks.total * BLOCK_TOKENS // 8
 
     def warm_up(self) -> None:
-        """Capture the usual steps, so that no request has to wait for it later."""
         self._steps.warm_up()
 
     def prefill(self, requests: Sequence[Request]) -> None:
-        """Take in the prompts; a request whose prompt cannot be taken in ends."""
         self._forget_finished()
         paged = [request for request in requests if self._can_serve(request)]
         others = self._with_room([request for request in requests if request not in paged])
@@ -116,7 +106,6 @@ class GraphRunner:
         return taken
 
     def _goes_on(self, request: Request) -> bool:
-        """Whether a request may get more tokens than are under way."""
         slot = self._slots.get(request)
         return slot is not None and slot.num_launched < request.num_allowed
 
@@ -184,11 +173,7 @@ def _hand_out(requests: Sequence[Request], pending: PendingTokens) -> None:
 
 
 def new_runner(decoder: Any, blocks: BlockManager, max_running: int, uses_graphs: bool | None) -> Runner | GraphRunner:
-    """The runner for a network; `uses_graphs` None = graphs where it lies on one GPU.
-
-    Raises:
-        InvalidRequestError: graphs are asked for, and the network cannot take such steps.
-    """
+    """The runner for a network; `uses_graphs` None = on one GPU. Raises InvalidRequestError if it cannot use them."""
     network: Any = getattr(decoder, "network", None)
     can_step = hasattr(network, "paged_decoder")
     if uses_graphs and not can_step:

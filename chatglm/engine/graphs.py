@@ -1,7 +1,4 @@
-"""Steps of fixed shape, captured once as CUDA graphs and replayed; on other devices a replay is just a call.
-
-A captured step always reads and writes the same tensors; whoever owns them fills them before a replay.
-"""
+"""Steps of fixed shape on fixed tensors, captured once as CUDA graphs and replayed; elsewhere a replay is a call."""
 
 from __future__ import annotations
 
@@ -34,10 +31,7 @@ class Graphs:
         return self._device.type == "cuda" and key not in self._graphs
 
     def capture(self, key: Hashable, step: Callable[[], None]) -> None:
-        """Run a step a few times and record it, on the current CUDA device, which is that of the graphs.
-
-        A step that runs but cannot be recorded is called from then on, with one line in the log.
-        """
+        """Run a step a few times and record it on the current CUDA device; if that fails, replays just call it."""
         before = torch.cuda.current_stream()
         stream = self._stream = self._stream or torch.cuda.Stream()
         stream.wait_stream(before)
@@ -58,7 +52,6 @@ class Graphs:
             self._graphs[key], self._pool = graph, pool
 
     def replay(self, key: Hashable, step: Callable[[], None]) -> None:
-        """Run the step once more: its graph, or itself if there is none."""
         graph = self._graphs.get(key)
         if graph is not None:
             graph.replay()

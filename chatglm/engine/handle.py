@@ -9,10 +9,9 @@ from chatglm.generation.deltas import Completion, Delta, fold
 
 
 class Handle:
-    """One request. Iterate it with `for` or `async for`, as often as needed: each time from the first delta.
+    """One request; each `for` or `async for` starts at the first delta. Dropping it before the end cancels the request.
 
-    The last delta has a finish reason: "stop", "length", "cancelled", "deadline", or "error", after which the error
-    itself is raised. A request whose handle is dropped before that is cancelled.
+    The last delta's finish reason is "stop", "length", "cancelled", "deadline" or "error"; then the error is raised.
     """
 
     def __init__(self, outbox: Outbox, cancel: Callable[[], None]) -> None:
@@ -33,7 +32,6 @@ class Handle:
 
     @property
     def done(self) -> bool:
-        """Whether the answer has ended, for whatever reason."""
         return self._outbox.done
 
     def cancel(self) -> None:
@@ -41,15 +39,7 @@ class Handle:
         self._cancel()
 
     def result(self, timeout: float | None = None) -> Completion:
-        """The whole answer, once it has ended.
-
-        Args:
-            timeout: seconds to wait; None = as long as it takes. The request goes on when they are over.
-
-        Raises:
-            TimeoutError: they are over.
-            ChatGLMError: the request failed.
-        """
+        """The whole answer. Raises TimeoutError after `timeout` seconds (the request goes on), or its ChatGLMError."""
         if not self._outbox.wait_until_done(timeout):
             raise TimeoutError(f"The answer has not ended within {timeout} seconds.")
         return fold(self)

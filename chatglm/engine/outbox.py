@@ -1,10 +1,4 @@
-"""The deltas of one answer, between the engine's thread and whoever reads them.
-
-    engine thread --put--> [delta, delta, ...] <--read-- any number of iterators, threads and event loops
-
-Nothing here ever makes the engine wait. An answer is bounded by its token limit, so a slow reader costs at most the
-memory of one answer.
-"""
+"""The deltas of one answer, from the engine's thread, which never waits, to any number of threads and event loops."""
 
 from __future__ import annotations
 
@@ -40,7 +34,6 @@ class Outbox:
 
     @property
     def done(self) -> bool:
-        """Whether the last delta is there."""
         return bool(self._deltas) and self._deltas[-1].finish_reason is not None
 
     def __getitem__(self, index: int) -> Delta:
@@ -56,7 +49,6 @@ class Outbox:
         return self._has(index)
 
     async def async_wait_for(self, index: int) -> bool:
-        """`wait_for` that lets the event loop run."""
         sleeper = (asyncio.get_running_loop(), asyncio.Event())
         with self._changed:
             if self._is_settled(index):
@@ -71,7 +63,6 @@ class Outbox:
         return self._has(index)
 
     def wait_until_done(self, timeout: float | None) -> bool:
-        """Sleep until the last delta is there; False if so many seconds pass first."""
         with self._changed:
             return self._changed.wait_for(lambda: self.done, timeout)
 

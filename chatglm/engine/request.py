@@ -1,7 +1,4 @@
-"""One request on its way through the engine.
-
-waiting --(slot, blocks)--> cache is None --(prompt pass)--> one token a step --> finished, once
-"""
+"""One request: waiting -> (slot, blocks) -> prompt pass -> one token a step -> finished, once."""
 
 from __future__ import annotations
 
@@ -29,11 +26,7 @@ def never() -> bool:
 
 
 def token_limit(num_prompt: int, config: GenerationConfig, context_limit: int) -> int:
-    """How many tokens an answer may have.
-
-    Raises:
-        PromptTooLongError: the prompt alone reaches `max_length` or the model's context.
-    """
+    """Tokens that an answer may have; raises PromptTooLongError if the prompt reaches `max_length` or the context."""
     limit = min(config.max_length, context_limit)
     if num_prompt >= limit:
         raise PromptTooLongError(
@@ -55,23 +48,10 @@ class RequestDecoder(Protocol):
 
 
 class Request:
-    """Compared by identity.
+    """Compared by identity. `prompt` is int64 [1, n] on the CPU; `cache` is None before the prompt pass and at the end.
 
-    Attributes:
-        prompt: int64 [1, n], on the CPU.
-        config: limits, sampling, stop strings.
-        num_allowed: tokens that the answer may have.
-        layout: where things lie in the prompt, as the network's family sees it.
-        cache: what the network remembers of it; None before the prompt pass and after the end.
-        uses_adapter: whether a trained prefix or LoRA update takes part.
-        num_positions: cache positions it may need at most.
-        token_ids: prompt and answer; an end token is not part of it.
-        eos_ids: tokens that end the answer.
-        min_length: tokens of prompt and answer below which it may not end.
-        seed: of its random numbers.
-        processors: transformers' logits processors.
-        outbox: where its caller reads.
-        finish_reason: why it ended; None while it has not.
+    `num_positions`: cache positions needed at most. `token_ids`: prompt and answer without an end token. `num_allowed`
+    counts tokens of the answer, `min_length` those of prompt and answer. `finish_reason` is None until the end.
     """
 
     def __init__(
@@ -87,11 +67,7 @@ class Request:
         processors: Sequence[LogitsProcessor] = (),
         is_cancelled: Callable[[], bool] = never,
     ) -> None:
-        """Check everything that can be checked before the network is asked; arguments as `Engine.submit`.
-
-        Raises:
-            InvalidRequestError: the prompt or the parameters cannot be used.
-        """
+        """Check all that needs no network; arguments as `Engine.submit`. Raises InvalidRequestError."""
         if deadline is not None and not 0 <= deadline < math.inf:
             raise InvalidRequestError(f"deadline must be a number of seconds of at least 0, not {deadline!r}.")
         spec = decoder.spec
@@ -122,7 +98,6 @@ class Request:
 
     @property
     def num_generated(self) -> int:
-        """Tokens of the answer so far."""
         return len(self.token_ids) - self.prompt.shape[1]
 
     def cancel(self) -> None:
@@ -130,7 +105,6 @@ class Request:
         self._was_cancelled = True
 
     def end_if_unwanted(self) -> None:
-        """End it now if it was cancelled, or its deadline has passed."""
         try:
             if self._was_cancelled or self._is_cancelled():
                 self.end("cancelled")
@@ -158,7 +132,6 @@ class Request:
             self.fail(error)
 
     def end(self, reason: FinishReason) -> None:
-        """The answer is complete as it stands."""
         text = self._detokenizer.finish()
         reason = "stop" if self._detokenizer.stopped else reason  # held-back text may complete a stop string
         self._unpublished.append(self._delta(text, reason))
@@ -176,12 +149,10 @@ class Request:
         self._finish("error")
 
     def take_deltas(self) -> list[Delta]:
-        """What nobody has been given yet."""
         deltas, self._unpublished = self._unpublished, []
         return deltas
 
     def publish(self) -> None:
-        """Hand what is new to the caller."""
         if self._unpublished:
             self.outbox.put(self.take_deltas(), self.error)
 

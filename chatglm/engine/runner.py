@@ -1,5 +1,4 @@
-"""Steps of requests whose caches are their own: prompts in one call, the next token of all in another.
-
+"""Steps of requests with caches of their own: prompts in one call, the next token of all in another.
 Shapes: B requests, n tokens of a prompt, V vocabulary.
 """
 
@@ -41,11 +40,10 @@ class Runner:
 
     @property
     def prompt_tokens_at_once(self) -> int:
-        """Tokens of several prompts that are given to one call of `prefill`."""
         return self._decoder.prompt_tokens_at_once
 
     def warm_up(self) -> None:
-        """Nothing: there is nothing to prepare."""
+        """Nothing to prepare."""
 
     def prefill(self, requests: Sequence[Request]) -> None:
         """Take in the prompts; a request whose prompt cannot be taken in ends."""

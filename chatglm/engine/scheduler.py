@@ -1,8 +1,4 @@
-"""Which requests run and which wait: first come, first served. Every method is called with the engine's lock held.
-
-add --> waiting [D E F ...] --a slot and enough blocks--> running {A B C} --remove--> gone
-        at most max_waiting                               at most max_running
-"""
+"""Which requests run and which wait: first come, first served. Methods are called with the engine's lock held."""
 
 from __future__ import annotations
 
@@ -14,17 +10,10 @@ from chatglm.errors import InvalidRequestError, QueueFullError
 
 
 class Scheduler:
-    """A request is in `waiting`, in `running` (with its blocks reserved), or gone; each once.
-
-    Nothing that could run ever waits: requests move up the moment something is added or removed.
-    """
+    """A request is in `waiting`, in `running` (blocks reserved) or gone; it moves up as soon as it can run."""
 
     def __init__(self, blocks: BlockManager, max_running: int, max_waiting: int) -> None:
-        """Begin empty.
-
-        Raises:
-            InvalidRequestError: a bound is too low for any request to run.
-        """
+        """Raises InvalidRequestError if a bound is too low for any request to run."""
         if max_running < 1 or max_waiting < 0:
             raise InvalidRequestError(
                 f"{max_running} running and {max_waiting} waiting requests are no bounds.",
@@ -38,16 +27,10 @@ class Scheduler:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing runs or waits."""
         return not self.running and not self.waiting
 
     def add(self, request: Request) -> None:
-        """Take a request in.
-
-        Raises:
-            InvalidRequestError: it may need more blocks than there are in all.
-            QueueFullError: it would have to wait, and as many wait as may.
-        """
+        """Raises InvalidRequestError if it may need more blocks than there are, QueueFullError if it cannot wait."""
         if blocks_for(request.num_positions) > self.blocks.total:
             raise InvalidRequestError(
                 f"Prompt and answer together may take {request.num_positions} tokens, but the memory for caches holds "

@@ -1,6 +1,4 @@
-"""What a captured step reads of each request, in tensors on the device: one row, a slot, for each.
-
-Slot 0 is the padding slot: it fills up batches and never changes.
+"""What a captured step reads of each request: one row (slot) of device tensors; padding slot 0 never changes.
 Shapes: S slots, B rows of a step, M pages of a table, R position rows, E end tokens, V vocabulary.
 """
 
@@ -26,14 +24,7 @@ PADDING_SLOT = 0
 
 @dataclass(frozen=True)
 class SlotRow:
-    """A new request.
-
-    Attributes:
-        slot: its number, from 1.
-        pages: its pages in order.
-        length: positions stored for it.
-        positions: int64 [2, R], those of its next token, and what they grow by.
-    """
+    """A new request in a slot from 1: pages in order, positions stored, int64 [2, R] next positions and increments."""
 
     slot: int
     pages: Sequence[int]
@@ -80,14 +71,7 @@ class Slots:
     def sampling_rows(
         self, slots_B: Tensor, numbers_BC: Tensor, *, has_penalty: bool, eos_may_be_forbidden: bool
     ) -> SamplingRows:
-        """Sampling parameters of a step's rows.
-
-        Args:
-            slots_B: of the rows.
-            numbers_BC: theirs.
-            has_penalty: some row has a repetition penalty.
-            eos_may_be_forbidden: some row has a minimum length.
-        """
+        """Sampling parameters of a step's rows; the flags are true if any row has a penalty or a minimum length."""
         fractions = self.fractions.index_select(0, slots_B)
         return SamplingRows(
             seeds=numbers_BC[:, SEED],
@@ -144,7 +128,6 @@ class Slots:
         return torch.cat((torch.tensor([columns[number] for number in range(EOS)] + eos_ids), row.positions.flatten()))
 
     def _see_prompt(self, request: Request, slot: int) -> None:
-        """Note the tokens of a prompt whose answer has a repetition penalty."""
         if request.config.repetition_penalty == 1:
             return
         if self.seen is None:

@@ -22,10 +22,7 @@ def stream_alone(
     processors: Sequence[LogitsProcessor] = (),
     is_cancelled: Callable[[], bool] = never,
 ) -> Iterator[Delta]:
-    """The answer as deltas; the last one has a finish reason. Arguments and errors as `Engine.submit`.
-
-    After an error the text generated so far comes with finish reason "error", then the error is raised.
-    """
+    """The answer as deltas; arguments and errors as `Engine.submit`, raised after a delta with reason "error"."""
     request = Request(
         decoder,
         tokenizer,

@@ -7,24 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Stats:
-    """A moment of an engine.
+    """A moment of an engine; totals and outcomes count since it was made.
 
-    Attributes:
-        running: requests that hold a slot.
-        waiting: requests admitted to the queue that hold nothing yet.
-        finished: ended with "stop" or "length" since the engine was made.
-        cancelled: ended by their caller, or because the engine closed.
-        expired: ended by their deadline.
-        failed: ended with an error.
-        refused: not taken because the queue was full.
-        prompt_tokens_total: ids of prompts that have gone through the network.
-        tokens_total: ids made for answers, end tokens not counted.
-        steps_total: decode steps of the network, however many requests took part.
-        slots_used: requests that may run at once, taken.
-        slots_total: and in all.
-        blocks_free: blocks of cache positions that no running request has reserved.
-        blocks_total: and in all.
-        block_tokens: cache positions of a block.
+    `running` hold a slot, `waiting` nothing yet. `finished` ended with "stop" or "length", `cancelled` by their caller
+    or a closed engine, `expired` by their deadline, `failed` with an error; `refused` met a full queue. `tokens_total`
+    has no end tokens; `steps_total` are decode steps of all requests. Blocks have `block_tokens` cache positions.
     """
 
     running: int

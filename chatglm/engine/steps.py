@@ -24,12 +24,7 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
 class PagedModel(Protocol):
-    """What a family offers for captured decode steps over a paged cache.
-
-    Attributes:
-        lies_on_one_gpu: whether captured steps can be replayed, and pay.
-        num_position_rows: R.
-    """
+    """What a family offers for captured decode steps over a paged cache; `num_position_rows` is R."""
 
     @property
     def device(self) -> torch.device: ...
@@ -57,9 +52,7 @@ class PagedModel(Protocol):
         pages: Any,
         tables: Sequence[Tensor],
         uses_adapter: Sequence[bool],
-    ) -> None:
-        """Take in all but the last id of each prompt."""
-        ...
+    ) -> None: ...
 
     def step(
         self,
@@ -69,21 +62,12 @@ class PagedModel(Protocol):
         table_BM: Tensor,
         lengths_B: Tensor,
         uses_adapter_B: Tensor,
-    ) -> Tensor:
-        """Logits [B, V] after one more id of each row; nothing is read by the host."""
-        ...
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class StepKind:
-    """A step that needs a graph of its own.
-
-    Attributes:
-        size: rows.
-        mode: how tokens are sampled; a graph with `SamplingMode.FULL` ends at the logits.
-        has_penalty: some row has a repetition penalty.
-        eos_may_be_forbidden: some row has a minimum length.
-    """
+    """A step that needs a graph of its own, with `size` rows; a graph with `SamplingMode.FULL` ends at the logits."""
 
     size: int
     mode: SamplingMode
@@ -92,7 +76,7 @@ class StepKind:
 
     @property
     def graph(self) -> StepKind:
-        """The kind whose graph serves: sorting all scores is for few requests, and is done behind one."""
+        """The kind whose graph serves: sorting all logits is for few requests, and is done after one."""
         return StepKind(self.size, SamplingMode.FULL) if self.mode is SamplingMode.FULL else self
 
 
@@ -104,33 +88,18 @@ class PendingTokens:
     is_done: torch.cuda.Event | None
 
     def read(self) -> list[int]:
-        """One for each row; waits for the step."""
         if self.is_done is not None:
             self.is_done.synchronize()
         return self.ids.tolist()
 
 
 class Steps:
-    """The tensors and graphs of a network's steps, in the thread that calls it.
-
-    Attributes:
-        pages: keys and values of all requests.
-        slots: what steps know of each request.
-        sizes: of batches, ascending.
-    """
+    """Tensors and graphs of a network's steps, in the thread that calls it; `sizes` of batches ascend."""
 
     def __init__(
         self, model: PagedModel, spec: ModelSpec, num_pages: int, num_positions: int, max_running: int
     ) -> None:
-        """Take the memory of everything that graphs will point to.
-
-        Args:
-            model: the network, in eval mode.
-            spec: of it.
-            num_pages: that requests may have together.
-            num_positions: that one request may have at most.
-            max_running: requests at once.
-        """
+        """Allocate all that graphs point to: `num_pages` of all requests together, at most `num_positions` of one."""
         self._model = model
         self._device = model.device
         self.pages = model.new_pages(num_pages)
@@ -162,12 +131,7 @@ class Steps:
 
     @torch.inference_mode()
     def launch(self, slots: Sequence[int], kind: StepKind) -> PendingTokens:
-        """Start a step of these slots.
-
-        Args:
-            slots: one for each row, no more than the largest size.
-            kind: of the step; its size counts as the least.
-        """
+        """Start a step with one slot for each row, no more than the largest size; it has at least `kind.size` rows."""
         kind = replace(kind, size=next(size for size in self.sizes if size >= len(slots)))
         self._prepare(kind)
         self._set_rows(list(slots), kind.size)
@@ -179,11 +143,10 @@ class Steps:
 
     @torch.inference_mode()
     def logits(self, slot: int) -> Tensor:
-        """Logits [1, V] that the next step of a slot chooses from; nothing goes on by it."""
+        """Logits [1, V] that the next step of a slot samples from; the slot does not advance."""
         return self._logits(*self.slots.numbers_of(torch.tensor([slot], device=self._device)))
 
     def _prepare(self, kind: StepKind) -> None:
-        """Capture a step of that kind if there is none, on padding rows."""
         if self._graphs.needs(kind.graph) or (kind.mode is SamplingMode.FULL and kind.size not in self._logits_of):
             slots_B = self._rows[kind.size].zero_()
             self._slots_in_rows.pop(kind.size, None)
@@ -193,7 +156,6 @@ class Steps:
                 self._graphs.capture(kind.graph, self._step_of(kind.graph))
 
     def _set_rows(self, slots: list[int], size: int) -> None:
-        """Say which slots take part, if it is not said yet."""
         if self._slots_in_rows.get(size) != slots:
             filled = torch.tensor(slots + [PADDING_SLOT] * (size - len(slots)))
             self._rows[size].copy_(to_device(filled, self._device))
@@ -212,7 +174,6 @@ class Steps:
             self._sample(slots_B, numbers_BC, logits_BV, kind)
 
     def _sample(self, slots_B: Tensor, numbers_BC: Tensor, logits_BV: Tensor, kind: StepKind) -> None:
-        """The tokens of a step, kept for the host and written where the next step finds them."""
         has_penalty = kind.has_penalty
         rows = self.slots.sampling_rows(
             slots_B, numbers_BC, has_penalty=has_penalty, eos_may_be_forbidden=kind.eos_may_be_forbidden

@@ -32,11 +32,10 @@ class GenerationConfig:
         max_length: tokens of prompt and answer together; clamped to the model's context.
         max_new_tokens: tokens of the answer alone; None = only `max_length` limits.
         do_sample: draw from the distribution; False = always the best token.
-        temperature: scores are divided by it; 0 = greedy.
+        temperature: logits are divided by it; 0 = greedy.
         top_k: keep the k best tokens (and ties of the k-th); 0 = all.
         top_p: keep the smallest set of best tokens with this much probability; 1 = all.
-        repetition_penalty: > 1 makes tokens already in prompt or answer less likely
-            (Keskar et al., "CTRL", https://arxiv.org/abs/1909.05858).
+        repetition_penalty: > 1 makes seen tokens less likely (Keskar et al., "CTRL", https://arxiv.org/abs/1909.05858).
         min_new_tokens: the answer does not end before so many tokens.
         min_length: likewise for prompt and answer together, as upstream's.
         eos_token_id: the id that ends the answer; None = the model's.
@@ -74,21 +73,15 @@ class GenerationConfig:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the best token is always taken."""
         return not self.do_sample or self.temperature < LEAST_TEMPERATURE or self.top_k == 1
 
     @classmethod
     def names(cls) -> set[str]:
-        """The parameters a request may carry."""
         return {field.name for field in fields(cls)}
 
     @classmethod
     def of(cls, defaults: dict[str, Any], **parameters: Any) -> GenerationConfig:
-        """A config from a model's defaults and a request's parameters; None means "not given".
-
-        Raises:
-            InvalidRequestError: an unknown name, or a value out of range.
-        """
+        """A config from defaults and a request's parameters (None = not given); raises InvalidRequestError."""
         unknown = sorted(parameters.keys() - cls.names())
         if unknown:
             known = ", ".join(sorted(cls.names()))
@@ -105,11 +98,7 @@ def chat_defaults(network: Any) -> dict[str, Any]:
 
 
 def stored_settings(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The generation parameters that a generation_config.json sets; keys that are not ours are ignored.
-
-    Raises:
-        InvalidRequestError: a value out of range.
-    """
+    """Our parameters in a generation_config.json, others ignored; raises InvalidRequestError for one out of range."""
     named = {name: content[name] for name in CHAT_DEFAULTS if content.get(name) is not None}
     GenerationConfig(**named)
     return named

@@ -11,14 +11,9 @@ FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 
 @dataclass(frozen=True)
 class Delta:
-    """New text of an answer; the last delta carries why it ended.
+    """New text of an answer, perhaps empty; `finish_reason` is None until the last delta.
 
-    Attributes:
-        text: what is new; may be empty.
-        finish_reason: None until the last delta.
-        prompt_tokens: tokens of the prompt, specials included.
-        completion_tokens: tokens generated so far, the end token not counted.
-        dropped_rounds: oldest rounds left out because the prompt did not fit.
+    `prompt_tokens` includes special tokens, `completion_tokens` no end token. `dropped_rounds`: oldest ones left out.
     """
 
     text: str

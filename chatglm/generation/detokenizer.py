@@ -1,10 +1,8 @@
-"""Token ids to text, one at a time, in linear time.
+"""Token ids to text, one at a time, in linear time; each step holds back a bounded tail.
 
     ids -> SurfaceDecoder -> space clean-up -> the family's clean-up -> stop strings -> deltas
-           bytes to text     (as decode does)
 
-The law, at every split: the joined deltas equal the cleaned `tokenizer.decode(ids)`, cut before the first stop string.
-Each step holds back a bounded tail, so nothing is ever decoded twice and nothing given out is ever taken back.
+At every split the joined deltas equal the cleaned `tokenizer.decode(ids)`, cut before the first stop string.
 """
 
 from __future__ import annotations
@@ -25,9 +23,7 @@ class SurfaceTokenizer(Protocol):
     """What a tokenizer must tell about its tokens to be decoded incrementally."""
 
     @property
-    def clean_up_tokenization_spaces(self) -> bool:
-        """Whether decoding removes the spaces before English marks."""
-        ...
+    def clean_up_tokenization_spaces(self) -> bool: ...
 
     @property
     def leading_spaces(self) -> LeadingSpaces:
@@ -40,11 +36,7 @@ class SurfaceTokenizer(Protocol):
 
 
 class SurfaceDecoder:
-    """Joins surfaces into raw text exactly as SentencePiece decodes the whole list.
-
-    A run of byte tokens is read as UTF-8; a byte that belongs to no character gives one U+FFFD. Any other token, a
-    control token too, ends the run.
-    """
+    """Joins surfaces as SentencePiece decodes the list: byte runs are UTF-8, an invalid byte gives one U+FFFD."""
 
     def __init__(self, leading_spaces: LeadingSpaces) -> None:
         self._leading_spaces = leading_spaces
@@ -52,7 +44,6 @@ class SurfaceDecoder:
         self._bytes = b""
 
     def push(self, surface: str | bytes) -> str:
-        """Take one surface; return the text that is now certain."""
         if isinstance(surface, bytes):
             self._bytes += surface
             text = self._read_bytes()
@@ -67,7 +58,6 @@ class SurfaceDecoder:
         return before + surface.replace(SPACE_MARK, " ")
 
     def finish(self) -> str:
-        """End the current run of bytes; return what it still held."""
         text = self._read_bytes(ended=True) if self._bytes else ""
         return text
 
@@ -92,19 +82,7 @@ def character_length(lead: int) -> int:
 
 
 class IncrementalDetokenizer:
-    """An answer as it grows.
-
-    Stop strings are looked for in the cleaned text, that is in what the user sees: "：" beside Chinese, no white space
-    at either end. The text ends before the stop string that begins first.
-
-    Args:
-        tokenizer: tells the surface of each token.
-        stop_strings: texts that end the answer; none by default.
-        clean_up: stages that turn decoded text into the answer people see (`ModelSpec.clean_up`).
-
-    Raises:
-        InvalidRequestError: a stop string is empty.
-    """
+    """An answer as it grows, cut before the first stop string of the cleaned text; InvalidRequestError if empty."""
 
     def __init__(
         self, tokenizer: SurfaceTokenizer, stop_strings: Sequence[str] = (), clean_up: Sequence[TextStage] = ()
@@ -118,7 +96,6 @@ class IncrementalDetokenizer:
 
     @property
     def text(self) -> str:
-        """Everything given out so far."""
         self._deltas = ["".join(self._deltas)]
         return self._deltas[0]
 

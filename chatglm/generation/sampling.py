@@ -1,13 +1,5 @@
-"""From logits to the next token of each row: the only sampler.
-
-The order is upstream's: repetition penalty and minimum length, then temperature, top-k, top-p, and a draw. A row's
-random number follows from its seed and its count of tokens alone, so it depends neither on the batch nor on the device.
-Nothing is read by the host. Modes, the dearer the more general; a batch takes the cheapest that serves all its rows:
-
-    GREEDY   the best token of every row
-    TOP_K    the best 64: greedy rows, and those with 1 <= top_k <= 64 (ties of the 64th are not seen)
-    FULL     any parameters; all logits are sorted
-
+"""From logits to the next token of each row, in upstream's order: repetition penalty and minimum length, temperature,
+top-k, top-p, draw. The host reads nothing. A row's random number depends on its seed and token count alone.
 Shapes: B rows, V vocabulary, K sorted candidates, E end tokens.
 """
 
@@ -37,7 +29,7 @@ LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
 
 
 class SamplingMode(IntEnum):
-    """How the tokens of a batch are sampled."""
+    """GREEDY: the best token. TOP_K: the best 64 (top_k 1..64, without ties of the 64th). FULL: all logits, sorted."""
 
     GREEDY = 0
     TOP_K = 1
@@ -46,18 +38,10 @@ class SamplingMode(IntEnum):
 
 @dataclass(frozen=True)
 class SamplingRows:
-    """Sampling parameters of each row.
+    """Sampling parameters of each row; `counts` are tokens of the answer so far, `seen` those of prompt and answer.
 
-    Attributes:
-        seeds: int64 [B].
-        counts: int64 [B], tokens that the answer has.
-        temperatures: float32 [B]; 0 = greedy.
-        top_ks: int64 [B]; 0 = all.
-        top_ps: float32 [B].
-        eos_ids: int64 [B, E], tokens that end the answer; `NO_TOKEN` where a row has fewer.
-        eos_allowed: bool [B]; None if every row may end.
-        penalties: float32 [B], for repetition; 1 = none.
-        seen: bool [B, V], tokens of prompt and answer so far; None if no row has a penalty.
+    int64 [B]: seeds, counts, top_ks (0 = all). float32 [B]: temperatures (0 = greedy), top_ps, penalties (1 = none).
+    int64 [B, E]: eos_ids (`NO_TOKEN` = none). bool [B]: eos_allowed (None = all). bool [B, V]: seen (or None).
     """
 
     seeds: Tensor
@@ -143,7 +127,6 @@ def draw_reference(kept_BK: Tensor, rows: SamplingRows) -> Tensor:
 
 def filter_candidates(kept_BK: Tensor, rows: SamplingRows) -> tuple[Tensor, Tensor]:
     """Probabilities after temperature and top-k, and which survive top-p; at least the best. Logits are best first.
-
     Top-k keeps ties of the k-th logit. Top-p keeps a token while the probability of all better ones is below it.
     """
     logits_BK = kept_BK / torch.where(rows.temperatures > 0, rows.temperatures, 1)[:, None]
@@ -157,10 +140,8 @@ def filter_candidates(kept_BK: Tensor, rows: SamplingRows) -> tuple[Tensor, Tens
 
 
 def uniform(seeds_B: Tensor, counts_B: Tensor) -> Tensor:
-    """Random numbers of 0 <= u < 1, float32 [B], each from its seed and count alone.
-
-    SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014,
-    https://doi.org/10.1145/2660193.2660195): output number `count` of the generator that starts at the mixed seed.
+    """Random numbers 0 <= u < 1, float32 [B]: SplitMix64's output number `count` from the mixed seed (Steele, Lea and
+    Flood, "Fast splittable pseudorandom number generators", 2014, https://doi.org/10.1145/2660193.2660195).
     """
     state = _mix(seeds_B) + (counts_B + 1) * _signed(0x9E3779B97F4A7C15)
     # 24 bits, as many as float32 has.
@@ -180,7 +161,6 @@ def _shifted(x: Tensor, bits: int) -> Tensor:
 
 
 def _signed(number: int) -> int:
-    """The int64 of the same bits."""
     return number - 2**64 if number >= 2**63 else number
 
 

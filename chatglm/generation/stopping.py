@@ -9,13 +9,7 @@ from chatglm.generation.text import start_of_tail
 
 
 class StopFinder:
-    """Cuts the text before the stop string that begins first.
-
-    `stopped` becomes true once that cut is certain; from then on `push` gives nothing.
-
-    Raises:
-        InvalidRequestError: a stop string is empty.
-    """
+    """Cuts the text before the first stop string; `stopped` once certain. InvalidRequestError if one is empty."""
 
     def __init__(self, stop_strings: Sequence[str]) -> None:
         if not all(stop_strings):
@@ -46,5 +40,4 @@ class StopFinder:
         return rest[:cut]
 
     def _find(self, text: str) -> int:
-        """Where the first stop string begins, or the length of the text."""
         return min((place for stop in self._stop_strings if (place := text.find(stop)) >= 0), default=len(text))

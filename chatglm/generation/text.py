@@ -1,11 +1,6 @@
-"""Cleaning of answers, whole (`clean_up`) and as it streams (the stages).
+"""Cleaning of answers, whole (`clean_up`) and streamed: `push` returns what nothing later can change.
 
-Every stage is append-only: `push(text)` gives the characters that nothing later can change, `finish()` the rest, and
-the joined output equals the whole-text function however the text was cut. What each one holds back:
-
-    Replacer      a tail that may begin the pattern
-    Stripper      white space at the end
-    Widener       one half-width mark, until its right neighbour is seen
+Replacer holds back a tail that may begin the pattern, Stripper white space at the end, Widener one half-width mark.
 """
 
 from __future__ import annotations
@@ -35,10 +30,7 @@ SPACE_RULES = (
 
 
 def clean_up(text: str) -> str:
-    """The answer as people see it: upstream's `process_response`.
-
-    Strips both ends, puts the year in place of `[[训练时间]]`, and widens `,!:;?` beside a Chinese character.
-    """
+    """Upstream's `process_response`: strip, the year for `[[训练时间]]`, wide `,!:;?` beside a Chinese character."""
     text = text.strip().replace(*TRAINING_TIME)
     return _MARK_BESIDE_CHINESE.sub(lambda mark: mark.group().translate(WIDE_MARKS), text)
 

@@ -1,6 +1,4 @@
-"""The families: how a folder is recognised, and where the parts of each lie.
-
-A family is a package with these modules, {P} being its class prefix, and a row in `FAMILIES`:
+"""The families. A family is a row in `FAMILIES` and a package with these modules, {P} being its class prefix:
 
     config.py      {P}NetworkConfig.from_keys(config.json)        sizes and special ids
     tokenizer.py   {P}TextTokenizer.from_folder(folder)           text <-> token ids
@@ -11,7 +9,7 @@ A family is a package with these modules, {P} being its class prefix, and a row 
     model.py       {P}Config, {P}ForConditionalGeneration         the same for transformers' Auto classes
     pretrained_tokenizer.py   {P}Tokenizer                        likewise
 
-Each part is imported when it is first used; only the last two import transformers.
+Each is imported at its first use; only the last two import transformers.
 """
 
 from __future__ import annotations
@@ -28,15 +26,7 @@ from chatglm.model_spec import ModelSpec
 
 @dataclass(frozen=True)
 class Family:
-    """One row of the registry.
-
-    Attributes:
-        name: for people.
-        recognises: whether a config.json is of this family.
-        package: where its modules lie.
-        prefix: of its classes.
-        model_type: what transformers' registries know it by.
-    """
+    """One row of the registry: `recognises` tests a config.json, `model_type` is its key in transformers."""
 
     name: str
     recognises: Callable[[Mapping[str, Any]], bool]
@@ -48,11 +38,9 @@ class Family:
         return getattr(import_module(f"{self.package}.{module}"), name)
 
     def config(self, keys: Mapping[str, Any]) -> Any:
-        """The network's configuration from the content of a config.json."""
         return self._part("config", f"{self.prefix}NetworkConfig").from_keys(keys)
 
     def spec(self, config: Any) -> ModelSpec:
-        """Names, sizes and conventions of a network of this configuration."""
         return self._part("weights", "model_spec")(config)
 
     def empty_network(self, config: Any) -> Any:
@@ -67,7 +55,6 @@ class Family:
         return network
 
     def read_tokenizer(self, folder: Path) -> Any:
-        """The tokenizer of a model folder."""
         return self._part("tokenizer", f"{self.prefix}TextTokenizer").from_folder(folder)
 
     def encode_chat(self, tokenizer: Any, messages: Any, limit: int) -> Any:
@@ -76,7 +63,6 @@ class Family:
 
     @property
     def config_class(self) -> Any:
-        """For transformers, as the next two."""
         return self._part("model", f"{self.prefix}Config")
 
     @property
@@ -108,11 +94,7 @@ FAMILIES = [Family("ChatGLM-6B", _is_chatglm, "chatglm.models.chatglm", "ChatGLM
 
 
 def family_of(keys: Mapping[str, Any]) -> Family:
-    """The family whose folder has this config.json.
-
-    Raises:
-        UnsupportedModelError: no family here reads it; the message says what it seems to be.
-    """
+    """The family of a config.json; raises UnsupportedModelError, with what it seems to be, if none here reads it."""
     for family in FAMILIES:
         if family.recognises(keys):
             return family

@@ -31,12 +31,7 @@ class UpstreamChat:
         is_cancelled: Callable[[], bool] = never,
         **parameters: Any,
     ) -> Iterator[Delta]:
-        """The answer to `query` as deltas. Oldest rounds are dropped until the prompt leaves room for an answer.
-
-        Raises:
-            InvalidRequestError: a bad parameter, query or history, or a query too long by itself; at once.
-            InvalidLogitsError: the network produced NaN or infinity.
-        """
+        """The answer as deltas; oldest rounds are dropped to make room. Errors as `chat`; a bad argument at once."""
         ids, config, dropped_rounds = self._prompt(tokenizer, query, history, system, parameters)
         return stream_alone(
             BatchDecoder(self),  # type: ignore[arg-type]
@@ -60,10 +55,7 @@ class UpstreamChat:
         logits_processor: Sequence[LogitsProcessor] | None = None,
         **kwargs: Any,
     ) -> Iterator[tuple[str, History]]:
-        """Yield (answer so far, history with it) whenever there is new text, and at the end.
-
-        Args and errors as `chat`. The given history is never changed.
-        """
+        """Yield (answer so far, history with it) for new text and at the end; the rest as `chat`."""
         past = check_history(history)
         deltas = self.stream_deltas(
             tokenizer,
@@ -95,13 +87,11 @@ class UpstreamChat:
 
         Args:
             tokenizer: the family's tokenizer.
-            query: what the user says.
-            history: earlier rounds as (query, answer) pairs; not changed.
+            query, history: what the user says; earlier rounds as (query, answer) pairs, not changed.
             max_length: tokens of prompt and answer together, clamped to the model's context.
             num_beams: more than 1 searches with beams through `generate` (not streamed).
             do_sample: None = as the checkpoint's generation_config.json says, else True.
-            top_p: None = likewise, else 0.7.
-            temperature: None = likewise, else 0.95; 0 = greedy.
+            top_p, temperature: None = likewise, else 0.7 and 0.95; temperature 0 = greedy.
             logits_processor: transformers' processors, run before penalties and temperature.
             **kwargs: top_k, repetition_penalty, min_new_tokens, max_new_tokens, seed, stop, system.
 

@@ -19,31 +19,16 @@ ALIASES = {
 
 @dataclass
 class ChatGLMNetworkConfig:
-    """Sizes and special ids of a ChatGLM-6B network.
+    """Sizes and special ids of a ChatGLM-6B network; raises InvalidRequestError for an invalid or contradictory value.
 
-    Attributes:
-        vocab_size: V, rows of the embedding (150528 in the first release, 130528 since v1.1).
-        hidden_size: C, width of the residual stream.
-        num_layers: L.
-        num_attention_heads: H; the head width is `hidden_size / num_attention_heads`.
-        inner_hidden_size: F, width of the MLP; 0 means `4 * hidden_size`.
-        max_sequence_length: context limit in tokens, prompt and answer together.
-        position_encoding_2d: two position rows (true for every published checkpoint) or one.
-        bos_token_id: id of `<sop>`.
-        mask_token_id: id of [MASK]; None, as in files of the first release, means four before `<sop>`.
-        gmask_token_id: id of [gMASK]; None likewise means three before `<sop>`.
-        quantization_bit: 0, or 4/8 when the folder stores quantized layers.
-        quantization_embeddings: whether the tied embedding is quantized too, to as many bits (int4-qe folders).
-        quantization_embedding_bit: bits of the tied embedding, 0 = not quantized; None means what
-            `quantization_embeddings` says. Not a published key.
-        quantization_group_size: 32, 64 or 128 columns of a linear layer's weight share a scale; 0, as in every
-            published folder, a whole row does. Not a published key.
-        pre_seq_len: P, prefix length of a P-Tuning v2 model; None without a prefix encoder.
-        prefix_projection: whether the prefix encoder has its two-layer projection.
-        tie_word_embeddings: whether loading ties lm_head to the embedding, if the files hold equal values or only one.
-
-    Raises:
-        InvalidRequestError: a value is no size, means nothing, or contradicts another.
+    V is 150528 in the first release, 130528 since v1.1; `hidden_size` is C, `num_layers` L. `inner_hidden_size` F: 0 =
+    4C. `max_sequence_length`: tokens of prompt and answer. `position_encoding_2d`: two position rows (every published
+    checkpoint) or one. `bos_token_id` is `<sop>`; `mask_token_id` and `gmask_token_id` None = 4 and 3 before it, as in
+    the first release. `quantization_bit`: 4 or 8 for stored packed layers, else 0; `quantization_embeddings`: the tied
+    embedding too (int4-qe folders). Unpublished keys: `quantization_embedding_bit`, 0 = not quantized, None = what
+    `quantization_embeddings` says; `quantization_group_size`, 32, 64 or 128 columns share a scale, 0 = a whole row.
+    `pre_seq_len` P: P-Tuning v2 prefix length, or None; `prefix_projection`: whether its encoder has the two-layer
+    projection. `tie_word_embeddings`: loading ties lm_head to the embedding if the files hold equal values or only one.
     """
 
     vocab_size: int = 130528

@@ -1,7 +1,4 @@
-"""Attention and MLP of a block by the CPU kernels, swapped in from outside.
-
-They take float32 on a CPU without gradients: prompts without a mask, and decode steps, over caches of 16-bit numbers.
-All other calls go to the plain layers.
+"""Attention and MLP of a block by CPU kernels: float32, no gradients, no mask, 16-bit caches; else the plain layers.
 Shapes: C model width, T positions of the call.
 """
 
@@ -26,8 +23,7 @@ MLP_TOKENS = 256
 
 
 class FusedSelfAttention(SelfAttention):
-    """A SelfAttention whose prompts and decode steps are kernels between two products; names and layers are the plain
-    one's."""
+    """A SelfAttention whose prompts and decode steps are kernels between two products; tensor names are unchanged."""
 
     def __init__(self, plain: SelfAttention) -> None:
         nn.Module.__init__(self)
@@ -142,10 +138,7 @@ def fuse(network: ChatGLMModel) -> None:
 
 
 def cache_dtype(network: ChatGLMModel) -> torch.dtype | None:
-    """What a request's cache should store: what the kernels take, if they can take this network now.
-
-    None, the network's own type, for one that is not fused, was cast or moved since, or has other kernels chosen.
-    """
+    """Type of a request's cache: what the kernels take, if they can take this network now; None = the network's own."""
     is_fused = isinstance(network.layers[0].attention, FusedSelfAttention)
     norm = network.final_layernorm.weight
     if is_fused and norm.is_cpu and norm.dtype is torch.float32 and kernels.backend_name() == "native":

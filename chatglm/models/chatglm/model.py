@@ -1,6 +1,4 @@
-"""ChatGLM-6B for transformers: configuration and model classes around the plain network.
-
-They are what `AutoConfig` and `AutoModel` return for a chatglm-6b folder, and what training uses.
+"""ChatGLM-6B for transformers: what `AutoConfig` and `AutoModel` return for a chatglm-6b folder, and training uses.
 Shapes: B rows, T positions of this call, S positions incl. the cache, C model width, V vocabulary.
 """
 
@@ -39,12 +37,7 @@ SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class ChatGLMConfig(PreTrainedConfig):
-    """A `ChatGLMNetworkConfig` (same parameters) with what transformers needs.
-
-    Raises:
-        InvalidRequestError: a value is no size, means nothing, or contradicts another.
-        UnsupportedModelError: the keys are those of ChatGLM2 or ChatGLM3, which share `model_type` "chatglm".
-    """
+    """`ChatGLMNetworkConfig` (parameters, errors) for transformers; raises UnsupportedModelError for ChatGLM2 and 3."""
 
     model_type = "chatglm"
     keys_to_ignore_at_inference = ["past_key_values"]
@@ -108,7 +101,6 @@ class ChatGLMForConditionalGeneration(UpstreamChat, ChatGLMNetwork, PreTrainedMo
 
     @property
     def stored_defaults(self) -> dict[str, Any]:
-        """What the checkpoint's generation_config.json says of chats."""
         return {name: getattr(self.generation_config, name, None) for name in CHAT_DEFAULTS}
 
     @stored_defaults.setter
@@ -116,18 +108,10 @@ class ChatGLMForConditionalGeneration(UpstreamChat, ChatGLMNetwork, PreTrainedMo
         self.generation_config.update(**settings)
 
     def quantize(self, bits: int, empty_init: bool = False, *, group_size: int = 0, **unused: Any) -> Any:
-        """Replace the four linear layers of every block by packed ones; returns the model.
+        """Pack the four linear layers of every block; returns the model. An attached LoRA update stays as it is.
 
-        An attached LoRA update stays as it is.
-
-        Args:
-            bits: 4 or 8; 0 leaves the model as it is.
-            empty_init: only make room, for weights that are loaded afterwards.
-            group_size: 32, 64 or 128 columns share a scale; 0, as upstream, a whole row does.
-            **unused: upstream's options for its own kernels, which are not needed.
-
-        Raises:
-            InvalidRequestError: bits or group_size is something else, or rows do not divide into such groups.
+        `bits`: 4 or 8; 0 = no change. `empty_init`: only room for weights. `group_size`: 32, 64 or 128 columns, which
+        must divide rows, share a scale; 0, as upstream, a whole row. Else raises InvalidRequestError.
         """
         if bits == 0:
             return self
@@ -147,11 +131,7 @@ class ChatGLMForConditionalGeneration(UpstreamChat, ChatGLMNetwork, PreTrainedMo
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As the library's, after naming files of a local folder that cannot work.
-
-        Raises:
-            CheckpointError: with the file and the remedy, see chatglm.errors.
-        """
+        """As the library's; raises CheckpointError first for files of a local folder that cannot work."""
         is_folder = isinstance(pretrained_model_name_or_path, str | os.PathLike) and os.path.isdir(
             pretrained_model_name_or_path
         )
@@ -160,11 +140,7 @@ class ChatGLMForConditionalGeneration(UpstreamChat, ChatGLMNetwork, PreTrainedMo
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        """As the library's; an attached LoRA update is merged into the written weights.
-
-        Raises:
-            InvalidRequestError: it is attached to packed weights.
-        """
+        """As the library's, with LoRA merged into the files; raises InvalidRequestError if it is on packed weights."""
         if len(args) < 2 and kwargs.get("state_dict") is None:
             kwargs["state_dict"] = merged_state(self)
         return super().save_pretrained(save_directory, *args, **kwargs)
@@ -178,10 +154,7 @@ class ChatGLMForConditionalGeneration(UpstreamChat, ChatGLMNetwork, PreTrainedMo
         return super().maybe_distribute_model(model, distributed_config, *args, **kwargs)
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
-        """Tie lm_head to the embedding after loading, if the files hold one of them or two equal ones.
-
-        A network built from a config alone stays untied, as upstream's.
-        """
+        """Tie lm_head to the embedding if the files hold one of them or two equal ones; a new network stays untied."""
         if missing_keys is not None:
             super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
 
@@ -213,22 +186,14 @@ class ChatGLMForConditionalGeneration(UpstreamChat, ChatGLMNetwork, PreTrainedMo
     ) -> CausalLMOutputWithPast:
         """Logits [B, T, V], and the loss when labels are given.
 
-        Args:
-            input_ids: int64 [B, T]; the whole sequence, or the ids that follow a filled cache.
-            attention_mask: [B, S] with 1 = real token (S counts the cache, not the prefix), or upstream's bool
-                [B, 1, T, S] with True = hidden. None: a leading run of pad ids counts as padding.
-            position_ids: [B, 2, T], or [B, T] with one row. None: derived from `input_ids`; needed with a filled cache.
-            past_key_values: a transformers Cache or a KVCache, filled in place.
-            inputs_embeds: [B, T, C] in place of `input_ids`; `position_ids` and a 4-D `attention_mask` must be given.
-            labels: int64 [B, T], -100 = ignored; shifted here, loss in float32.
-            use_cache: make a cache when none is given.
-            output_hidden_states: also return the input of every layer and the result of the final norm, each [B, T, C].
-            output_attentions: also return the attention probabilities, each [B, H, T, S].
-            logits_to_keep: only the last n positions get logits; 0 = all.
-            **kwargs: `num_items_in_batch` for the loss.
-
-        Raises:
-            InvalidRequestError: positions cannot be derived from what was given.
+        `input_ids` int64 [B, T]: the whole sequence, or the ids that follow a filled cache. `attention_mask` [B, S], 1
+        = real token (S counts the cache, not the prefix), or upstream's bool [B, 1, T, S], True = hidden; None = a
+        leading run of pad ids is padding. `position_ids` [B, 2, T], or [B, T] with one row; None = derived from
+        `input_ids`; needed with a filled cache. `past_key_values`: a transformers Cache or KVCache, filled in place.
+        `inputs_embeds` [B, T, C] needs `position_ids` and a 4-D mask. `labels` int64 [B, T], -100 = ignored; shifted
+        here, loss in float32. `output_hidden_states`: the input of every layer and the result of the final norm, each
+        [B, T, C]. `output_attentions`: probabilities, each [B, H, T, S]. `logits_to_keep`: last n positions; 0 = all.
+        `kwargs`: `num_items_in_batch` for the loss. Raises InvalidRequestError if positions cannot be derived.
         """
         if past_key_values is None and use_cache and not self.training:
             past_key_values = DynamicCache(config=self.config)
@@ -286,11 +251,7 @@ class ChatGLMForConditionalGeneration(UpstreamChat, ChatGLMNetwork, PreTrainedMo
         return max(0, int(stored) - prefix)
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As the library's; takes the tokenizer's padded [B, 1, T, T] mask too, and refuses NaN and infinite scores.
-
-        Raises:
-            InvalidLogitsError: the network produced NaN or infinity.
-        """
+        """As the library's; takes the padded [B, 1, T, T] mask too. Raises InvalidLogitsError for NaN or infinity."""
         mask = kwargs.get("attention_mask")
         if mask is not None and mask.dim() == 4:
             # The last row sees every real token; positions are derived again from ids and pads.

@@ -1,8 +1,7 @@
-"""The ChatGLM-6B network: token ids to hidden states and logits.
+"""The ChatGLM-6B network: token ids to hidden states and logits. Tensor names are those of the published files.
 
-What sets it apart from its successors: post-norm in effect (the residual branch starts from the *normalised* input,
-multiplied by a constant), plain GELU MLP, per-head interleaved q|k|v, two rotary positions, a bidirectional prompt.
-Tensor names are those of the published files.
+Unlike its successors: the residual branch starts from the *normalised* input times a constant, plain GELU MLP, per-head
+interleaved q|k|v, two rotary positions, a bidirectional prompt.
 Shapes: B rows, T positions of this call, S positions incl. the cache, H heads, D head width, C model width,
 F MLP width, L layers, P prefix length, V vocabulary.
 """
@@ -154,14 +153,10 @@ class ChatGLMModel(nn.Module):
     ) -> Tensor:
         """Hidden states [B, T, C] after the final norm.
 
-        Args:
-            input_ids_BT: token ids, or None with `inputs_embeds` [B, T, C].
-            position_ids: [B, 2, T], or [B, T] with one position row.
-            visible: bool [B, 1, T, S] without the prefix's columns, True = may be seen; None = everything is.
-            cache: filled with this call's keys and values, and attended to; several requests' as one (B = 1) if packed.
-            inputs_embeds: embeddings to use in place of `input_ids_BT`.
-            hidden_states: if given, receives the input of every layer and the result.
-            probabilities: if given, receives every layer's attention [B, H, T, S].
+        `position_ids` [B, 2, T], or [B, T] with one row. `visible` bool [B, 1, T, S] without prefix columns, True = may
+        be seen; None = all. `cache` is filled and attended to; packed (B = 1), it holds several requests.
+        `inputs_embeds` [B, T, C] replace `input_ids_BT`. `hidden_states` receives the input of every layer and the
+        result, `probabilities` every layer's attention [B, H, T, S].
         """
         x_BTC = self.word_embeddings(input_ids_BT) if inputs_embeds is None else inputs_embeds
         tables = head_tables(position_ids, self.head_width, x_BTC.dtype)
@@ -194,12 +189,7 @@ def uses_adapter(cache: Cache | None) -> bool:
 
 
 class ChatGLMNetwork(nn.Module):
-    """The network with its output head: what the engine runs (`chatglm.engine.decoder.Network`).
-
-    Attributes:
-        num_ranks: processes that shard the network; each holds 1 / num_ranks of every layer and of the heads.
-        stored_defaults: generation parameters of the checkpoint's generation_config.json.
-    """
+    """The network with its output head, which the engine runs (`Network`); `num_ranks` processes share its layers."""
 
     config: Any
     spec: ModelSpec
@@ -214,7 +204,6 @@ class ChatGLMNetwork(nn.Module):
         self.build()
 
     def build(self) -> None:
-        """Make the modules that `self.config` describes."""
         self.spec = model_spec(self.config)
         self.transformer = ChatGLMModel(self.config)
         self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
@@ -224,7 +213,6 @@ class ChatGLMNetwork(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where requests come in and logits come out."""
         return self.transformer.final_layernorm.weight.device
 
     @property
@@ -234,13 +222,11 @@ class ChatGLMNetwork(nn.Module):
 
     @property
     def prefix_encoder(self) -> PrefixEncoder | None:
-        """The trained prefix of P-Tuning v2, if there is one."""
         return self.transformer.prefix_encoder
 
     def forward_hidden(
         self, input_ids_BT: Tensor, position_ids: Tensor, visible: Tensor | None, cache: Cache | None
     ) -> Tensor:
-        """Hidden states [B, T, C]; arguments as `ChatGLMModel.forward`."""
         return self.transformer(input_ids_BT, position_ids, visible, cache)
 
     def forward(self, input_ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
@@ -252,23 +238,19 @@ class ChatGLMNetwork(nn.Module):
         )
 
     def find_layout(self, input_ids_BT: Tensor) -> Layout:
-        """See `positions.find_layout`."""
         return find_layout(input_ids_BT, self.config)
 
     def fuse(self) -> None:
-        """Use the CPU kernels between the products of a block; once is enough, more does nothing."""
         from chatglm.models.chatglm.fused import fuse
 
         fuse(self.transformer)
 
     def cache_dtype(self) -> torch.dtype | None:
-        """What a request's cache should store; None = the type that the network computes in."""
         from chatglm.models.chatglm.fused import cache_dtype
 
         return cache_dtype(self.transformer)
 
     def paged_decoder(self) -> Any:
-        """The network as captured decode steps over a paged cache see it."""
         from chatglm.models.chatglm.paged import PagedDecoder
 
         return PagedDecoder(self)

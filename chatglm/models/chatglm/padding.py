@@ -11,19 +11,11 @@ Row = tuple[list[int], npt.NDArray[np.bool_], npt.NDArray[np.int64]]
 
 
 def pad_row(ids: Sequence[int], length: int, pad_id: int, sop_id: int, mask_ids: Sequence[int]) -> Row:
-    """Bring a row to `length`; a longer row stays as it is.
+    """Pad a row of ids to `length` columns T; a longer row stays as it is. Without `<sop>` the whole row is context.
 
-    Args:
-        ids: token ids without pads.
-        length: wished number of columns T.
-        pad_id: what to fill with.
-        sop_id: `<sop>`; without it the whole row is context.
-        mask_ids: mask tokens in order of preference; later positions repeat the place of the first one found in the
-            context, or count on if there is none.
-
-    Returns:
-        Ids [T]; mask bool [1, T, T], True = hidden, pads hidden from and to everyone; positions int64 [2, T] (position,
-        block position), 0 on pads and counted from the first real token.
+    Later positions repeat the place of the first of `mask_ids`, in order of preference, in the context, or count on.
+    Returns ids [T]; mask bool [1, T, T], True = hidden, pads hidden from and to everyone; positions int64 [2, T]
+    (position, block position), 0 on pads and counted from the first real token.
     """
     num_ids = len(ids)
     sop = list(ids).index(sop_id) if sop_id in ids else num_ids

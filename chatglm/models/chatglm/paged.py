@@ -1,7 +1,4 @@
-"""Decode steps of ChatGLM-6B of fixed shape over a paged cache, which a GPU captures as graphs and replays.
-
-Nothing in `step` is read by the host, and its shapes follow from those of its arguments. A block adds its input,
-multiplied by a constant, only after a norm (see network.py), so each norm takes the sum before it along:
+"""Decode steps of ChatGLM-6B of fixed shape over a paged cache, which a GPU captures as graphs; the host reads nothing.
 
     a = norm(embedding)
     every block:  q = qkv(a), rotated; k and v go to the pages   mixed = attention    m = norm(dense(mixed) + s a)
@@ -43,10 +40,7 @@ class PagedDecoder:
 
     @property
     def lies_on_one_gpu(self) -> bool:
-        """Whether the whole network is on one CUDA device, so that a graph can hold a step, and kernels make it pay.
-
-        Without them a step gathers all that the tables of its rows could hold, in float32.
-        """
+        """Whether it is on one CUDA device, with kernels; without them a step gathers whole tables in float32."""
         parameters = list(self._network.parameters())
         device = parameters[0].device
         is_on_one = device.type == "cuda" and all(parameter.device == device for parameter in parameters)
@@ -64,11 +58,9 @@ class PagedDecoder:
 
     @property
     def num_position_rows(self) -> int:
-        """2, or 1 for a network of the older layout."""
         return 2 if self._network.config.position_encoding_2d else 1
 
     def can_step(self, prompt: Tensor, layout: Layout) -> bool:
-        """Whether `fill_pages` takes all but the last id of a prompt: no answer is begun in it."""
         return layout.num_bidirectional == prompt.shape[1] - 1
 
     def new_pages(self, num_pages: int) -> Pages:
@@ -84,7 +76,6 @@ class PagedDecoder:
         return Pages.empty(config.num_layers, num_pages, num_heads, width, rotary_tables, norm.dtype)
 
     def answer_positions(self, layout: Layout, column: int) -> Tensor:
-        """Positions of a column behind `<sop>`, and what each grows by from step to step: int64 [2, R], on the CPU."""
         first, second = torch.tensor([layout.answer_positions(column), layout.answer_positions(column + 1)])
         return torch.stack((first, second - first))
 
@@ -96,14 +87,10 @@ class PagedDecoder:
         tables: Sequence[Tensor],
         uses_adapter: Sequence[bool],
     ) -> None:
-        """Take in the contexts of prompts [1, n], all before `<sop>`, in one pass without a mask.
+        """Prefill the contexts of prompts [1, n] on the CPU, all ids before `<sop>`, in one pass without a mask.
 
-        Args:
-            prompts: ids, on the CPU.
-            layouts: of each.
-            pages: where keys and values go.
-            tables: pages of each, int32 [M] on the CPU; a trained prefix takes their first positions.
-            uses_adapter: whether each begins with the prefix, if there is one, and uses a LoRA update.
+        `tables`: pages of each, int32 [M] on the CPU; a trained prefix takes their first positions.
+        `uses_adapter`: whether each begins with the prefix, if there is one, and uses a LoRA update.
         """
         device = self._transformer.final_layernorm.weight.device
         requests = [_NewRequest(*each) for each in zip(prompts, layouts, tables, uses_adapter, strict=True)]
@@ -128,15 +115,9 @@ class PagedDecoder:
         lengths_B: Tensor,
         uses_adapter_B: Tensor,
     ) -> Tensor:
-        """Logits [B, V] after one more id of each row.
+        """Logits [B, V] after one more id (int64) at positions (int64) of each row; its keys and values go to `pages`.
 
-        Args:
-            ids_B: int64, the ids.
-            positions_BR: int64, their positions.
-            pages: keys and values of all requests; those of the ids are added.
-            table_BM: int32, pages of each row.
-            lengths_B: int32, positions of each row, that of its id included.
-            uses_adapter_B: bool, rows that use a LoRA update, if there is one.
+        int32 `table_BM`: pages of each row; int32 `lengths_B`: positions, this one included. bool `uses_adapter_B`.
         """
         with updates_for(uses_adapter_B):
             return self._step(ids_B, positions_BR, pages, table_BM, lengths_B)
@@ -160,10 +141,7 @@ class PagedDecoder:
         return self._network.lm_head(a_BC)
 
     def _stored_prefix(self, pages: Pages, tables: Sequence[Tensor]) -> Sequence[tuple[Tensor, Tensor]]:
-        """Put the trained prefix into the first places of these tables; keys and values of each layer.
-
-        Nothing, if there is none or nobody begins with it.
-        """
+        """Put the trained prefix, if used, into the first places of these tables; keys and values of each layer."""
         if self._transformer.prefix_encoder is None or not tables:
             return ()
         prefix: list[tuple[Tensor, Tensor]]
@@ -186,7 +164,6 @@ class _NewRequest:
 
     @property
     def length(self) -> int:
-        """Positions of the context: all ids before `<sop>`."""
         return self.layout.num_bidirectional
 
 

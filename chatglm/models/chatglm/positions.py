@@ -1,18 +1,13 @@
-"""Positions and visibility of a ChatGLM-6B sequence, derived from its token ids.
-
-A row `a b c [gMASK] <sop> x y` has a context of s = 4 ids before `<sop>`, mask position g = 3:
+"""Positions and visibility of a row; `a b c [gMASK] <sop> x y` has s = 4 ids of context before `<sop>`, and g = 3:
 
     id              a  b  c  [gMASK]  <sop>  x  y            keys:   a b c g | <sop> x y
     position        0  1  2     3       3    3  3          a b c g   1 1 1 1 |   0   0 0
     block position  0  0  0     0       1    2  3          <sop>     1 1 1 1 |   1   0 0
                                                            x         1 1 1 1 |   1   1 0
-    The context sees all of itself; `<sop>` and later      y         1 1 1 1 |   1   1 1
-    are causal.
+    Counting starts after pads; nobody sees them.          y         1 1 1 1 |   1   1 1
 
-p pads on the left shift nothing: counting starts after them and nobody sees them.
-Differences from upstream, all so that a row in a batch equals the row alone: pads are found even when no mask is
-given; [gMASK] wins over [MASK] everywhere; only the context is searched for it; with one position row a cached step
-continues counting as the full pass does.
+Unlike upstream, so that a row in a batch equals the row alone: pads are found even without a mask; [gMASK] wins over
+[MASK]; only the context is searched for it; with one position row a cached step counts on as the full pass does.
 Shapes: B rows, T positions of the sequence.
 """
 
@@ -31,14 +26,8 @@ from chatglm.nn.attention import causal_mask
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things lie in each row, as absolute column indices, int64 [B, 1].
-
-    Attributes:
-        num_pads: pads on the left.
-        sop: column of the first `<sop>`, which is also the length of pads + context.
-        mask: column of the mask token that later positions repeat.
-        running: bool [B, 1]; one-row positions count on after `<sop>` ([gMASK] prompts).
-        is_2d: two position rows or one.
+    """Columns int64 [B, 1]: `sop` of the first `<sop>`, `mask` of the mask token that later positions repeat.
+    `running` bool [B, 1]: one-row positions count on after `<sop>` ([gMASK] prompts). `is_2d`: two position rows.
     """
 
     num_pads: Tensor
@@ -77,13 +66,7 @@ class Layout:
         return first.tolist(), (second - first).tolist()
 
     def visible(self, start: int, stop: int, key_mask: Tensor | None = None) -> Tensor:
-        """Who may be seen: bool [B, 1, stop - start, stop], True = visible, for queries start..stop-1.
-
-        Args:
-            start: first query column.
-            stop: one past the last query column, and the number of key columns.
-            key_mask: [B, stop], nonzero = a real token; hides pads that are not on the left.
-        """
+        """Visibility bool [B, 1, stop - start, stop], True = visible; `key_mask` [B, stop], nonzero = a real token."""
         queries = torch.arange(start, stop, device=self.sop.device)[None, :, None]
         keys = torch.arange(stop, device=self.sop.device)[None, None, :]
         seen = ((keys < self.sop[:, None]) | (keys <= queries)) & (keys >= self.num_pads[:, None])
@@ -94,15 +77,8 @@ class Layout:
 
 
 def find_layout(input_ids: Tensor, config: Any, attention_mask: Tensor | None = None) -> Layout:
-    """The layout of full sequences.
-
-    Args:
-        input_ids: int64 [B, T], from the first token on.
-        config: names the special ids.
-        attention_mask: [B, T], 0 = pad; without it a leading run of pad ids counts as padding.
-
-    Raises:
-        InvalidRequestError: a row has no `<sop>`, or neither [gMASK] nor [MASK] before it.
+    """The layout of full sequences, int64 [B, T]; `attention_mask` [B, T], 0 = pad, None = leading pad ids are padding.
+    Raises InvalidRequestError if a row has no `<sop>`, or neither [gMASK] nor [MASK] before it.
     """
     real = input_ids != config.pad_token_id if attention_mask is None else attention_mask.bool()
     is_sop = input_ids == config.bos_token_id

@@ -1,9 +1,7 @@
 """ChatGLM-6B's tokenizer for transformers 5: padding, masks, positions and files around `ChatGLMTextTokenizer`.
 
-Differences from upstream, on purpose: later positions repeat [gMASK]'s place when the context has one, else
-[MASK]'s, as the network itself does; decoding passes over ids that are no token (-100, ids between the vocabulary and
-the embedding); only real `<n>` tokens decode to a newline, not the characters `<`, `n`, `>` beside each other;
-masks and positions are given exactly when padding is asked for.
+Unlike upstream: later positions repeat [gMASK]'s place, else [MASK]'s, as in the network; decoding passes over ids that
+are no token; only real `<n>` tokens decode to a newline; masks and positions are given exactly when padding.
 """
 
 from __future__ import annotations
@@ -22,22 +20,9 @@ from chatglm.models.chatglm.tokenizer import VOCABULARY_NAME, ChatGLMTextTokeniz
 
 
 class ChatGLMTokenizer(PreTrainedTokenizer):
-    """Text to token ids and back, as the published `ChatGLMTokenizer`.
+    """Text to token ids and back; parameters and errors as `ChatGLMTextTokenizer`. Padding is on the left.
 
-    Args:
-        vocab_file: `ice_text.model` of either release, or a vocabulary with the same special pieces.
-        do_lower_case: lower-case every text first.
-        remove_space: join the words of every text with single spaces first.
-        num_image_tokens: ids below this stand for pictures and text ids begin here: 20000 (the default, for folders
-            of the first release, which do not name it) or 0 (v1.1.0, in its tokenizer_config.json).
-        unk_token, bos_token, eos_token, end_token, mask_token, gmask_token, pad_token: names of special tokens. A
-            first-release file names `<eop>` `eop_token` and `</s>` `eos_token`; they are taken over as `eos_token`
-            and `end_token`, v1.1.0's names.
-        padding_side: only "left" can pad.
-        kwargs: as for every transformers tokenizer.
-
-    Raises:
-        CheckpointError: the vocabulary file is missing, damaged or of another model.
+    First-release names change to v1.1.0's: `<eop>` `eop_token` to `eos_token`, `</s>` `eos_token` to `end_token`.
     """
 
     vocab_files_names = {"vocab_file": VOCABULARY_NAME}
@@ -102,32 +87,26 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """Image ids and pieces; the model's embedding may have more rows."""
         return self.num_image_tokens + self.pieces.size
 
     @property
     def leading_spaces(self) -> LeadingSpaces:
-        """What decoding does with spaces at the start of a text."""
         return self.pieces.leading_spaces
 
     @property
     def gmask_token_id(self) -> int:
-        """Id of [gMASK]."""
         return self._convert_token_to_id(self.gmask_token)
 
     @property
     def end_token_id(self) -> int:
-        """Id of `</s>`, which ChatGLM-6B does not use."""
         return self._convert_token_to_id(self.end_token)
 
     @property
     def sop_token_id(self) -> int:
-        """Id of `<sop>`: the same as `bos_token_id`."""
         return int(self.bos_token_id)
 
     @property
     def eop_token_id(self) -> int:
-        """Id of `<eop>`: the same as `eos_token_id`."""
         return int(self.eos_token_id)
 
     def get_vocab(self) -> dict[str, int]:
@@ -141,7 +120,6 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return self.pieces.tokenize(self.plain.preprocess_text(text))
 
     def encode_plain(self, text: str) -> list[int]:
-        """See `ChatGLMTextTokenizer.encode_plain`."""
         return self.plain.encode_plain(text)
 
     def _convert_token_to_id(self, token: str) -> int:
@@ -154,7 +132,6 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return self.pieces.id_to_piece(index - self.num_image_tokens) if is_piece else str(self.unk_token)
 
     def surface(self, token_id: int) -> str | bytes | None:
-        """What a token adds to a text, tokens that were added included: see `ChatGLMTextTokenizer.surface`."""
         if not self.num_image_tokens <= token_id < self.vocab_size:
             added = self._added_tokens_decoder.get(token_id)
             return None if added is None else str(added.content)
@@ -185,13 +162,11 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """`a [gMASK] <sop>`, or with an answer `a [gMASK] <sop> b <eop>`."""
         return self.plain.build_inputs_with_special_tokens(token_ids_0, token_ids_1)
 
     def get_special_tokens_mask(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
     ) -> list[int]:
-        """1 where `build_inputs_with_special_tokens` puts a special token."""
         if already_has_special_tokens:
             return list(super().get_special_tokens_mask(token_ids_0, token_ids_1, already_has_special_tokens=True))
         mask = [0] * len(token_ids_0) + [1, 1]
@@ -206,11 +181,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         padding_side: str | None = None,
         return_attention_mask: bool | None = None,
     ) -> Any:
-        """Pad one row on the left and add its attention_mask and position_ids: see `pad_row`.
-
-        Raises:
-            InvalidRequestError: padding on the right was asked for.
-        """
+        """Pad one row on the left, with masks and positions (`pad_row`); raises InvalidRequestError for the right."""
         if padding_strategy == PaddingStrategy.DO_NOT_PAD:
             return encoded_inputs
         if (padding_side or self.padding_side) != "left":
@@ -231,7 +202,6 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return encoded_inputs
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Copy the vocabulary file into a folder; return its path there."""
         prefix = f"{filename_prefix}-" if filename_prefix else ""
         target = Path(save_directory) / f"{prefix}{self.vocab_files_names['vocab_file']}"
         source = Path(self.vocab_file)

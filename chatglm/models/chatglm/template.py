@@ -1,17 +1,8 @@
 """The chat template of ChatGLM-6B: a conversation as one prompt.
 
-    without earlier rounds              with earlier rounds
-        {query}                             [Round 0]
-                                            问：{query}
-                                            答：{answer}
-                                            [Round 1]
-                                            问：{query}
-                                            答：
-
-The model was trained without a system message. Ours is a line (or several) of its own in front of either form,
-ended by a newline; system messages found later in the conversation are moved there too, in order, because a prompt has
-no other place for them. Neighbouring messages of one speaker become one, a line each; an answer before any query
-gets an empty query.
+`{query}` alone or, after earlier rounds, lines `[Round 0]`, `问：{query}`, `答：{answer}`, ..., `问：{query}`, `答：`.
+The model was trained without system messages; ours, each ended by a newline, are moved in front, in order. Neighbouring
+messages of one speaker are joined by newlines; an answer before any query gets an empty query.
 """
 
 from __future__ import annotations
@@ -31,6 +22,17 @@ LONGEST_TOKEN = 80
 
 
 @dataclass(frozen=True)
+<<<<<<< HEAD
+=======
+class EncodedPrompt:
+    """Prompt ids up to and with [gMASK] `<sop>`; `dropped_rounds` of the oldest were left out to fit."""
+
+    input_ids: list[int]
+    dropped_rounds: int
+
+
+@dataclass(frozen=True)
+>>>>>>> main
 class _Conversation:
     system: str
     rounds: list[tuple[str, str]]
@@ -54,29 +56,16 @@ class _Conversation:
 
 
 def render(messages: Sequence[Message]) -> str:
-    """The prompt text of a conversation that ends with the user's query.
-
-    Raises:
-        InvalidRequestError: the conversation does not end with a message of the user.
-    """
+    """Prompt text of a conversation; raises InvalidRequestError unless it ends with a message of the user."""
     return _arrange(messages).render()
 
 
 def encode_chat(tokenizer: Any, messages: Sequence[Message], limit: int) -> EncodedPrompt:
-    """The prompt ids of a conversation, fewer than `limit`.
+    """Prompt ids of a conversation, oldest message first, fewer than `limit`; the oldest rounds are dropped to fit.
 
-    Nothing in the messages can become a special token: text such as `[gMASK]<sop>` stays text. Where none is spelled
-    the ids equal `tokenizer.encode(render(messages))`. If the prompt is too long the oldest rounds are dropped and the
-    others renumbered from 0; the system message stays.
-
-    Args:
-        tokenizer: the family's tokenizer.
-        messages: the conversation, oldest first.
-        limit: the prompt must leave room for at least one new token below this many.
-
-    Raises:
-        InvalidRequestError: the conversation does not end with a message of the user.
-        PromptTooLongError: the last query (with the system message) does not fit by itself.
+    Text such as `[gMASK]<sop>` stays text; where none is spelled the ids equal `tokenizer.encode(render(messages))`.
+    Remaining rounds are renumbered from 0; the system message stays. Raises InvalidRequestError unless the user's
+    message is last, PromptTooLongError if the last query (with the system message) does not fit by itself.
     """
     conversation = _arrange(messages)
 

@@ -17,19 +17,12 @@ SETTINGS_NAME = "tokenizer_config.json"
 
 
 class ChatGLMTextTokenizer:
-    """Text to token ids and back.
+    """Text to token ids and back; raises CheckpointError if `vocab_file` is missing, damaged or of another model.
 
-    Args:
-        vocab_file: `ice_text.model` of either release, or a vocabulary with the same special pieces.
-        num_image_tokens: ids below this stand for pictures and text ids begin here: 20000 (the default, for folders
-            of the first release, which do not name it) or 0 (v1.1.0, in its tokenizer_config.json).
-        do_lower_case: lower-case every text first.
-        remove_space: join the words of every text with single spaces first.
-        clean_up_tokenization_spaces: decoding removes the spaces before English marks.
-        names: of special tokens: bos_token, eos_token, end_token, mask_token, gmask_token, pad_token.
-
-    Raises:
-        CheckpointError: the vocabulary file is missing, damaged or of another model.
+    `vocab_file`: `ice_text.model` of either release, or one with the same special pieces. Ids below `num_image_tokens`
+    stand for pictures: 20000 in folders of the first release (the default), 0 in v1.1.0. `remove_space` joins the words
+    of a text with single spaces. `clean_up_tokenization_spaces`: decoding removes the spaces before English marks.
+    `names` are those of bos_token, eos_token, end_token, mask_token, gmask_token, pad_token.
     """
 
     NAMES = {
@@ -62,11 +55,7 @@ class ChatGLMTextTokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
-        """The tokenizer of a model folder, as its tokenizer_config.json says.
-
-        Raises:
-            CheckpointError: a file of it cannot be used.
-        """
+        """The tokenizer of a model folder (tokenizer_config.json); raises CheckpointError for an unusable file."""
         settings = read_json(folder / SETTINGS_NAME) if (folder / SETTINGS_NAME).exists() else {}
         names = {name: _text_of(settings[name]) for name in (*cls.NAMES, "eop_token") if settings.get(name)}
         options = ("num_image_tokens", "do_lower_case", "remove_space", "clean_up_tokenization_spaces")
@@ -85,7 +74,6 @@ class ChatGLMTextTokenizer:
 
     @property
     def leading_spaces(self) -> LeadingSpaces:
-        """What decoding does with spaces at the start of a text."""
         return self.pieces.leading_spaces
 
     @property
@@ -100,17 +88,14 @@ class ChatGLMTextTokenizer:
 
     @property
     def mask_token_id(self) -> int:
-        """Id of [MASK]."""
         return self._ids["mask_token"]
 
     @property
     def gmask_token_id(self) -> int:
-        """Id of [gMASK]."""
         return self._ids["gmask_token"]
 
     @property
     def pad_token_id(self) -> int:
-        """Id of `<pad>`."""
         return self._ids["pad_token"]
 
     def token_to_id(self, token: str) -> int:
@@ -121,16 +106,11 @@ class ChatGLMTextTokenizer:
         return self.pieces.piece_to_id(token) + self.num_image_tokens
 
     def preprocess_text(self, text: str) -> str:
-        """Apply `remove_space` and `do_lower_case`."""
         text = " ".join(text.strip().split()) if self.remove_space else text
         return text.lower() if self.do_lower_case else text
 
     def encode_plain(self, text: str) -> list[int]:
-        """Ids of text that came from outside: no special tokens are added, and none can be spelled.
-
-        Literals such as `[gMASK]`, `<sop>`, `<n>` or `<|blank_5|>` become ordinary characters and decode to
-        themselves; real newlines, tabs and runs of blanks become their symbols.
-        """
+        """Ids of text from outside: `[gMASK]`, `<n>` stay characters; real newlines, tabs, blanks become symbols."""
         return [i + self.num_image_tokens for i in self.pieces.encode_plain(self.preprocess_text(text))]
 
     def build_inputs_with_special_tokens(self, prompt: Sequence[int], answer: Sequence[int] | None = None) -> list[int]:
@@ -161,5 +141,4 @@ def release_names(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def _text_of(token: Any) -> str:
-    """A special token of a tokenizer_config.json: a string, or an object with its content."""
     return str(token["content"] if isinstance(token, dict) else token)

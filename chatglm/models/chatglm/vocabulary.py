@@ -2,8 +2,7 @@
 
     "a\\n\\tb   c"  ->  "a<n><|tab|>b<|blank_3|>c"  ->  SentencePiece  ->  piece ids
 
-The file of the first release ends after the text pieces; its code added control, white space and byte pieces in
-memory. The same is done here, which gives exactly the v1.1.0 vocabulary.
+First-release files lack control, white space and byte pieces; adding them gives exactly the v1.1.0 vocabulary.
 """
 
 from __future__ import annotations
@@ -26,15 +25,7 @@ _WHITE_SPACE = re.compile(r"(\n|\t|  +)")
 
 
 class PieceVocabulary:
-    """Pieces of one vocabulary file.
-
-    Args:
-        path: the SentencePiece file, usually `ice_text.model`.
-
-    Raises:
-        CheckpointError: the file is missing, a Git-LFS pointer, or no SentencePiece model.
-        MismatchError: the pieces are not those of a ChatGLM-6B vocabulary.
-    """
+    """Pieces of `ice_text.model`; raises CheckpointError if it is unusable, MismatchError if it is not ChatGLM-6B's."""
 
     def __init__(self, path: str | Path) -> None:
         self.processor = _load(Path(path))
@@ -55,11 +46,9 @@ class PieceVocabulary:
         self.leading_spaces: LeadingSpaces = self._find_leading_spaces()
 
     def piece_to_id(self, piece: str) -> int:
-        """The id of a piece; the unknown id when there is none."""
         return int(self.processor.piece_to_id(piece))
 
     def id_to_piece(self, piece_id: int) -> str:
-        """The piece of an id in 0..size-1."""
         return str(self.processor.id_to_piece(piece_id))
 
     def preprocess(self, text: str, *, linebreak: bool = True, whitespaces: bool = True) -> str:
@@ -75,7 +64,6 @@ class PieceVocabulary:
         return _WHITE_SPACE.sub(write, text)
 
     def tokenize(self, text: str) -> list[str]:
-        """The pieces of a text."""
         return list(self.processor.encode_as_pieces(self.preprocess(text)))
 
     def encode(
@@ -86,11 +74,7 @@ class PieceVocabulary:
         return self._encode_between(text, is_first=add_dummy_prefix, is_last=True)
 
     def encode_plain(self, text: str) -> list[int]:
-        """As `encode`, but only real white space becomes a symbol: everything else is text, whatever it spells.
-
-        SentencePiece finds its symbols after normalising, so `＜n＞` in full-width characters is a literal as well;
-        that is why the ids are looked at, and not the text.
-        """
+        """As `encode`, but only real white space becomes a symbol. Ids are checked: `＜n＞` normalises to `<n>`."""
         ids = self.encode(text)
         segments = _WHITE_SPACE.split(text)
         white_space = [self._white_space_ids(found) for found in segments[1::2]]
@@ -107,7 +91,6 @@ class PieceVocabulary:
         return ids
 
     def surface(self, piece_id: int) -> str | bytes:
-        """What a piece of 0..size-1 adds to a text; see `SurfaceTokenizer.surface`."""
         if piece_id in self._white_space:
             return self._white_space[piece_id]
         if self.processor.is_control(piece_id):
@@ -129,11 +112,7 @@ class PieceVocabulary:
         return ids, " " * left
 
     def _encode_between(self, text: str, *, is_first: bool, is_last: bool) -> list[int]:
-        """Ids of a stretch of a longer text.
-
-        A newline symbol on a side where the text goes on keeps SentencePiece from taking that side for the beginning
-        (dummy prefix) or end (blanks dropped); its ids are cut off again.
-        """
+        """Ids of a stretch of a longer text; newline symbols where it goes on prevent dummy prefix and lost blanks."""
         ids = self.processor.encode_as_ids(("" if is_first else NEWLINE) + text + ("" if is_last else NEWLINE))
         return list(ids[0 if is_first else self._guard_length : None if is_last else -1])
 
@@ -168,11 +147,7 @@ def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
 
 
 def _first_release_additions(processor: sentencepiece.SentencePieceProcessor) -> bytes:
-    """The pieces that the first release's code added, in the wire format of SentencePiece's ModelProto.
-
-    Protocol buffers merge by concatenation: repeated fields grow, single ones are overwritten. So the additions are
-    just appended to the file's bytes, and no protobuf library is needed.
-    """
+    """The pieces that the first release's code added, as ModelProto bytes: protobuf merges by concatenation."""
     spaces = [TAB, *map(blank, range(2, LONGEST_BLANK + 1))]
     byte_pieces = [f"<0x{byte:02X}>" for byte in range(256)]
     typed = [*((p, _CONTROL) for p in SPECIAL_PIECES), *((p, _USER_DEFINED) for p in spaces)]
