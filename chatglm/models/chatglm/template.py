@@ -22,17 +22,6 @@ LONGEST_TOKEN = 80
 
 
 @dataclass(frozen=True)
-<<<<<<< HEAD
-=======
-class EncodedPrompt:
-    """Prompt ids up to and with [gMASK] `<sop>`; `dropped_rounds` of the oldest were left out to fit."""
-
-    input_ids: list[int]
-    dropped_rounds: int
-
-
-@dataclass(frozen=True)
->>>>>>> main
 class _Conversation:
     system: str
     rounds: list[tuple[str, str]]
