@@ -31,17 +31,20 @@ def pipe(folder: Path) -> Iterator[Pipeline]:
         yield pipeline
 
 
-def test_stream_chat_and_model_agree(pipe: Pipeline, folder: Path) -> None:
+def test_stream_and_chat_agree(pipe: Pipeline) -> None:
     deltas = list(pipe.stream("hello", max_new_tokens=30, temperature=0))
     response, history = pipe.chat("hello", max_new_tokens=30, temperature=0)
     assert "".join(delta.text for delta in deltas) == response
     assert history == [("hello", response)]
+    assert deltas[-1].finish_reason in ("stop", "length")
+    assert not pipe.is_demo
+
+
+def test_the_model_of_transformers_answers_as_the_pipeline(pipe: Pipeline, folder: Path) -> None:
     wrapped = load(folder, wraps=True)
     for options in ({"temperature": 0}, {"seed": 3, "temperature": 2.0, "top_k": 0}):
         asked = {"max_new_tokens": 30, **options}
         assert wrapped.model.chat(wrapped.tokenizer, "hello", **asked) == pipe.chat("hello", **asked)
-    assert deltas[-1].finish_reason in ("stop", "length")
-    assert not pipe.is_demo
 
 
 def test_generate_continues_text_without_rounds(pipe: Pipeline) -> None:

@@ -131,7 +131,7 @@ def test_chat_suite(test: Callable[[LoadedModel], None], loaded: LoadedModel) ->
 
 
 PIPELINE_TESTS = [
-    test_pipeline.test_stream_chat_and_model_agree,
+    test_pipeline.test_stream_and_chat_agree,
     test_pipeline.test_generate_continues_text_without_rounds,
     test_pipeline.test_system_prompt_changes_the_prompt,
     test_pipeline.test_threads_take_turns_and_get_their_own_answers,

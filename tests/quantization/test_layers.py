@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ from torch import nn
 
 from chatglm import kernels
 from chatglm.kernels.packing import dequantize
-from chatglm.quantization.layer_swap import empty_linears, quantize_linears
+from chatglm.model_spec import LinearSpec
+from chatglm.quantization.layer_swap import check_packed, make_room, quantize_network
 from chatglm.quantization.layers import QuantizedEmbedding, QuantizedLinear
+from tests.scripted import tiny_spec
 
 
 @pytest.fixture(autouse=True)
@@ -88,26 +92,43 @@ def test_embedding_rows(bits: int, dtype: torch.dtype) -> None:
     assert quantized(ids).dtype == dtype
 
 
-def test_walking_replaces_named_layers_only() -> None:
-    network = nn.ModuleDict(
-        {
-            "dense": nn.Linear(4, 4),
-            "other": nn.Linear(4, 4),
-            "in": nn.ModuleDict({"dense": nn.Linear(4, 2, bias=False)}),
-        }
-    )
-    empty = nn.ModuleDict(
-        {
-            "dense": nn.Linear(4, 4),
-            "other": nn.Linear(4, 4),
-            "in": nn.ModuleDict({"dense": nn.Linear(4, 2, bias=False)}),
-        }
-    )
-    quantize_linears(network, ["dense"], 8)
-    empty_linears(empty, ["dense"], 8)
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.inner = nn.ModuleDict({"dense": nn.Linear(4, 2, bias=False)})
+
+
+class Network(nn.Module):
+    """Two blocks, of which the spec names two layers each."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        linears = (LinearSpec("dense", 4, (("all", 4),)), LinearSpec("inner.dense", 4, (("all", 2),)))
+        self.spec = tiny_spec(10, 10, layers="blocks", linears=linears, num_layers=2)
+        self.config = SimpleNamespace(quantization_bit=bits, quantization_group_size=0, quantization_embedding_bit=0)
+        self.blocks = nn.ModuleList([Block(), Block()])
+
+
+def test_swapping_replaces_the_layers_of_the_spec_only() -> None:
+    network, empty = Network(8), Network(8)
+    quantize_network(network)
+    make_room(empty)
     for root in (network, empty):
-        assert isinstance(root["dense"], QuantizedLinear)
-        assert isinstance(root["other"], nn.Linear)
-        assert root["in"]["dense"].bias is None
+        check_packed(root)
+        for block in root.blocks:
+            assert isinstance(block.dense, QuantizedLinear)
+            assert isinstance(block.other, nn.Linear)
+            assert block.inner["dense"].bias is None
     empty.load_state_dict(network.state_dict())
-    assert torch.equal(empty["dense"](torch.ones(1, 4)), network["dense"](torch.ones(1, 4)))
+    x = torch.ones(1, 4)
+    assert torch.equal(empty.blocks[1].dense(x), network.blocks[1].dense(x))
+
+
+def test_a_layer_that_does_not_exist_or_is_not_packed_is_noticed() -> None:
+    network = Network(8)
+    with pytest.raises(AssertionError, match=r"blocks\.0\.dense"):
+        check_packed(network)
+    network.spec = replace(network.spec, linears=(LinearSpec("absent", 4, (("all", 4),)),))
+    with pytest.raises(AttributeError, match="absent"):
+        make_room(network)

@@ -26,8 +26,8 @@ def rows_of(seed: int) -> SamplingRows:
         temperatures=one_of(0.0, 0.1, 0.95, 3.0),
         top_ks=one_of(0, 1, 5, 50, 64, 1000, dtype=torch.int64),
         top_ps=one_of(0.0001, 0.3, 0.7, 1.0),
-        end_ids=torch.zeros(ROWS, dtype=torch.int64, device=DEVICE),
-        may_end=None,
+        eos_ids=torch.zeros(ROWS, 1, dtype=torch.int64, device=DEVICE),
+        eos_allowed=None,
         penalties=torch.ones(ROWS, device=DEVICE),
     )
 

@@ -251,7 +251,7 @@ def test_other_calls_are_the_plain_layers(steps: Counted, prompt_passes: Counted
     assert BatchDecoder(model).decode(ids[:1, -1:], [layout], [cache]).requires_grad
     with torch.inference_mode():
         low = model.to(torch.bfloat16)
-        assert low.new_cache(8).storage_dtype is None
+        assert BatchDecoder(low).new_cache(8).storage_dtype is None
         BatchDecoder(low).decode(ids[:1, -1:], [layout], [half_cache_of(low, ids[:1])])
     assert steps.calls == prompt_passes.calls == 0
 
@@ -284,7 +284,7 @@ def test_other_kernels_keep_the_plain_cache() -> None:
     for name in ("reference", "exact", "torch"):
         with kernels.use(name):
             assert BatchDecoder(model).new_cache(8).storage_dtype is None
-    assert build("chatglm_v1/main").new_cache(8).storage_dtype is None
+    assert BatchDecoder(build("chatglm_v1/main")).new_cache(8).storage_dtype is None
 
 
 def test_fusing_changes_no_name_and_copies_nothing() -> None:
