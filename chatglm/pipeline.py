@@ -196,7 +196,7 @@ class Pipeline:
 
 
 def _read(handle: Handle) -> Iterator[Delta]:
-    """The deltas of a request that nobody wants any more when the reading ends."""
+    """The deltas of a request; it is cancelled when the reading ends."""
     try:
         yield from handle
     finally:

@@ -21,7 +21,7 @@ from chatglm.model_spec import ModelSpec
 
 
 def never() -> bool:
-    """The cancel flag of a request that nobody cancels."""
+    """The cancel flag of a request that is never cancelled."""
     return False
 
 

@@ -84,7 +84,7 @@ class LowRankLinear(nn.Module):
         """Base and update as one new weight [O, I]; raises InvalidRequestError if the base is packed."""
         if not isinstance(self.base, nn.Linear):
             raise InvalidRequestError(
-                "The LoRA update lies beside packed weights, to which it cannot be added.",
+                "The LoRA update is attached to packed weights and cannot be merged into them.",
                 "Go on loading it with --lora-checkpoint, or load the unquantized model with it to write both as one.",
             )
         return updated(self.base.weight, self.down, self.up)

@@ -30,7 +30,7 @@ class PrefixEncoder(nn.Module):
         prefix = self.embedding.weight
         if self.trans is not None:
             prefix = self.trans(prefix)
-        # The cast comes before the dropout, and both are done per row, as in the original.
+        # The cast comes before the dropout, and both are done per row, as upstream does.
         prefix_BPLHD = self.dropout(prefix.view(self.view).expand(num_rows, *self.view).to(dtype))
         per_layer = prefix_BPLHD.permute(2, 0, 3, 1, 4).split(2)
         return [(pair[0], pair[1]) for pair in per_layer]

@@ -193,7 +193,7 @@ def test_requests_join_and_leave_between_steps() -> None:
         for handle in (first, second, third):
             handle.result(SOON)
     assert model.batches == [1, 3, 3, 2, 2, 1]
-    assert model.prompts == [2, 2], "newcomers share one pass"
+    assert model.prompts == [2, 2], "new requests share one pass"
 
 
 def test_running_requests_make_a_step_between_two_long_prompts() -> None:

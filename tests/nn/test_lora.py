@@ -128,5 +128,5 @@ def test_one_weight_of_both() -> None:
     torch.testing.assert_close(whole(rows_of(3)), network(rows_of(3)), rtol=1e-5, atol=1e-5)
     assert merged_state(whole) is None
     packed = LowRankLinear(QuantizedLinear(32, 48, 8), torch.ones(1, 32), torch.ones(48, 1))
-    with pytest.raises(InvalidRequestError, match="beside packed weights"):
+    with pytest.raises(InvalidRequestError, match="attached to packed weights"):
         merged_state(nn.Sequential(packed))

@@ -132,7 +132,7 @@ def test_saving_writes_a_model_like_any_other(base: Path, update: Path, tmp_path
     _copy_tokenizer(base, tmp_path / "whole")
     torch.testing.assert_close(_logits(load(tmp_path / "whole", wraps=True).model), before, rtol=1e-5, atol=1e-5)
     packed: Any = load(base, quantize=8, lora_checkpoint=update, wraps=True).model
-    with pytest.raises(InvalidRequestError, match="beside packed weights"):
+    with pytest.raises(InvalidRequestError, match="attached to packed weights"):
         packed.save_pretrained(tmp_path / "packed")
 
 

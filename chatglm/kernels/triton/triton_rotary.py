@@ -3,7 +3,7 @@
     qkv of a row                    | q k v | q k v | ...      one head after another; q -> result, k, v -> pages
     rotary dimensions, R = D/2      | a0 .. | b0 .. | a1 .. | b1 .. |      a' = a cos - b sin,  b' = b cos + a sin
 
-Padding rows all write to the same place of page 0, in any order; nobody reads it.
+Padding rows all write to the same place of page 0, in any order; it is never read.
 Shapes: B rows, H heads, D head width, C = H * D, N pages, P positions of a page, M pages of a table.
 """
 
