@@ -4,7 +4,7 @@
     position        0  1  2     3       3    3  3          a b c g   1 1 1 1 |   0   0 0
     block position  0  0  0     0       1    2  3          <sop>     1 1 1 1 |   1   0 0
                                                            x         1 1 1 1 |   1   1 0
-    Counting starts after pads; none is seen.             y         1 1 1 1 |   1   1 1
+    Counting starts after pads; no token sees them.        y         1 1 1 1 |   1   1 1
 
 Unlike upstream, so that a row in a batch equals the row alone: pads are found even without a mask; [gMASK] wins over
 [MASK]; only the context is searched for it; with one position row a cached step counts on as the full pass does.
