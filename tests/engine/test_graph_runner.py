@@ -233,7 +233,7 @@ def test_stop_strings_cancels_and_readers_that_leave_free_their_pages() -> None:
 def test_many_callers_that_come_wait_and_leave() -> None:
     """From several threads, with fewer slots and pages than would be needed: none gets another one's answer."""
     model, chance = network("main"), random.Random(0)
-    work = [(ids_of([n], model.config), chance.randint(1, 30), chance.choice([None, None, 0, 3])) for n in range(160)]
+    work = [(ids_of([n], model.config), chance.randint(1, 30), chance.choice([None, None, 0, 3])) for n in range(64)]
     longest_config = GenerationConfig(do_sample=False, max_new_tokens=30)
     longest = [alone("main", tuple(prompt), longest_config) for prompt, *_ in work]
     one = engine_on(model, max_running=5, max_waiting=200, memory_limit=4 * 64 * BatchDecoder(model).position_bytes)
