@@ -6,7 +6,7 @@ prefix of its class names, they hold:
     config.py     PNetworkConfig.from_keys(keys of config.json); besides the family's own sizes it has
                   quantization_bit, quantization_embedding_bit, quantization_group_size, pre_seq_len, prefix_projection,
                   tie_word_embeddings, dtype
-    tokenizer.py  PTextTokenizer.from_folder(folder), FILES: encode_plain(text), build_inputs_with_special_tokens(ids),
+    tokenizer.py  PTextTokenizer.from_folder(folder): encode_plain(text), build_inputs_with_special_tokens(ids),
                   decode(ids), surface(id), leading_spaces, clean_up_tokenization_spaces, vocab_size
     template.py   encode_chat(tokenizer, messages, limit) -> EncodedPrompt(input_ids, dropped_rounds)
     positions.py  find_layout(input_ids, config) -> positions(start, stop), answer_positions(column),
