@@ -46,8 +46,8 @@ def test_signals_and_exit_codes() -> None:
 
 CTRL_C = """
 import os, time
-print(os.get_terminal_size().columns, input("?"), flush=True)
 try:
+    print(os.get_terminal_size().columns, input("?"), flush=True)
     while True:
         time.sleep(0.01)
 except KeyboardInterrupt:
