@@ -1,6 +1,6 @@
 """Validation of a model folder: what keeps it from being loaded, with the file and the remedy of each problem."""
 
 from chatglm.checkpoints.validate.examination import validate_folder
-from chatglm.checkpoints.validate.findings import Family, Finding, ValidationReport
+from chatglm.checkpoints.validate.findings import Finding, ValidatedFamily, ValidationReport
 
-__all__ = ["Family", "Finding", "ValidationReport", "validate_folder"]
+__all__ = ["Finding", "ValidatedFamily", "ValidationReport", "validate_folder"]

@@ -20,7 +20,7 @@ from chatglm.checkpoints.validate.expected_weights import (
     is_prefix_only,
     prefix_only,
 )
-from chatglm.checkpoints.validate.findings import Family, Finding, ValidationReport
+from chatglm.checkpoints.validate.findings import Finding, ValidatedFamily, ValidationReport
 from chatglm.checkpoints.validate.tokenizer_files import compare_vocabulary, make_tokenizer
 from chatglm.errors import (
     CheckpointError,
@@ -55,9 +55,9 @@ class _Findings(list[Finding]):
 
 def validate_folder(
     folder: str | Path,
-    recognise: Callable[[dict[str, Any]], Family],
+    recognise: Callable[[dict[str, Any]], ValidatedFamily],
     *,
-    default_family: Family | None = None,
+    default_family: ValidatedFamily | None = None,
     needs_tokenizer: bool = True,
     prefix_elsewhere: bool = False,
 ) -> ValidationReport:
@@ -78,7 +78,7 @@ def validate_folder(
     tensors, is_complete = _examine_files(files, findings) if files else ({}, False)
     if is_prefix_only(tensors):  # whatever else such a folder lacks does not matter
         return ValidationReport(folder, (Finding("error", folder, prefix_only(folder)),), tensors=tensors)
-    family: Family | None = findings.attempt(path, lambda: recognise(keys)) if keys is not None else None
+    family: ValidatedFamily | None = findings.attempt(path, lambda: recognise(keys)) if keys is not None else None
     config = findings.attempt(path, lambda: _config(path, family, keys or {})) if family else None
     is_understood = family is None or config is not None
     quantized = check_quantization(folder, keys or {}, tensors) if is_understood else None
@@ -123,7 +123,7 @@ def _examine_files(files: WeightFiles, findings: _Findings) -> tuple[dict[str, S
     return tensors, is_complete
 
 
-def _config(path: Path, family: Family, keys: dict[str, Any]) -> Any:
+def _config(path: Path, family: ValidatedFamily, keys: dict[str, Any]) -> Any:
     try:
         config = family.config(keys)
         spec = family.spec(config)

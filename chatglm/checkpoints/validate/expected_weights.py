@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from chatglm.checkpoints import StoredTensor
-from chatglm.checkpoints.validate.findings import Family
+from chatglm.checkpoints.validate.findings import ValidatedFamily
 from chatglm.errors import CheckpointError, MismatchError, MissingFileError, UnsupportedModelError
 from chatglm.model_spec import ModelSpec
 
@@ -20,7 +20,7 @@ NUM_NAMED = 3  # names of missing or unexpected tensors that a message lists
 Shapes = dict[str, tuple[int, ...]]
 
 
-def expected_shapes(family: Family, config: Any) -> Shapes:
+def expected_shapes(family: ValidatedFamily, config: Any) -> Shapes:
     """Name -> shape of every tensor that a network of this configuration stores."""
     return {name: tuple(tensor.shape) for name, tensor in family.empty_network(config).state_dict().items()}
 
@@ -58,7 +58,7 @@ def check_quantization(
 
 
 def compare_weights(
-    folder: Path, family: Family, config: Any, tensors: Mapping[str, StoredTensor], *, prefix_elsewhere: bool
+    folder: Path, family: ValidatedFamily, config: Any, tensors: Mapping[str, StoredTensor], *, prefix_elsewhere: bool
 ) -> Iterator[CheckpointError]:
     """Every way in which the stored tensors differ from those that the configuration asks for.
 

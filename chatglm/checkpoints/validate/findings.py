@@ -12,7 +12,7 @@ from chatglm.errors import CheckpointError
 from chatglm.model_spec import ModelSpec
 
 
-class Family(Protocol):
+class ValidatedFamily(Protocol):
     """A family of models, as the registry describes it (`chatglm.models.Family`)."""
 
     @property
@@ -46,7 +46,7 @@ class ValidationReport:
 
     folder: Path
     findings: tuple[Finding, ...] = ()
-    family: Family | None = None
+    family: ValidatedFamily | None = None
     config: Any = None
     tensors: Mapping[str, StoredTensor] = field(default_factory=dict)
     tokenizer: Any = None

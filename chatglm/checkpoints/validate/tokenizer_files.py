@@ -8,14 +8,14 @@ from typing import Any
 
 from chatglm.checkpoints import read_json
 from chatglm.checkpoints.validate.expected_weights import describe_vocabulary
-from chatglm.checkpoints.validate.findings import Family
+from chatglm.checkpoints.validate.findings import ValidatedFamily
 from chatglm.errors import CheckpointError, DamagedFileError, MismatchError, MissingFileError
 
 SETTINGS_NAME = "tokenizer_config.json"
 ONE_RELEASE = "Take config.json, the tokenizer files and all weight files from one release."
 
 
-def make_tokenizer(folder: Path, family: Family) -> Any:
+def make_tokenizer(folder: Path, family: ValidatedFamily) -> Any:
     """The tokenizer of `folder`.
 
     Raises MissingFileError, PointerFileError, DamagedFileError or MismatchError if a file of it cannot be used.
@@ -30,7 +30,7 @@ def make_tokenizer(folder: Path, family: Family) -> Any:
         raise DamagedFileError(f"The tokenizer in {folder} cannot be read: {error}.", "Download it again.") from None
 
 
-def compare_vocabulary(folder: Path, family: Family, tokenizer: Any, config: Any) -> Iterator[CheckpointError]:
+def compare_vocabulary(folder: Path, family: ValidatedFamily, tokenizer: Any, config: Any) -> Iterator[CheckpointError]:
     """How the tokenizer contradicts the configuration, if it does: at most one error."""
     path, spec = getattr(tokenizer, "vocab_file", folder), family.spec(config)
     wanted = describe_vocabulary(spec.vocab_size, spec)
