@@ -225,7 +225,8 @@ def test_leaving_the_page_frees_the_slot(profile: Profile, endless: str, listene
 def test_retry_undo_and_edit(person: Person) -> None:
     person.ask_and_wait("3+5等于几")
     person.retry()
-    assert "8" in person.answers.last.inner_text()
+    person.until(lambda: "8" in person.answers.last.inner_text())
+    person.wait_until_done(1)
     person.page.locator("#chat").get_by_label("编辑").click()
     editor = person.page.locator("#chat textarea")
     assert editor.input_value() == "3+5等于几"
