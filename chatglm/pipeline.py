@@ -73,6 +73,7 @@ class Pipeline:
         self,
         messages: Sequence[Message],
         *,
+        answer_start: str = "",
         cancel: threading.Event | None = None,
         deadline: float | None = None,
         adapter: bool = True,
@@ -82,6 +83,7 @@ class Pipeline:
 
         Args:
             messages: the conversation, oldest first, ending with the user's. Oldest rounds are dropped until it fits.
+            answer_start: text that the answer begins with, say one that was cut; the deltas hold what follows it.
             cancel: set it, from any thread, to end the answer within one token.
             deadline: seconds from now, waiting included, after which the answer ends as it stands.
             adapter: False leaves a P-Tuning prefix or LoRA update out of this request: the base model answers.
@@ -92,8 +94,11 @@ class Pipeline:
         network = self._open_network()
         config = GenerationConfig.of(chat_defaults(network), **parameters)
         limit = min(config.max_length, self.context_limit)
-        prompt = self.family.encode_chat(self.tokenizer, messages, limit)
-        return self._submit(prompt.input_ids, config, cancel, deadline, adapter, prompt.dropped_rounds)
+        num_start = len(self.tokenizer.encode_plain(answer_start)) if answer_start else 0
+        prompt = self.family.encode_chat(self.tokenizer, messages, max(1, limit - num_start))
+        return self._submit(
+            prompt.input_ids, config, cancel, deadline, adapter, answer_start, dropped_rounds=prompt.dropped_rounds
+        )
 
     def complete(
         self,
@@ -118,12 +123,14 @@ class Pipeline:
         cancel: threading.Event | None,
         deadline: float | None,
         adapter: bool,
+        answer_start: str = "",
         dropped_rounds: int = 0,
     ) -> Handle:
         return self.engine.submit(
             input_ids,
             config,
             deadline=deadline,
+            answer_start=answer_start,
             dropped_rounds=dropped_rounds,
             uses_adapter=adapter,
             is_cancelled=never if cancel is None else cancel.is_set,

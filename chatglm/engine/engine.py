@@ -73,6 +73,7 @@ class Engine:
         config: GenerationConfig,
         *,
         deadline: float | None = None,
+        answer_start: str = "",
         dropped_rounds: int = 0,
         uses_adapter: bool = True,
         processors: Sequence[LogitsProcessor] = (),
@@ -80,9 +81,10 @@ class Engine:
     ) -> Handle:
         """Queue a request and return at once; its answer is generated whether or not it is read.
 
-        `deadline`: seconds from now, waiting included, after which it ends with the text so far. `dropped_rounds` is
-        reported in the deltas. `uses_adapter`: whether a trained prefix or LoRA update takes part. `processors` are
-        called with ids [1, n] and logits [1, V]. `is_cancelled` is polled before every step.
+        `deadline`: seconds from now, waiting included, after which it ends with the text so far. `answer_start`: how
+        the answer begins; the deltas hold what follows. `dropped_rounds` is reported in the deltas. `uses_adapter`:
+        whether a trained prefix or LoRA update takes part. `processors` are called with ids [1, n] and logits [1, V].
+        `is_cancelled` is polled before every step.
 
         Raises PromptTooLongError, InvalidRequestError (unusable prompt, too much memory), QueueFullError if as many run
         and wait as may, ChatGLMError if the engine is closed.
@@ -93,6 +95,7 @@ class Engine:
             input_ids,
             config,
             deadline=deadline,
+            answer_start=answer_start,
             dropped_rounds=dropped_rounds,
             uses_adapter=uses_adapter,
             processors=processors,
@@ -111,7 +114,13 @@ class Engine:
                 self._thread.start()
                 _started.add(self)
             self._changed.notify_all()
-        return Handle(request.outbox, request.cancel)
+        return Handle(request.outbox, request.cancel, lambda: self._queue_place(request))
+
+    def _queue_place(self, request: Request) -> int:
+        """1 for the request that runs next; 0 if it does not wait."""
+        with self._changed:
+            waiting = self._scheduler.waiting
+            return waiting.index(request) + 1 if request in waiting else 0
 
     def warm_up(self) -> None:
         """Capture the usual steps before the first request, seconds on a GPU; raises ChatGLMError after a request."""

@@ -14,9 +14,10 @@ class Handle:
     The last delta's finish reason is "stop", "length", "cancelled", "deadline" or "error"; then the error is raised.
     """
 
-    def __init__(self, outbox: Outbox, cancel: Callable[[], None]) -> None:
+    def __init__(self, outbox: Outbox, cancel: Callable[[], None], queue_place: Callable[[], int]) -> None:
         self._outbox = outbox
         self._cancel = cancel
+        self._queue_place = queue_place
 
     def __iter__(self) -> Iterator[Delta]:
         index = 0
@@ -33,6 +34,11 @@ class Handle:
     @property
     def done(self) -> bool:
         return self._outbox.done
+
+    @property
+    def queue_place(self) -> int:
+        """1 for the request that runs next; 0 if it runs or has ended."""
+        return self._queue_place()
 
     def cancel(self) -> None:
         """End the request within one step of the network, unless it has ended; the last delta then says so."""

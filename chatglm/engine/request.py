@@ -62,6 +62,7 @@ class Request:
         config: GenerationConfig,
         *,
         deadline: float | None = None,
+        answer_start: str = "",
         dropped_rounds: int = 0,
         uses_adapter: bool = True,
         processors: Sequence[LogitsProcessor] = (),
@@ -71,10 +72,12 @@ class Request:
         if deadline is not None and not 0 <= deadline < math.inf:
             raise InvalidRequestError(f"deadline must be a number of seconds of at least 0, not {deadline!r}.")
         spec = decoder.spec
+        start_ids = tokenizer.encode_plain(answer_start) if answer_start else []
+        input_ids = [*input_ids, *start_ids]
         self.config = config
         self.num_allowed = token_limit(len(input_ids), config, spec.context_limit)
         # On the host, whatever the network's device: to look at ids there would wait for the step under way.
-        self.prompt: Tensor = torch.tensor([list(input_ids)])
+        self.prompt: Tensor = torch.tensor([input_ids])
         self.layout: Any = decoder.prompt_layout(self.prompt)
         self.cache: Any = None
         self.uses_adapter = uses_adapter
@@ -90,6 +93,7 @@ class Request:
         self.finish_reason: FinishReason | None = None
         self.error: BaseException | None = None
         self._detokenizer = IncrementalDetokenizer(tokenizer, config.stop, spec.clean_up())
+        self._detokenizer.resume(start_ids, answer_start)
         self._dropped_rounds = dropped_rounds
         self._end_at = None if deadline is None else monotonic() + deadline
         self._is_cancelled = is_cancelled

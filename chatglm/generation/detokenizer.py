@@ -93,6 +93,13 @@ class IncrementalDetokenizer:
         spaces = [Replacer(*rule) for rule in SPACE_RULES] if tokenizer.clean_up_tokenization_spaces else []
         self._stages: list[TextStage] = [*spaces, *clean_up, self._stop_finder]
         self._deltas: list[str] = []
+        self._num_known = 0
+
+    def resume(self, token_ids: Iterable[int], text: str) -> None:
+        """Take the beginning of an answer, `text` as these ids; what is returned from now on follows it."""
+        self._num_known = len(text)
+        for token_id in token_ids:
+            self.push(token_id)
 
     @property
     def text(self) -> str:
@@ -112,16 +119,21 @@ class IncrementalDetokenizer:
             if not text:
                 return ""
             text = stage.push(text)
-        self._deltas.append(text)
-        return text
+        return self._new(text)
 
     def finish(self) -> str:
         """The answer is complete: return the text still held back. A second call returns ""."""
         text = self._decoder.finish()
         for stage in self._stages:
             text = stage.push(text) + stage.finish()
-        self._deltas.append(text)
-        return text
+        return self._new(text)
+
+    def _new(self, text: str) -> str:
+        """What of it was not known before; kept as part of the answer."""
+        num_known = min(self._num_known, len(text))
+        self._num_known -= num_known
+        self._deltas.append(text[num_known:])
+        return text[num_known:]
 
 
 def join_surfaces(surfaces: Iterable[str | bytes | None], leading_spaces: LeadingSpaces) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from chatglm.atomic import write_text
-from chatglm.generation.text import clean_up
+from chatglm.generation.text import run_stages
 from chatglm.progress import ProgressBar
 from chatglm.training.encoding import left_padded
 
@@ -69,13 +69,13 @@ def _answer_batch(network: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]
         pad_token_id=tokenizer.pad_token_id,
         **sampling,
     )
-    return [_text(tokenizer, row) for row in output[:, ids.shape[1] :].tolist()]
+    return [_text(network, tokenizer, row) for row in output[:, ids.shape[1] :].tolist()]
 
 
-def _text(tokenizer: Any, ids: list[int]) -> str:
+def _text(network: Any, tokenizer: Any, ids: list[int]) -> str:
     stop = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else len(ids)
     kept = [i for i in ids[:stop] if i not in (tokenizer.pad_token_id, tokenizer.bos_token_id)]
-    return clean_up(tokenizer.decode(kept))
+    return run_stages(network.spec.clean_up(), tokenizer.decode(kept))
 
 
 def write_predictions(folder: Path, predictions: Sequence[str], labels: Sequence[str]) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chatglm.ui.session import Reply
+from chatglm.ui.rounds import Reply
 
 STOPPED = "（已停止，保留已有内容 / stopped; the text so far is kept）"
 STOPPED_EMPTY = "（已停止，尚无内容 / stopped before there was any text）"

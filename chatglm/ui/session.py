@@ -5,86 +5,41 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatglm.errors import ChatGLMError
 from chatglm.messages import History, Message, check_history
-from chatglm.ui.transcript import Transcript, read_json
+from chatglm.ui.rounds import Reply, Round
+from chatglm.ui.transcript import Transcript, finished_rounds, read_transcript, usable_history
 
 if TYPE_CHECKING:
-    from chatglm.generation.deltas import Delta, FinishReason
+    from chatglm.engine import Handle
+    from chatglm.generation.deltas import Delta
     from chatglm.pipeline import Pipeline
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer, or what there is of it.
-
-    Attributes:
-        text: the joined deltas.
-        finish_reason: as in `Delta`; None while it is being generated.
-        prompt_tokens, completion_tokens, dropped_rounds: as in the latest `Delta`; 0 before the first.
-        error: why it failed; empty if it did not.
-        first_s, latest_s: seconds from the question to the first and to the latest delta.
-    """
-
-    text: str = ""
-    finish_reason: FinishReason | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    dropped_rounds: int = 0
-    error: str = ""
-    first_s: float = 0.0
-    latest_s: float = 0.0
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether it joins the messages: it did not fail, and was not stopped before there was text."""
-        return not self.error and (bool(self.text) or self.finish_reason not in (None, "cancelled"))
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """Speed after the first token, which costs the whole prompt; None with fewer than two tokens."""
-        elapsed = self.latest_s - self.first_s
-        return (self.completion_tokens - 1) / elapsed if self.completion_tokens > 1 and elapsed > 0 else None
-
-    def extended(self, delta: Delta, seconds: float) -> Reply:
-        """With a delta that came `seconds` after the question."""
-        return Reply(
-            self.text + delta.text,
-            delta.finish_reason,
-            delta.prompt_tokens,
-            delta.completion_tokens,
-            delta.dropped_rounds,
-            first_s=self.first_s or seconds,
-            latest_s=seconds,
-        )
-
-
-@dataclass(frozen=True)
-class Round:
-    """A question and the answers to it: one, and one more for each retry; `selected` is the index of the valid one."""
-
-    question: str
-    versions: tuple[Reply, ...] = ()
-    selected: int = -1
-
-    @property
-    def reply(self) -> Reply:
-        return self.versions[self.selected]
 
 
 @dataclass
 class Pending:
-    """The answer that is being generated to the question of `round`; without it the session would hold `before`."""
+    """The answer that is being generated to the question of `round`; without it the session would hold `before`.
+
+    `continued` is the reply of which this is the rest. `handle` is there once the request is accepted.
+    """
 
     round: Round
     before: list[Round]
     cancel: threading.Event
-    reply: Reply = Reply()
+    continued: Reply | None = None
+    reply: Reply = field(default_factory=Reply)
+    handle: Handle | None = None
     started: float = field(default_factory=time.monotonic)
+
+    @property
+    def queue_place(self) -> int:
+        """1 for the one that is answered next; 0 if it does not wait for others."""
+        return 0 if self.handle is None else self.handle.queue_place
 
 
 class ChatSession:
@@ -121,7 +76,7 @@ class ChatSession:
         self._changed = threading.Condition()
         self.rounds: list[Round] = []
         self.pending: Pending | None = None
-        self._restart(check_history(history))
+        self._restart(finished_rounds(check_history(history)))
 
     def set_options(self, options: Mapping[str, Any]) -> None:
         """Parameters of the answers from now on; `system` among them."""
@@ -131,7 +86,7 @@ class ChatSession:
     @property
     def history(self) -> History:
         """The rounds that the model is told of, as (question, answer) pairs."""
-        return [(round_.question, round_.reply.text) for round_ in self.rounds if round_.reply.is_usable]
+        return usable_history(self.rounds)
 
     @property
     def messages(self) -> list[Message]:
@@ -143,7 +98,8 @@ class ChatSession:
 
     @property
     def transcript(self) -> Transcript:
-        return Transcript(self.model_name, self.system, self.history)
+        settings = {name: value for name, value in self.options.items() if value is not None}
+        return Transcript(self.model_name, self.system, self.rounds, settings)
 
     def ask(self, question: str, cancel: threading.Event | None = None) -> Generator[Delta]:
         """Answer `question`; a pending answer is stopped first.
@@ -172,6 +128,12 @@ class ChatSession:
         """Put another question in the place of a round and answer it; later rounds go. Otherwise as `ask`."""
         self.stop()
         return self._answer(Round(question), self.rounds[:index], cancel)
+
+    def continue_answer(self, index: int = -1, cancel: threading.Event | None = None) -> Generator[Delta]:
+        """Go on with an answer that was cut; later rounds go. Its deltas hold what is new. Otherwise as `ask`."""
+        self.stop()
+        round_ = self.rounds[index]
+        return self._answer(round_, self.rounds[:index], cancel, continued=round_.reply)
 
     def undo(self, index: int = -1) -> str:
         """Remove a round and those after it; returns its question."""
@@ -211,14 +173,22 @@ class ChatSession:
         return path
 
     def load(self, data: bytes) -> None:
-        """Continue a conversation that was saved as JSON.
+        """Continue a saved conversation, with its system instruction and parameters.
+
+        Args:
+            data: of a file, see `read_transcript`.
 
         Raises:
             ChatGLMError: it is none; the session is unchanged.
         """
-        history = read_json(data)
+        self.open(read_transcript(data))
+
+    def open(self, transcript: Transcript) -> None:
+        """Continue a conversation; what it does not say (a system instruction, a parameter) stays as it is."""
         self.stop()
-        self._restart(history)
+        self.options |= transcript.settings
+        self.system = transcript.system or self.system
+        self._restart(transcript.rounds)
 
     def wait(self, num_seen: int, timeout: float) -> str | None:
         """Wait until the pending answer has more than `num_seen` characters, for at most `timeout` seconds.
@@ -234,23 +204,29 @@ class ChatSession:
             self._changed.wait_for(is_changed, timeout)
             return None if self.pending is None else self.pending.reply.text
 
-    def _restart(self, history: History) -> None:
-        self.rounds = [Round(question, (Reply(answer, "stop"),)) for question, answer in history]
+    def _restart(self, rounds: Sequence[Round]) -> None:
+        self.rounds = list(rounds)
         self.last_reply: Reply | None = None
         self.num_forgotten = 0
 
-    def _answer(self, round_: Round, past: list[Round], cancel: threading.Event | None) -> Generator[Delta]:
+    def _answer(
+        self, round_: Round, past: list[Round], cancel: threading.Event | None, continued: Reply | None = None
+    ) -> Generator[Delta]:
         with self._changed:
-            pending = self.pending = Pending(round_, self.rounds, cancel or threading.Event())
+            pending = self.pending = Pending(round_, self.rounds, cancel or threading.Event(), continued)
             self.rounds = past
         options = dict(self.options)
-        if options.get("seed") is not None:
+        if continued is not None:
+            pending.reply = Reply(continued.text)
+            options["answer_start"] = continued.text
+        elif options.get("seed") is not None:
             options["seed"] += len(round_.versions)
         return self._stream(pending, [*self.messages, Message("user", round_.question)], options)
 
     def _stream(self, pending: Pending, messages: list[Message], options: dict[str, Any]) -> Generator[Delta]:
         try:
-            for delta in self._pipeline.submit(messages, cancel=pending.cancel, **options):
+            pending.handle = self._pipeline.submit(messages, cancel=pending.cancel, **options)
+            for delta in pending.handle:
                 with self._changed:
                     if self.pending is not pending:
                         return
@@ -274,12 +250,34 @@ class ChatSession:
             self.pending = None
             reason = "error" if error else pending.reply.finish_reason or "cancelled"
             reply = self.last_reply = replace(pending.reply, finish_reason=reason, error=error)
-            usable = tuple(version for version in pending.round.versions if version.is_usable)
-            if usable and not reply.is_usable:
+            if (round_ := _settled(pending, reply)) is None:
                 self.rounds = pending.before
             else:
-                rounds = [*self.rounds, Round(pending.round.question, (*usable, reply))]
+                rounds = [*self.rounds, round_]
                 num_excess = max(0, len(rounds) - (self._max_rounds or len(rounds)))
                 self.rounds = rounds[num_excess:]
                 self.num_forgotten += num_excess
             self._changed.notify_all()
+
+
+def _settled(pending: Pending, reply: Reply) -> Round | None:
+    """The round that the reply makes; None if what was there before is worth more."""
+    if pending.continued is not None:
+        return pending.round.replaced(reply) if reply.is_usable else None
+    usable = tuple(version for version in pending.round.versions if version.is_usable)
+    if usable and not reply.is_usable:
+        return None
+    return Round(pending.round.question, (*usable, reply), selected=len(usable))
+
+
+def answer_in_background(deltas: Iterable[Delta]) -> threading.Thread:
+    """Generate an answer in a thread of its own; `ChatSession.wait` follows it, and its reply tells of errors."""
+
+    def run() -> None:
+        with suppress(ChatGLMError):
+            for _ in deltas:
+                pass
+
+    thread = threading.Thread(target=run, name="answer of a page", daemon=True)
+    thread.start()
+    return thread

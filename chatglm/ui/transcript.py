@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import html
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from chatglm.atomic import write_text
 from chatglm.errors import ChatGLMError, InvalidRequestError
-from chatglm.messages import History, check_history
+from chatglm.generation.config import GenerationConfig
+from chatglm.messages import History, Message, check_history
 from chatglm.ui.markdown import inert_markdown
+from chatglm.ui.rounds import Reply, Round, round_from_json
 
 PAGE = Template(Path(__file__).with_name("transcript.html").read_text(encoding="utf-8"))
+FORMS = '{"history": [["问题", "回答"], ...]}, {"messages": [{"role": "user", "content": "..."}, ...]}'
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """The rounds of a conversation, who answered, and the system instruction if there was one."""
+    """The rounds of a conversation, who answered, the system instruction and the parameters of the answers."""
 
     model_name: str
     system: str | None
-    history: History
+    rounds: Sequence[Round]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def history(self) -> History:
+        """The rounds that the model is told of."""
+        return usable_history(self.rounds)
 
     def save(self, path: Path, *, may_replace: bool) -> None:
         """Write JSON if the name ends in .json, else Markdown.
@@ -44,8 +55,14 @@ class Transcript:
         return "\n\n".join(parts) + "\n"
 
     def json(self) -> str:
-        """`history` has the form that `model.chat` and `api.py` take."""
-        content = {"model": self.model_name, "system": self.system, "history": self.history}
+        """`history` has the form that `model.chat` and `api.py` take; `rounds` holds other versions and figures too."""
+        content = {
+            "model": self.model_name,
+            "system": self.system,
+            "settings": dict(self.settings),
+            "history": self.history,
+            "rounds": [round_.to_json() for round_ in self.rounds],
+        }
         return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
 
     def html(self) -> str:
@@ -62,20 +79,90 @@ class Transcript:
         return PAGE.substitute(model=html.escape(self.model_name), parts="\n".join(blocks))
 
 
-def read_json(data: bytes) -> History:
-    """The rounds of a file that `Transcript.json` wrote, or of a bare list of [query, answer] pairs.
+def usable_history(rounds: Sequence[Round]) -> History:
+    """(question, answer) pairs, without answers that failed or never began."""
+    return [(round_.question, round_.reply.text) for round_ in rounds if round_.reply.is_usable]
+
+
+def finished_rounds(history: History) -> list[Round]:
+    """Rounds of pairs of which no figures are known."""
+    return [Round(question, (Reply(answer, "stop"),)) for question, answer in history]
+
+
+def read_transcript(data: bytes) -> Transcript:
+    """A file that `Transcript.json` wrote, a list of [query, answer] pairs, or OpenAI messages (also in an object).
 
     Raises:
-        ChatGLMError: it is neither.
+        ChatGLMError: it is none of these.
     """
     try:
         content = json.loads(data.decode("utf-8-sig"))
+        json.dumps(content, ensure_ascii=False).encode()  # a lone surrogate could neither be answered nor saved again
     except (ValueError, RecursionError):
         raise ChatGLMError("文件不是 UTF-8 的 JSON。", "The file is not JSON in UTF-8.") from None
     try:
-        return check_history(content["history"] if isinstance(content, dict) else content)
-    except (InvalidRequestError, KeyError):
+        return _transcript(content)
+    except InvalidRequestError as error:
         raise ChatGLMError(
-            "文件里没有对话：需要 [[问题, 回答], ...]。",
-            'It holds no conversation: a list of [question, answer] pairs is needed, or one under "history".',
+            f"文件里没有对话；可用的格式：{FORMS}。", f"It holds no conversation in one of these forms. {error}"
         ) from None
+
+
+def _transcript(content: Any) -> Transcript:
+    if isinstance(content, list):
+        is_messages = bool(content) and isinstance(content[0], Mapping)
+        return _transcript({"messages" if is_messages else "history": content})
+    if not isinstance(content, Mapping):
+        raise InvalidRequestError("It is neither a list nor an object.")
+    system, rounds = content.get("system"), _rounds(content)
+    if isinstance(content.get("messages"), list):
+        system = system or "\n".join(m.content for m in _messages(content["messages"]) if m.role == "system") or None
+    settings = content.get("settings") or {}
+    if not isinstance(system, str | None) or not isinstance(settings, Mapping):
+        raise InvalidRequestError("system is text, settings an object.")
+    known = {name: value for name, value in settings.items() if name in GenerationConfig.names() and value is not None}
+    GenerationConfig.of({}, **known)
+    return Transcript(str(content.get("model") or ""), system, rounds, known)
+
+
+def _rounds(content: Mapping[str, Any]) -> list[Round]:
+    for name, read in (
+        ("rounds", lambda value: [round_from_json(each) for each in value]),
+        ("messages", lambda value: finished_rounds(_pairs(_messages(value)))),
+        ("history", lambda value: finished_rounds(check_history(value))),
+    ):
+        if isinstance(content.get(name), list):
+            return read(content[name])
+    raise InvalidRequestError('It has no list under "history", "rounds" or "messages".')
+
+
+def _messages(content: list[Any]) -> list[Message]:
+    return [_message(entry, number) for number, entry in enumerate(content)]
+
+
+def _message(entry: Any, number: int) -> Message:
+    role, text = (entry.get("role"), entry.get("content")) if isinstance(entry, Mapping) else (None, None)
+    if isinstance(text, list):  # parts, of which some may be pictures
+        text = "".join(part["text"] for part in text if isinstance(part, Mapping) and isinstance(part.get("text"), str))
+    if role not in ("system", "developer", "user", "assistant") or not isinstance(text, str):
+        raise InvalidRequestError(f"messages[{number}] has no role or no text.")
+    return Message("system" if role == "developer" else role, text)
+
+
+def _pairs(messages: list[Message]) -> History:
+    """Neighbouring messages of one speaker are joined; a last question without an answer is left out."""
+    pairs: list[list[str]] = []
+    answered = True
+    for message in messages:
+        if message.role == "system":
+            continue
+        if message.role == "user" and answered:
+            pairs.append([message.content, ""])
+        elif message.role == "user":
+            pairs[-1][0] += f"\n{message.content}"
+        elif not pairs:
+            pairs.append(["", message.content])
+        else:
+            pairs[-1][1] += f"\n{message.content}" if answered else message.content
+        answered = message.role == "assistant"
+    return [(question, answer) for question, answer in (pairs if answered else pairs[:-1])]

@@ -107,6 +107,7 @@ def test_the_deadline_ends_those_who_run_and_those_who_wait(monkeypatch: pytest.
     gate = Gate()
     with running(CountingDecoder(on_step=gate), max_running=1) as one:
         runs, waits, has_time = (one.submit([1], ENDLESS, deadline=deadline) for deadline in (5, 3, 60))
+        assert [handle.queue_place for handle in (runs, waits, has_time)] == [0, 1, 2]
         gate.wait_for_step()
         gate.open()
         gate.wait_for_step()
@@ -114,6 +115,7 @@ def test_the_deadline_ends_those_who_run_and_those_who_wait(monkeypatch: pytest.
         gate.open()
         gate.wait_for_step()
         assert [handle.done for handle in (runs, waits, has_time)] == [False, True, False]
+        assert [handle.queue_place for handle in (runs, waits, has_time)] == [0, 0, 1]
         now = 105.0
         gate.open()
         gate.wait_for_step()

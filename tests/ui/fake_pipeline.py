@@ -13,6 +13,18 @@ from chatglm.generation.deltas import Delta
 from chatglm.messages import Message
 
 
+class FakeHandle:
+    """Deltas of a request that never waits for another."""
+
+    queue_place = 0
+
+    def __init__(self, deltas: Iterator[Delta]) -> None:
+        self._deltas = deltas
+
+    def __iter__(self) -> Iterator[Delta]:
+        return self._deltas
+
+
 class FakePipeline:
     """Echoes the question letter by letter; "broken", "nothing", "long" and "old" have a meaning of their own.
 
@@ -29,9 +41,12 @@ class FakePipeline:
         self.calls: list[tuple[list[str], dict[str, Any]]] = []
         self.presses = presses or {}
 
-    def submit(self, messages: Sequence[Message], *, cancel: threading.Event, **options: Any) -> Iterator[Delta]:
+    def submit(self, messages: Sequence[Message], *, cancel: threading.Event, **options: Any) -> FakeHandle:
         self.calls.append(([message.content for message in messages], options))
-        question = messages[-1].content
+        question = messages[-1].content.removeprefix(options.get("answer_start", ""))
+        return FakeHandle(self._answer(question, cancel))
+
+    def _answer(self, question: str, cancel: threading.Event) -> Iterator[Delta]:
         if question == "broken":
             yield Delta("half", None, 5, 1)
             raise InvalidLogitsError("The network produced NaN.")

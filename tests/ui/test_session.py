@@ -14,6 +14,7 @@ from chatglm.errors import ChatGLMError
 from chatglm.generation.deltas import Delta
 from chatglm.messages import Message
 from chatglm.pipeline import load_pipeline
+from chatglm.ui.rounds import Reply, Round
 from chatglm.ui.session import ChatSession
 from tests.serving.servers import eventually
 from tests.ui.fake_pipeline import FakePipeline
@@ -61,6 +62,32 @@ def test_retry_and_edit_of_an_earlier_round_drop_later_ones() -> None:
     assert [question for question, _ in session.history] == ["a", "b"]
     finish(session.edit(0, "x"))
     assert session.history == [("x", "x")]
+
+
+def test_a_cut_answer_is_continued_in_its_place() -> None:
+    pipeline, session = make("abcd", "b", options={"seed": 7})
+    deltas = session.ask("long answer")
+    for _ in range(4):
+        next(deltas)
+    session.stop()
+    finish(session.retry())
+    session.select_version(0)
+    assert session.rounds[-1].reply.text == "long"
+    assert session.rounds[-1].reply.can_continue
+    assert finish(session.continue_answer()) == " answer"
+    assert pipeline.calls[-1][1] == {"seed": 7, "answer_start": "long"}
+    assert [reply.text for reply in session.rounds[-1].versions] == ["long answer"] * 2
+    assert not session.rounds[-1].reply.can_continue
+    assert session.history == [("abcd", "abcd"), ("b", "b"), ("long answer", "long answer")]
+
+
+def test_a_continuation_that_fails_leaves_the_answer() -> None:
+    _, session = make("a")
+    session.rounds = [Round("broken", (Reply("half an answer", "length"),))]
+    before = list(session.rounds)
+    with pytest.raises(ChatGLMError):
+        list(session.continue_answer())
+    assert session.rounds == before
 
 
 def test_undo_returns_the_question_and_clear_forgets() -> None:
@@ -146,14 +173,17 @@ def test_wait_follows_the_pending_answer_from_another_thread() -> None:
 
 
 def test_save_then_load(tmp_path: Path) -> None:
-    _, session = make("a", "b")
+    _, session = make("a", "b", options={"system": "s", "top_p": 0.5, "seed": None})
+    finish(session.retry())
+    session.select_version(0)
     path = session.save(str(tmp_path / "chat.json"))
     session.save(str(path))  # its own file is replaced
-    _, other = make("z")
+    _, other = make("z", options={"system": "mine", "top_k": 3, "seed": 1})
     other.load(path.read_bytes())
-    assert other.history == session.history
+    assert (other.rounds, other.system) == (session.rounds, "s")
+    assert other.options == {"top_k": 3, "seed": 1, "top_p": 0.5}
     with pytest.raises(ChatGLMError, match="exists"):
         other.save(str(path))
     with pytest.raises(ChatGLMError):
         other.load(b"{}")
-    assert other.history == session.history
+    assert other.rounds == session.rounds

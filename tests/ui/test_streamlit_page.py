@@ -17,7 +17,8 @@ from streamlit.testing.v1 import AppTest
 
 from chatglm.cli.flags import ANSWER_FLAGS, MODEL_FLAGS
 from chatglm.pipeline import Pipeline
-from chatglm.ui.session import ChatSession, Reply, Round
+from chatglm.ui.rounds import Reply, Round
+from chatglm.ui.session import ChatSession
 from chatglm.ui.streamlit.streamlit_page import CLEAR, DEMO, MAX_ROUNDS, PLACEHOLDER, TITLE, show_pending
 from tests.ui.fake_pipeline import FakePipeline
 

@@ -9,16 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatglm.errors import ChatGLMError
-from chatglm.ui.transcript import Transcript, read_json
-
-ROUNDS = st.lists(st.tuples(st.text(), st.text()), max_size=4)
+from chatglm.ui.rounds import FINISH_REASONS, Reply, Round
+from chatglm.ui.transcript import Transcript, finished_rounds, read_transcript
 
 
 def test_the_page_shows_formulas_code_and_tags_as_text() -> None:
     pytest.importorskip("mdtex2html")
     question = "<script>alert(1)</script> ![x](http://example.com/x.png) $\\frac{a}{b}<1$"
     answer = "```python\nif a < b:\n\n    pass\n```\n\n**好**"
-    page = Transcript("chatglm-6b <1>", "简短", [(question, answer)]).html()
+    page = Transcript("chatglm-6b <1>", "简短", finished_rounds([(question, answer)])).html()
     assert "<script" not in page
     assert "<img" not in page
     assert "<math" in page
@@ -31,22 +30,78 @@ def test_the_page_shows_formulas_code_and_tags_as_text() -> None:
 
 
 def test_markdown_and_json() -> None:
-    transcript = Transcript("m", "s", [("问", "答\n\n二")])
-    assert json.loads(transcript.json()) == {"model": "m", "system": "s", "history": [["问", "答\n\n二"]]}
+    rounds = [*finished_rounds([("问", "答\n\n二")]), Round("x", (Reply(error="NaN", finish_reason="error"),))]
+    transcript = Transcript("m", "s", rounds, {"top_p": 0.5})
+    written = json.loads(transcript.json())
+    assert [written[name] for name in ("model", "system", "settings")] == ["m", "s", {"top_p": 0.5}]
+    assert written["history"] == [["问", "答\n\n二"]]
     assert transcript.markdown().endswith("**系统指令：**\n\ns\n\n**用户：**\n\n问\n\n**ChatGLM-6B：**\n\n答\n\n二\n")
 
 
-@given(ROUNDS)
-def test_what_is_written_is_read(rounds: list[tuple[str, str]]) -> None:
-    rounds = [(a.encode("utf-8", "replace").decode(), b.encode("utf-8", "replace").decode()) for a, b in rounds]
-    data = Transcript("demo", None, rounds).json().encode()
-    assert read_json(data) == rounds
-    assert read_json(json.dumps(rounds).encode()) == rounds
+REPLIES = st.builds(
+    Reply,
+    st.text(),
+    st.sampled_from(FINISH_REASONS),
+    st.integers(0, 99),
+    st.integers(0, 99),
+    st.integers(0, 9),
+    st.sampled_from(["", "NaN"]),
+    st.floats(0, 9),
+    st.floats(0, 9),
+)
+
+
+@st.composite
+def rounds_of_answers(draw: st.DrawFn) -> Round:
+    versions = draw(st.lists(REPLIES, min_size=1, max_size=3))
+    return Round(draw(st.text()), tuple(versions), draw(st.integers(0, len(versions) - 1)))
+
+
+@given(st.lists(rounds_of_answers(), max_size=3), st.none() | st.text(min_size=1))
+def test_what_is_written_is_read(rounds: list[Round], system: str | None) -> None:
+    transcript = Transcript("demo", system, rounds, {"temperature": 0.5, "seed": 3})
+    assert read_transcript(transcript.json().encode()) == transcript
+
+
+def test_forms_of_other_programs() -> None:
+    messages = [
+        {"role": "system", "content": "简短"},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}]},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "not answered"},
+    ]
+    expected = Transcript("", "简短", finished_rounds([("a", "b")]))
+    for content in (messages, {"messages": messages}):
+        assert read_transcript(json.dumps(content).encode()) == expected
+    pairs = [["q", "r"]]
+    for old in (pairs, {"history": pairs, "model": "m"}, {"model": "m", "system": None, "history": pairs}):
+        assert read_transcript(json.dumps(old).encode()).history == [("q", "r")]
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\xff", b"[", b"1", b"{}", b'{"history": 1}', b'[["a"]]', b'[["a", 1]]', b"[" * 100_000]
+    "data",
+    [
+        b"",
+        b"\xff",
+        b"[",
+        b"1",
+        b"{}",
+        b'{"history": 1}',
+        b'{"history": null}',
+        b'[["a"]]',
+        b'[["a", 1]]',
+        b"[" * 100_000,
+        b'{"history": [["\\ud800", "b"]]}',
+        b'{"history": [["a", "b"]], "system": 3}',
+        b'{"history": [["a", "b"]], "settings": {"top_p": 7}}',
+        b'{"rounds": [{"question": "a", "versions": [], "selected": 0}]}',
+        b'{"rounds": [{"question": "a", "versions": [{"text": "b", "finish_reason": {}}], "selected": 0}]}',
+        b'{"rounds": [{"question": "a", "versions": [{"text": "b", "finish_reason": "stop", "first_s": "x"}],'
+        b' "selected": 0}]}',
+        b'{"messages": [{"role": "user"}]}',
+        b'{"messages": [{"role": ["user"], "content": "a"}]}',
+    ],
 )
 def test_anything_else_is_refused(data: bytes) -> None:
     with pytest.raises(ChatGLMError, match=r"JSON|conversation"):
-        read_json(data)
+        read_transcript(data)

@@ -17,7 +17,8 @@ from chatglm.generation.config import CHAT_DEFAULTS
 from chatglm.messages import History
 from chatglm.ui.gradio.page_texts import CHINESE, ENGLISH, EXAMPLES, Language, language_of, message
 from chatglm.ui.markdown import inert_markdown, message_of_inert_markdown
-from chatglm.ui.session import ChatSession, Pending, Reply
+from chatglm.ui.rounds import Reply
+from chatglm.ui.session import ChatSession, Pending
 from chatglm.ui.transcript import Transcript
 
 if TYPE_CHECKING:

@@ -6,10 +6,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
@@ -21,13 +18,13 @@ from chatglm.errors import ChatGLMError
 from chatglm.generation.config import CHAT_DEFAULTS
 from chatglm.ui.markdown import TextBlock, plain, streamlit_markdown, text_blocks
 from chatglm.ui.notes import notes_on
-from chatglm.ui.session import ChatSession, Round
+from chatglm.ui.rounds import Round
+from chatglm.ui.session import ChatSession, answer_in_background
 from chatglm.ui.streamlit.streamlit_flags import COMMAND, make_parser, parse
 
 if TYPE_CHECKING:
     from streamlit.delta_generator import DeltaGenerator
 
-    from chatglm.generation.deltas import Delta
     from chatglm.pipeline import Pipeline
 
 MAX_ROUNDS = 20  # as upstream's page
@@ -87,18 +84,12 @@ def _show_chat(pipeline: Pipeline, arguments: argparse.Namespace) -> None:
     buttons = st.bottom.container()
     if (query := st.chat_input(PLACEHOLDER)) and query.strip():
         deltas = session.ask(query.strip())
-        threading.Thread(target=_generate, args=(deltas,), name="answer of the page", daemon=True).start()
+        answer_in_background(deltas)
     _show_buttons(buttons, session)
     _show_rounds(session)
     if session.pending is not None:
         show_pending(session)
         st.rerun()
-
-
-def _generate(deltas: Iterator[Delta]) -> None:
-    with suppress(ChatGLMError):  # the page shows it
-        for _ in deltas:
-            pass
 
 
 def _settings(pipeline: Pipeline, given: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from chatglm.cli.signals import INTERRUPTED, cancel_on_interrupt
 from chatglm.errors import ChatGLMError
 from chatglm.ui.notes import notes_on
-from chatglm.ui.session import ChatSession, Reply
+from chatglm.ui.rounds import Reply
+from chatglm.ui.session import ChatSession
 from chatglm.ui.terminal.line_readers import Reader
 from chatglm.ui.terminal.screen import Screen
 

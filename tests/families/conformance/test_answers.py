@@ -57,6 +57,19 @@ def test_text_is_what_the_tokenizer_decodes(pipe: Pipeline) -> None:
     assert pipe.chat("hello", **{**GREEDY, "max_new_tokens": 7, "min_new_tokens": 7})[0] == text
 
 
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_cut_answer_goes_on_as_if_it_had_not_been(pipe: Pipeline, query: str) -> None:
+    """Where its text gives back its ids, the rest is that of the uncut answer; where not, there is one all the same."""
+    whole, cut = (pipe.chat(query, temperature=0, max_new_tokens=n, min_new_tokens=n)[0] for n in (12, 5))
+    rest = pipe.submit(asked(query), answer_start=cut, temperature=0, max_new_tokens=7, min_new_tokens=7).result(60)
+    ids = pipe.tokenizer.encode_plain(cut) if cut else []
+    assert rest.prompt_tokens == len(prompt_ids(pipe, query)) + len(ids)
+    if whole.startswith(cut) and len(ids) == 5:
+        assert cut + rest.text == whole
+    with pytest.raises(InvalidRequestError):
+        pipe.submit(asked(query), answer_start="hello " * 200)
+
+
 def test_raw_text(pipe: Pipeline) -> None:
     whole = pipe.complete("hello", **GREEDY).result(60)
     ids = pipe.tokenizer.build_inputs_with_special_tokens(pipe.tokenizer.encode_plain("hello"))
