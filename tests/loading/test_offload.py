@@ -254,7 +254,8 @@ def test_a_program_ends_with_a_model_still_open(folder: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(("width", "limit"), [(512, "60M"), pytest.param(1024, "200M", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "limit"), [(512, "60M"), (1024, "200M")])
 def test_a_model_of_three_times_the_limit(width: int, limit: str) -> None:
     """The process stays near the limit, and logits and tokens are the same; each run in a fresh process."""
     size = ["--hidden-size", str(width), "--limit", limit, "--tokens", "2"]
