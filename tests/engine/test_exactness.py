@@ -50,7 +50,7 @@ class IdTokenizer:
 def network(name: str) -> ChatGLMForConditionalGeneration:
     """The demo model, or a tiny random one that never ends by itself, as the name says."""
     if name.startswith("demo"):
-        return load("demo", dtype=name[-4:] if "bf16" in name else "auto", wraps=True).model
+        return load("demo", dtype=name[-4:] if "bf16" in name else "auto").model
     changes = {"position_encoding_2d": False} if name == "one_row" else {}
     model = build(f"chatglm_v1/{name if name in PREFIXES else 'main'}", eos_token_id=1_000_000, **changes)
     if name.startswith("int"):

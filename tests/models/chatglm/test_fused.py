@@ -40,7 +40,7 @@ def native() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def demo() -> tuple[Any, Any]:
     """The demo model with 4-bit weights, and its tokenizer."""
-    loaded = load("demo", dtype="fp32", quantize=4, wraps=True)
+    loaded = load("demo", dtype="fp32", quantize=4)
     return loaded.model, loaded.tokenizer
 
 
