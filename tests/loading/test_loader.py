@@ -136,7 +136,7 @@ def test_a_loaded_model_survives_save_pretrained(folder: Path, tmp_path: Path) -
 
 
 def test_auto_type_on_a_cpu_is_float32_for_a_small_model(folder: Path) -> None:
-    assert load(folder, device="cpu", wraps=True).model.dtype == torch.float32
+    assert load(folder, device="cpu").model.dtype == torch.float32
 
 
 def test_computed_buffers_are_made_again() -> None:
@@ -222,12 +222,12 @@ def test_fp16_on_a_cpu_is_said_to_be_slow(folder: Path) -> None:
 
 def test_a_wrong_device_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(DeviceError):
-        load(tmp_path / "absent", device="tpu", wraps=True)
+        load(tmp_path / "absent", device="tpu")
 
 
 def test_a_wrong_type(folder: Path) -> None:
     with pytest.raises(DeviceError, match="int8"):
-        load(folder, dtype="int8", wraps=True)
+        load(folder, dtype="int8")
 
 
 def test_a_model_that_does_not_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
