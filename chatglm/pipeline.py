@@ -48,7 +48,7 @@ class Pipeline:
     @property
     def precision(self) -> str:
         """What the model computes with, and where: "int4 on cpu (activations fp32)"."""
-        network = self._open_network()
+        network = self._open_model()
         return precision_name(network.config, network.config.dtype, network.device)
 
     @property
