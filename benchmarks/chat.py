@@ -52,13 +52,13 @@ def main() -> None:
         first_s = time.perf_counter() - start
         num_tokens = list(deltas)[-1].completion_tokens
         total_s = time.perf_counter() - start
-    weights = {p.data_ptr(): p.numel() * p.element_size() for p in pipe.network.parameters()}
+    weights = {p.data_ptr(): p.numel() * p.element_size() for p in pipe.model.parameters()}
     rate = (num_tokens - 1) / (total_s - first_s)
-    floor = read_bandwidth(sum(weights.values()), pipe.network.device) / sum(weights.values())
+    floor = read_bandwidth(sum(weights.values()), pipe.model.device) / sum(weights.values())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     result = {
         "model": pipe.name,
-        "dtype": str(pipe.network.dtype).removeprefix("torch."),
+        "dtype": str(pipe.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "load_s": round(load_s, 2),
         "first_token_s": round(first_s, 4),

@@ -144,7 +144,7 @@ def measure_start(folder: str, is_mapped: bool) -> dict[str, Any]:
 
     _ = FAMILIES[0].model_class, FAMILIES[0].tokenizer_class, kernels.backend_name()
     imported = time.perf_counter()
-    model = load(folder, device="cpu", mmap=is_mapped).model
+    model = load(folder, device="cpu", mmap=is_mapped, wraps=False).model
     loaded = time.perf_counter()
     request = Request(model, 32)
     request.prefill()
@@ -209,7 +209,7 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
         starts = measure_starts(folder)
         print_table("start", starts)
         say("loading")
-        model = load(folder, device="cpu").model
+        model = load(folder, device="cpu", wraps=False).model
         ceilings = Ceilings()
         read, peak = ceilings.read_bytes_per_second(), ceilings.int8_operations_per_second()
         print(f"\n{'read loop':24}{read / 1e9:24.1f} GB/s\n{'int8 peak':24}{peak / 1e9:24.0f} GOP/s")

@@ -80,7 +80,7 @@ def measure(folder: str, dtype: str) -> dict[str, Any]:
 
     before = resident("VmRSS")
     start = time.perf_counter()
-    loaded = load(folder, device="cpu", dtype=dtype)
+    loaded = load(folder, device="cpu", dtype=dtype, wraps=False)
     seconds = time.perf_counter() - start
     size = sum(parameter.nbytes for parameter in loaded.model.parameters())
     assert all(parameter.dtype == loaded.model.dtype for parameter in loaded.model.parameters())

@@ -41,9 +41,9 @@ def measure(folder: str, dtype: str, limit: str | None, tokens: int) -> dict[str
         length = {"max_new_tokens": tokens, "min_new_tokens": tokens}
         answer, _ = pipe.chat(QUESTION, **length, temperature=1.5, top_k=0, top_p=1.0, seed=0)
         answered = time.perf_counter()
-        config = pipe.network.config
+        config = pipe.model.config
         with torch.inference_mode():
-            logits = pipe.network(torch.tensor([[200, 201, config.gmask_token_id, config.bos_token_id]]))
+            logits = pipe.model(torch.tensor([[200, 201, config.gmask_token_id, config.bos_token_id]]))
         digest = hashlib.sha256(logits.float().numpy().tobytes() + answer.encode()).hexdigest()
     return {
         "limit": limit,

@@ -14,18 +14,19 @@ from chatglm.errors import ChatGLMError, InvalidRequestError
 from chatglm.generation.config import GenerationConfig, chat_defaults
 from chatglm.generation.deltas import Delta, fold
 from chatglm.loading import LoadedModel, load
+from chatglm.loading.memory_estimate import precision_name
 from chatglm.messages import History, Message, check_history, to_messages
 
 
 class Pipeline:
     """Answers many threads and event loops at once; each request has its own cache, seed and cancel flag.
 
-    `network` is a plain module in eval mode, `tokenizer` its tokenizer, `family` their family. `name` is the folder
+    `model` is a plain module in eval mode, `tokenizer` its tokenizer, `family` their family. `name` is the folder
     name of the checkpoint, or "demo"; `is_demo` tells whether this is the embedded demo model.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
-        self.network: Any = loaded.model
+        self.model: Any = loaded.model
         self.tokenizer: Any = loaded.tokenizer
         self.family = loaded.family
         self.name = "demo" if loaded.is_demo else loaded.folder.name
@@ -37,19 +38,25 @@ class Pipeline:
     @property
     def defaults(self) -> dict[str, Any]:
         """The generation parameters used where a request gives none."""
-        return chat_defaults(self._open_network())
+        return chat_defaults(self._open_model())
 
     @property
     def context_limit(self) -> int:
         """Tokens that prompt and answer may have together."""
-        return int(self._open_network().spec.context_limit)
+        return int(self._open_model().spec.context_limit)
+
+    @property
+    def precision(self) -> str:
+        """What the model computes with, and where: "int4 on cpu (activations fp32)"."""
+        network = self._open_model()
+        return precision_name(network.config, network.config.dtype, network.device)
 
     @property
     def engine(self) -> Engine:
         """What runs the requests, made at the first one."""
         with self._engine_lock:
             if self._engine is None:
-                self._engine = Engine(BatchDecoder(self._open_network()), self.tokenizer)
+                self._engine = Engine(BatchDecoder(self._open_model()), self.tokenizer)
             return self._engine
 
     def start_engine(self, *, max_running: int = 16, max_waiting: int = 64, memory_limit: int | None = None) -> Engine:
@@ -61,7 +68,7 @@ class Pipeline:
             if self._engine is not None:
                 raise InvalidRequestError("The engine is running already.", "Set its limits before the first request.")
             self._engine = Engine(
-                BatchDecoder(self._open_network()),
+                BatchDecoder(self._open_model()),
                 self.tokenizer,
                 max_running=max_running,
                 max_waiting=max_waiting,
@@ -91,7 +98,7 @@ class Pipeline:
 
         Raises InvalidRequestError for a bad parameter or a message that cannot fit, QueueFullError for a full queue.
         """
-        network = self._open_network()
+        network = self._open_model()
         config = GenerationConfig.of(chat_defaults(network), **parameters)
         limit = min(config.max_length, self.context_limit)
         num_start = len(self.tokenizer.encode_plain(answer_start)) if answer_start else 0
@@ -112,7 +119,7 @@ class Pipeline:
         """Continue raw text: no chat template and no system message. Arguments and errors as `submit`."""
         if not isinstance(prompt, str):
             raise InvalidRequestError(f"The prompt must be a string, not {type(prompt).__name__}.")
-        config = GenerationConfig.of(chat_defaults(self._open_network()), **parameters)
+        config = GenerationConfig.of(chat_defaults(self._open_model()), **parameters)
         ids = self.tokenizer.build_inputs_with_special_tokens(self.tokenizer.encode_plain(prompt))
         return self._submit(ids, config, cancel, deadline, adapter)
 
@@ -183,7 +190,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Let go of the model: what is being answered is cancelled, later requests raise ChatGLMError."""
-        self.network = None
+        self.model = None
         with self._engine_lock:
             engine, self._engine = self._engine, None
         if engine is not None:
@@ -196,10 +203,10 @@ class Pipeline:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _open_network(self) -> Any:
-        if self.network is None:
+    def _open_model(self) -> Any:
+        if self.model is None:
             raise ChatGLMError("This pipeline is closed.", "Make a new one with load_pipeline().")
-        return self.network
+        return self.model
 
 
 def _read(handle: Handle) -> Iterator[Delta]:
@@ -254,5 +261,6 @@ def load_pipeline(
             tensor_parallel=tensor_parallel,
             progress=progress,
             report=report,
+            wraps=False,
         )
     )

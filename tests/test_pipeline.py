@@ -41,7 +41,7 @@ def test_stream_and_chat_agree(pipe: Pipeline) -> None:
 
 
 def test_the_model_of_transformers_answers_as_the_pipeline(pipe: Pipeline, folder: Path) -> None:
-    wrapped = load(folder, wraps=True)
+    wrapped = load(folder)
     for options in ({"temperature": 0}, {"seed": 3, "temperature": 2.0, "top_k": 0}):
         asked = {"max_new_tokens": 30, **options}
         assert wrapped.model.chat(wrapped.tokenizer, "hello", **asked) == pipe.chat("hello", **asked)

@@ -84,7 +84,7 @@ def load(
     num_gpus: int = 1,
     device_map: Mapping[str, int] | None = None,
     tensor_parallel: bool = False,
-    wraps: bool = False,
+    wraps: bool = True,
     progress: Progress | None = None,
     report: Report | None = None,
 ) -> LoadedModel:
@@ -109,7 +109,8 @@ def load(
         device_map: part -> number of its GPU, in place of a computed one.
         tensor_parallel: shard the model over the processes that torchrun started: all of them make this call, and then
             the same requests in the same order. Only the first reports.
-        wraps: give network and tokenizer as transformers' classes, with `chat`, `generate` and `save_pretrained`.
+        wraps: give network and tokenizer as transformers' classes, with `chat`, `generate` and `save_pretrained`; False
+            gives the plain ones and does not import transformers.
         progress: called with (bytes read, bytes to read) after each tensor.
         report: called with messages for the user: memory estimate, warnings, licence of the weights.
 
@@ -159,7 +160,7 @@ def load(
     if is_spread:
         placement = plan_placement(network, chosen_dtype, num_gpus, device_map)
     else:
-        check_memory(folder, need, network.spec.context_limit, chosen_dtype, chosen_device, report)
+        check_memory(folder, need, network.config, chosen_dtype, chosen_device, report)
     is_demo = folder.resolve() == CHECKPOINT.resolve()
     _report_all(report, plan.message, "" if is_demo else licence_notice())
     with memory_errors(folder, chosen_device):
@@ -201,7 +202,7 @@ def load_model_on_gpus(
         CheckpointError, OutOfMemoryError: with the file, or the numbers, and the remedy.
     """
     check_num_gpus(num_gpus)
-    options = {"dtype": "fp16", "device": "cuda:0", "num_gpus": num_gpus, "device_map": device_map, "wraps": True}
+    options = {"dtype": "fp16", "device": "cuda:0", "num_gpus": num_gpus, "device_map": device_map}
     return load(str(checkpoint_path), **{**options, **kwargs}).model
 
 

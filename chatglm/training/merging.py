@@ -30,7 +30,7 @@ def merge(base: Path, update: str | Path, target: Path) -> None:
         )
     lora = find_lora(update)
     with new_folder(target, total_bytes(stored.values())) as folder:
-        loaded: Any = load(base, device="cpu", dtype=stored[EMBEDDING].dtype, wraps=True)
+        loaded: Any = load(base, device="cpu", dtype=stored[EMBEDDING].dtype)
         merge_lora(loaded.model, lora)
         loaded.model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)

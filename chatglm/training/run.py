@@ -146,7 +146,6 @@ def _load(arguments: Arguments, report: Report) -> LoadedModel:
         ptuning_checkpoint=model.ptuning_checkpoint,
         lora_checkpoint=None if is_lora_trained else model.lora_checkpoint,
         report=report,
-        wraps=True,
     )
 
 
@@ -241,7 +240,6 @@ class _Session:
             device=_device(self._arguments.training),
             dtype=model.dtype,
             quantize=model.quantization_bit,
-            wraps=True,
         )
         self._network = base.model
         before = self._answers(self._examples(rows))

@@ -22,6 +22,7 @@ COMMAND = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--tiny", 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_every_part_runs() -> None:
     done = forking.run(COMMAND, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

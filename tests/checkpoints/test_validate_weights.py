@@ -186,7 +186,7 @@ def test_a_whole_model_with_its_prefix(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantized_folder(bits: int, tmp_path: Path) -> None:
     make_folder(tmp_path)
-    model = load(tmp_path, device="cpu", wraps=True).model.quantize(bits)
+    model = load(tmp_path, device="cpu").model.quantize(bits)
     rewrite(tmp_path, dict(model.state_dict()))
     only(examine(tmp_path), MismatchError, "quantized", "of how many bits", str(tmp_path / "config.json"))
     change_config(tmp_path, quantization_bit=bits)

@@ -69,9 +69,15 @@ def two_layers_of_the_demo(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("group_size", [0, 64])
 @pytest.mark.parametrize(
-    ("num_layers", "num_tokens", "num_held_out"), [(2, 2500, 600), pytest.param(8, 4000, 1200, marks=pytest.mark.slow)]
+    ("num_layers", "num_tokens", "num_held_out", "group_size"),
+    [
+        (2, 2500, 600, 64),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [(2, 2500, 600, 0), (8, 4000, 1200, 0), (8, 4000, 1200, 64)]
+        ),
+    ],
 )
 def test_gptq_error_bound(num_layers: int, num_tokens: int, num_held_out: int, group_size: int, tmp_path: Path) -> None:
     """At 4 bits, on conversations that it has not seen, outputs move at most 0.8 times as much as by plain rounding:

@@ -30,7 +30,7 @@ def make_pair(folder: Path, changes: dict[str, Any], **how: Any) -> tuple[Path, 
 @torch.no_grad()
 def scores(folder: Path, samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores of all predicted positions and what was said there, from the whole model."""
-    model = load(folder, device="cpu", dtype="fp32", wraps=True).model
+    model = load(folder, device="cpu", dtype="fp32").model
     logits = [model(torch.tensor([s.input_ids])).logits[0, s.first : -1] for s in samples]
     return torch.cat(logits), torch.tensor([token for s in samples for token in s.input_ids[s.first + 1 :]])
 

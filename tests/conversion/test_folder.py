@@ -32,7 +32,7 @@ def _reference_kernel() -> Iterator[None]:
 
 
 def logits(folder: Path, **options: Any) -> torch.Tensor:
-    loaded = load(folder, device="cpu", dtype="fp32", **options, wraps=True)
+    loaded = load(folder, device="cpu", dtype="fp32", **options)
     return logits_of(loaded.model, loaded.tokenizer("hello world", return_tensors="pt")["input_ids"])
 
 
@@ -80,7 +80,7 @@ def test_quantize_equals_quantizing_while_loading(
     stored = list_tensors(target)
     assert stored["transformer.layers.0.attention.dense.weight"].dtype == torch.int8
     assert stored[EMBEDDING].dtype == torch.float16
-    assert load(target, device="cpu", wraps=True).model.config.quantization_bit == bits
+    assert load(target, device="cpu").model.config.quantization_bit == bits
     with pytest.raises(InvalidRequestError, match="already"):
         quantized(target, tmp_path / "again", bits=4)
     assert main(["convert", str(target), str(tmp_path / "copy")]) == 0
@@ -95,8 +95,8 @@ def test_groups_are_those_of_a_model_quantized_in_memory(bits: int, dtype: torch
     make_folder(source, "bin_shards", dtype=dtype)
     report = quantized(source, target, bits=bits, group_size=32, shard_bytes=20_000)
     assert config_of(target)["quantization_group_size"] == 32
-    model = load(source, device="cpu", dtype=dtype, wraps=True).model.quantize(bits, group_size=32)
-    stored = load(target, device="cpu", dtype=dtype, wraps=True).model
+    model = load(source, device="cpu", dtype=dtype).model.quantize(bits, group_size=32)
+    stored = load(target, device="cpu", dtype=dtype).model
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, stored.state_dict()[name]), name
     largest_error = {4: 0.12, 8: 0.01}[bits]
@@ -119,13 +119,13 @@ def test_tables(stored: str, embedding_bits: int, tmp_path: Path) -> None:
     assert config_of(target)["quantization_embeddings"] == (embedding_bits == 4)
     assert config_of(target)["quantization_embedding_bit"] == embedding_bits
 
-    expected = load(source, device="cpu", dtype="fp32", quantize=4, wraps=True).model
+    expected = load(source, device="cpu", dtype="fp32", quantize=4).model
     prompt = torch.tensor([[20, 30, expected.config.gmask_token_id, expected.config.bos_token_id, 40]])
     for name in {EMBEDDING, HEAD} & tensors.keys():
         table = expected.get_submodule(name.removesuffix(".weight")).weight
         table.data = dequantize(*quantize_rows(tensors[name], embedding_bits), embedding_bits, torch.float32)
     for model in (
-        load(target, device="cpu", dtype="fp32", wraps=True).model,
+        load(target, device="cpu", dtype="fp32").model,
         ChatGLMForConditionalGeneration.from_pretrained(target, dtype=torch.float32),
     ):
         torch.testing.assert_close(logits_of(model, prompt), logits_of(expected, prompt), atol=1e-5, rtol=1e-5)

@@ -36,7 +36,7 @@ from tests.engine.test_exactness import IdTokenizer
 from tests.engine.test_exactness import network as short_network
 from tests.lora import attach_lora, random_update
 
-NAMES = ("demo", "main", "one_row", "prefix_embedding", "prefix_projection", "int8", "int4")
+NAMES = ("main", "one_row", "prefix_embedding", "prefix_projection", "int8", "int4")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -83,7 +83,7 @@ def answers(model: Any, prompts: list[list[int]], configs: list[GenerationConfig
     return texts
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param("demo", marks=pytest.mark.slow), *NAMES])
 @settings(max_examples=6, deadline=None)
 @given(
     asked=st.lists(
@@ -233,7 +233,7 @@ def test_stop_strings_cancels_and_readers_that_leave_free_their_pages() -> None:
 def test_many_callers_that_come_wait_and_leave() -> None:
     """From several threads, with fewer slots and pages than would be needed: none gets another one's answer."""
     model, chance = network("main"), random.Random(0)
-    work = [(ids_of([n], model.config), chance.randint(1, 30), chance.choice([None, None, 0, 3])) for n in range(64)]
+    work = [(ids_of([n], model.config), chance.randint(1, 30), chance.choice([None, None, 0, 3])) for n in range(32)]
     longest_config = GenerationConfig(do_sample=False, max_new_tokens=30)
     longest = [alone("main", tuple(prompt), longest_config) for prompt, *_ in work]
     one = engine_on(model, max_running=5, max_waiting=200, memory_limit=4 * 64 * BatchDecoder(model).position_bytes)
@@ -278,7 +278,7 @@ def prefill(runner: GraphRunner, requests: list[Request]) -> None:
     runner.prefill(requests)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "bf16"])
+@pytest.mark.parametrize("name", ["demo", *NAMES, "bf16"])
 def test_logits_are_those_of_the_plain_path(name: str) -> None:
     """After a prompt and after some ids, whatever the row; bfloat16 rounds sums in another order."""
     model, bound = network(name), 0.03 if name == "bf16" else 1e-5

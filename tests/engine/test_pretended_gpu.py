@@ -32,10 +32,12 @@ def has_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     return request.param == "kernels"
 
 
-@pytest.mark.parametrize("bits", [0, 4])
 @pytest.mark.parametrize(
-    ("mode", "has_penalty"),
-    [(SamplingMode.GREEDY, False), (SamplingMode.TOP_K, True), (SamplingMode.TOP_K, False), (SamplingMode.FULL, True)],
+    ("mode", "has_penalty", "bits"),
+    [
+        *[(SamplingMode.GREEDY, False, 4), (SamplingMode.TOP_K, True, 0), (SamplingMode.FULL, True, 4)],
+        pytest.param(SamplingMode.TOP_K, False, 0, marks=pytest.mark.slow),
+    ],
 )
 def test_the_host_reads_nothing_of_a_step(
     bits: int, mode: SamplingMode, has_penalty: bool, has_kernels: bool, pretending: None

@@ -20,7 +20,7 @@ from tests.folders import make_folder
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("tiny")
     make_folder(folder, "safetensors", dtype=torch.float32, max_sequence_length=600)
-    return load(folder, wraps=True)
+    return load(folder)
 
 
 @pytest.mark.parametrize("parameters", [{"temperature": 0}, {"seed": 3}, {"seed": 4, "top_k": 5, "temperature": 2.0}])
@@ -104,7 +104,7 @@ def test_bad_requests_are_refused_before_the_first_step(loaded: Any, arguments: 
 def test_a_broken_model_says_so(tmp_path: Path) -> None:
     """CHAT-08."""
     tensors = make_folder(tmp_path, "safetensors", dtype=torch.float32)
-    broken = load(tmp_path, wraps=True)
+    broken = load(tmp_path)
     with torch.no_grad():
         broken.model.transformer.final_layernorm.bias[0] = torch.inf
     with pytest.raises(InvalidLogitsError, match="doctor"):
@@ -134,9 +134,9 @@ def test_many_turns_leave_memory_flat(loaded: Any) -> None:
     num_before = num_caches()
     history: list[tuple[str, str]] = []
     sizes = []
-    for turn in range(80):
+    for turn in range(40):
         _, history = loaded.model.chat(loaded.tokenizer, "how are you", history[-12:], max_new_tokens=4, seed=turn)
-        if turn % 20 == 19:
+        if turn % 10 == 9:
             gc.collect()
             sizes.append(psutil.Process().memory_info().rss)
     assert num_caches() <= num_before

@@ -141,11 +141,11 @@ def test_quantize_while_loading_equals_quantizing_the_loaded_half_model(bits: in
 
     make_folder(tmp_path, "bin_shards", dtype=torch.float16)
     write_tokenizer(tmp_path)
-    model = load(tmp_path, device="cpu", dtype=dtype, quantize=bits, wraps=True).model
-    reference = load(tmp_path, device="cpu", dtype="fp16", wraps=True).model.quantize(bits)
+    model = load(tmp_path, device="cpu", dtype=dtype, quantize=bits).model
+    reference = load(tmp_path, device="cpu", dtype="fp16").model.quantize(bits)
     for name, tensor in reference.state_dict().items():
         if tensor.dtype == torch.int8 or name.endswith("weight_scale"):
             assert torch.equal(model.state_dict()[name].to(tensor.dtype), tensor), name
     assert model.config.quantization_bit == bits
     assert model.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    assert load(tmp_path, device="cpu", quantize=bits, wraps=True).model.chat is not None
+    assert load(tmp_path, device="cpu", quantize=bits).model.chat is not None

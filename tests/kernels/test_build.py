@@ -147,6 +147,7 @@ def test_no_cache_folder_means_one_for_this_process(cache: Path, monkeypatch: py
     assert answer(first) == 42
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(cache: Path, source: Path) -> None:
     program = (
         "import ctypes, pathlib, sys\n"

@@ -32,7 +32,7 @@ LOGIT_BOUNDS = {"exact": 2e-5, "torch": 0.01, "native": 0.03}
 def demo(bits: int) -> LoadedModel:
     native()
     with kernels.use("reference"):
-        return load("demo", device="cpu", quantize=bits, wraps=True)
+        return load("demo", device="cpu", quantize=bits)
 
 
 @functools.cache
@@ -109,7 +109,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture
 def loaded(backend: str, folder: Any) -> LoadedModel:
-    return load(folder, device="cpu", quantize=4, wraps=True)
+    return load(folder, device="cpu", quantize=4)
 
 
 CHAT_TESTS = [

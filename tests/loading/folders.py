@@ -49,7 +49,7 @@ def quantized_folder(
 
 
 def load_cpu(model: Any, **options: Any) -> LoadedModel:
-    return load(model, **{"device": "cpu", "dtype": "fp32", **options}, wraps=True)
+    return load(model, **{"device": "cpu", "dtype": "fp32", **options})
 
 
 def logits(model: Any) -> torch.Tensor:

@@ -76,18 +76,18 @@ def logits_of_steps(model: Any) -> Tensor:
 
 @torch.inference_mode()
 def seen_of(sharded: Pipeline, whole: Pipeline) -> dict[str, Any]:
-    ids = prompt(sharded.network)
-    logits, steps = sharded.network(ids), logits_of_steps(sharded.network)
+    ids = prompt(sharded.model)
+    logits, steps = sharded.model(ids), logits_of_steps(sharded.model)
     return {
-        "forward": error(logits, whole.network(ids)),
-        "steps": error(steps, logits_of_steps(whole.network)),
+        "forward": error(logits, whole.model(ids)),
+        "steps": error(steps, logits_of_steps(whole.model)),
         "bits": hashlib.sha256(steps.float().numpy().tobytes()).hexdigest(),
         "chat": [pipeline.chat("hello", **GREEDY)[0] for pipeline in (sharded, whole)],
         "seeded": [pipeline.chat("hello", max_new_tokens=NUM_TOKENS, seed=5)[0] for pipeline in (sharded, whole)],
         "unseeded": sharded.chat("hello", max_new_tokens=NUM_TOKENS)[0],
         "shapes": {
-            name: [list(tensor.shape), list(whole.network.get_parameter(name).shape)]
-            for name, tensor in sharded.network.named_parameters()
+            name: [list(tensor.shape), list(whole.model.get_parameter(name).shape)]
+            for name, tensor in sharded.model.named_parameters()
         },
     }
 
@@ -96,7 +96,7 @@ def answer_by_steps(pipeline: Pipeline) -> str:
     """The greedy answer by the runner for GPUs, which computes past the layers' own calls where it can."""
     config = GenerationConfig.of(pipeline.defaults, **GREEDY)
     prompt = pipeline.family.encode_chat(pipeline.tokenizer, to_messages("hello", []), pipeline.context_limit)
-    decoder = BatchDecoder(pipeline.network)
+    decoder = BatchDecoder(pipeline.model)
     with contextlib.closing(Engine(decoder, pipeline.tokenizer, max_running=1, uses_graphs=True)) as engine:
         return engine.submit(prompt.input_ids, config).result().text
 
@@ -117,7 +117,7 @@ def compare(folder: Path, case: str) -> dict[str, Any]:
 @torch.inference_mode()
 def through_the_library(folder: Path) -> dict[str, Any]:
     """`from_pretrained` of transformers, which splits by the same plan."""
-    whole = load(folder, dtype="fp32", device="cpu", wraps=True).model
+    whole = load(folder, dtype="fp32", device="cpu").model
     model = ChatGLMForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, distributed_config=DistributedConfig(tp_size=2)
     ).eval()

@@ -21,7 +21,7 @@ KINDS = [("fp32", {"dtype": torch.float32}), ("fp16", {"dtype": torch.float16}),
 
 
 def load_mapped(folder: Path, **options: Any) -> LoadedModel:
-    return load(folder, device="cpu", **{"dtype": "fp32", **options}, mmap=True, wraps=True)
+    return load(folder, device="cpu", **{"dtype": "fp32", **options}, mmap=True)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def filled(monkeypatch: pytest.MonkeyPatch) -> list[Filled]:
 @pytest.mark.parametrize(("name", "options"), KINDS)
 def test_the_same_network(layout: str, name: str, options: dict[str, Any], tmp_path: Path) -> None:
     tensors = make_folder(tmp_path, layout, **options)
-    mapped, copied = load_mapped(tmp_path, dtype=name).model, load(tmp_path, device="cpu", dtype=name, wraps=True).model
+    mapped, copied = load_mapped(tmp_path, dtype=name).model, load(tmp_path, device="cpu", dtype=name).model
     for key, tensor in copied.state_dict().items():
         assert torch.equal(mapped.state_dict()[key], tensor)
         assert torch.equal(tensor, tensors[key])
@@ -123,7 +123,7 @@ def test_when_gain_is_little(tmp_path: Path) -> None:
 def test_only_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chatglm.loading.loader.choose_device", lambda name: torch.device("cuda:0"))
     with pytest.raises(DeviceError, match="--mmap is for the CPU"):
-        load(tmp_path, mmap=True, wraps=True)
+        load(tmp_path, mmap=True)
 
 
 def test_no_address_space_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

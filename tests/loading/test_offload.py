@@ -48,7 +48,7 @@ def limited(folder: Path) -> Iterator[LoadedModel]:
 
 
 def load_limited(folder: Path, room: int = ROOM, **options: Any) -> LoadedModel:
-    loaded = load(folder, device="cpu", **{"dtype": "fp32", **options}, max_memory=RESERVED_BYTES + room, wraps=True)
+    loaded = load(folder, device="cpu", **{"dtype": "fp32", **options}, max_memory=RESERVED_BYTES + room)
     assert any(parameter.is_meta for parameter in loaded.model.parameters()), "nothing is streamed"
     return loaded
 
@@ -68,7 +68,7 @@ def replies(loaded: LoadedModel) -> list[str]:
 @pytest.mark.parametrize("layout", ["safetensors", "safetensors_shards", "bin", "bin_shards"])
 def test_logits_are_those_without_a_limit(layout: str, dtype: str, tmp_path: Path) -> None:
     make_folder(tmp_path, layout, **SIZES)
-    whole = load(tmp_path, device="cpu", dtype=dtype, wraps=True).model
+    whole = load(tmp_path, device="cpu", dtype=dtype).model
     # 420 kB: one buffer where weights are float32, two otherwise.
     for room in (420_000, 560_000):
         loaded = load_limited(tmp_path, room, dtype=dtype)
@@ -78,7 +78,7 @@ def test_logits_are_those_without_a_limit(layout: str, dtype: str, tmp_path: Pat
 
 
 def test_answers_are_those_without_a_limit(folder: Path) -> None:
-    assert replies(load_limited(folder)) == replies(load(folder, device="cpu", dtype="fp32", wraps=True))
+    assert replies(load_limited(folder)) == replies(load(folder, device="cpu", dtype="fp32"))
 
 
 @pytest.mark.parametrize("kernel", ["reference", "torch", "native"])
@@ -86,15 +86,13 @@ def test_answers_are_those_without_a_limit(folder: Path) -> None:
 def test_quantized_folders(bits: int, kernel: str, tmp_path: Path) -> None:
     folder = quantized_folder(tmp_path, bits, max_sequence_length=256, **SIZES)
     with kernels.use(kernel):
-        assert replies(load_limited(folder, PACKED_ROOM[bits])) == replies(
-            load(folder, device="cpu", dtype="fp32", wraps=True)
-        )
+        assert replies(load_limited(folder, PACKED_ROOM[bits])) == replies(load(folder, device="cpu", dtype="fp32"))
 
 
 def test_groups_of_columns(tmp_path: Path) -> None:
     folder = quantized_folder(tmp_path, 4, group_size=32, **SIZES)
     loaded = load_limited(folder, PACKED_ROOM[4])
-    assert torch.equal(logits(loaded.model), logits(load(folder, device="cpu", dtype="fp32", wraps=True).model))
+    assert torch.equal(logits(loaded.model), logits(load(folder, device="cpu", dtype="fp32").model))
     loaded.close()
 
 
@@ -104,14 +102,14 @@ def test_a_prefix_on_a_limited_base(folder: Path, tmp_path: Path) -> None:
     write_config(tmp_path, config)
     write_weights(tmp_path, prefix, "bin")
     loaded = load_limited(folder, ptuning_checkpoint=tmp_path)
-    whole = load(folder, device="cpu", dtype="fp32", ptuning_checkpoint=tmp_path, wraps=True)
+    whole = load(folder, device="cpu", dtype="fp32", ptuning_checkpoint=tmp_path)
     assert torch.equal(logits(loaded.model), logits(whole.model))
     loaded.close()
 
 
 def test_threads_take_turns(limited: LoadedModel, folder: Path) -> None:
     """Also without the engine of a pipeline around the model."""
-    expected = logits(load(folder, device="cpu", dtype="fp32", wraps=True).model)
+    expected = logits(load(folder, device="cpu", dtype="fp32").model)
     with ThreadPoolExecutor(3) as pool:
         for result in pool.map(lambda _: logits(limited.model), range(9)):
             assert torch.equal(result, expected)
@@ -129,13 +127,13 @@ def test_the_users_library_call(limited: LoadedModel, folder: Path) -> None:
     """transformers' generate, which looks at types and devices of parameters."""
     ids = torch.tensor([limited.tokenizer.encode("hello")])
     options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": 10**6}
-    whole = load(folder, device="cpu", dtype="fp32", wraps=True).model
+    whole = load(folder, device="cpu", dtype="fp32").model
     assert torch.equal(limited.model.generate(ids, **options), whole.generate(ids, **options))
 
 
 def test_the_message(folder: Path) -> None:
     said: list[str] = []
-    load(folder, device="cpu", dtype="fp32", max_memory=RESERVED_BYTES + ROOM, report=said.append, wraps=True).close()
+    load(folder, device="cpu", dtype="fp32", max_memory=RESERVED_BYTES + ROOM, report=said.append).close()
     sentence = next(sentence for sentence in said if "layers stay in memory" in sentence)
     kept, total, streamed = map(int, re.findall(r"\d+", sentence)[:3])
     assert 0 < kept < total == 7
@@ -220,7 +218,7 @@ def reading_threads() -> int:
 def test_closing_a_pipeline_ends_the_thread(folder: Path) -> None:
     before = reading_threads()
     pipe = load_pipeline(folder, device="cpu", dtype="fp32", max_memory=RESERVED_BYTES + ROOM)
-    model = pipe.network
+    model = pipe.model
     assert reading_threads() == before + 1
     pipe.close()
     pipe.close()
@@ -254,7 +252,8 @@ def test_a_program_ends_with_a_model_still_open(folder: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(("width", "limit"), [(512, "60M"), pytest.param(1024, "200M", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "limit"), [(512, "60M"), (1024, "200M")])
 def test_a_model_of_three_times_the_limit(width: int, limit: str) -> None:
     """The process stays near the limit, and logits and tokens are the same; each run in a fresh process."""
     size = ["--hidden-size", str(width), "--limit", limit, "--tokens", "2"]

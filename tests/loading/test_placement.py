@@ -165,8 +165,13 @@ def test_placed_answers_as_unplaced(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor:UserWarning")  # accelerate looks for ties
-@pytest.mark.parametrize("num_gpus", [1, 2, 3, 4, 8])
-@pytest.mark.parametrize("bits", [0, 8, 4])
+@pytest.mark.parametrize(
+    ("num_gpus", "bits"),
+    [
+        *[(2, 0), (8, 0), (3, 4)],
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(1, 0), (4, 0), (8, 8), (2, 8), (8, 4), (1, 4)]),
+    ],
+)
 def test_no_tensor_meets_one_of_another_device(num_gpus: int, bits: int, pretending: None) -> None:
     """Logits come out on the first device, caches stay with their layers."""
     pretended = Pretended(num_gpus, bits)

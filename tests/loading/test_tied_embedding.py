@@ -36,7 +36,7 @@ def native(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load_cpu(folder: Path, **options: Any) -> Any:
-    return load(folder, device="cpu", **{"dtype": "fp32", **options}, wraps=True).model
+    return load(folder, device="cpu", **{"dtype": "fp32", **options}).model
 
 
 def stored_table(name: str = EMBEDDING, **changes: Any) -> Tensor:

@@ -70,7 +70,7 @@ def test_every_form_goes_through_files_with_its_bytes(form: dict[str, Any], tmp_
     for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 0.1), (torch.float16, 0.02)):
         for again in (
             ChatGLMForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype),
-            load(tmp_path, device="cpu", dtype=dtype, wraps=True).model,
+            load(tmp_path, device="cpu", dtype=dtype).model,
         ):
             assert_same_bytes(again, expected)
             assert again.config.quantization_bit == model.config.quantization_bit
@@ -101,10 +101,10 @@ def test_casts_keep_the_bytes(form: dict[str, Any]) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantizing_a_model_in_groups(bits: int, tmp_path: Path) -> None:
     make_folder(tmp_path, "safetensors")
-    plain = logits(load(tmp_path, device="cpu", dtype="fp32", wraps=True).model)
+    plain = logits(load(tmp_path, device="cpu", dtype="fp32").model)
     errors = []
     for group_size in (0, 32):
-        model = load(tmp_path, device="cpu", dtype="fp32", wraps=True).model.quantize(bits, group_size=group_size)
+        model = load(tmp_path, device="cpu", dtype="fp32").model.quantize(bits, group_size=group_size)
         assert model.config.quantization_group_size == group_size
         errors.append(float((logits(model) - plain).norm() / plain.norm()))
     assert errors[1] < 1.05 * errors[0]
@@ -115,7 +115,7 @@ def test_quantizing_a_model_in_groups(bits: int, tmp_path: Path) -> None:
 
 def test_a_model_whose_rows_cannot_be_packed_is_left_as_it_is(tmp_path: Path) -> None:
     make_folder(tmp_path, "safetensors")
-    model = load(tmp_path, device="cpu", dtype="fp32", wraps=True).model
+    model = load(tmp_path, device="cpu", dtype="fp32").model
     for bits, group_size, sentence in ((4, 64, "32 columns"), (4, 5, "not 5"), (3, 0, "not 3")):
         with pytest.raises(InvalidRequestError, match=sentence):
             model.quantize(bits, group_size=group_size)

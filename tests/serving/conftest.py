@@ -24,7 +24,7 @@ def demo() -> Iterator[Pipeline]:
 def endless_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     """It answers up to the limit: no token of its vocabulary ends an answer."""
     with load_pipeline(make_tiny_checkpoint(tmp_path_factory.mktemp("endless_pipeline"))) as pipeline:
-        pipeline.network.spec = replace(pipeline.network.spec, eos_ids=(-1,))
+        pipeline.model.spec = replace(pipeline.model.spec, eos_ids=(-1,))
         pipeline.start_engine(max_running=10, max_waiting=20)
         yield pipeline
 

@@ -31,7 +31,7 @@ def prefix(base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.mark.parametrize("num_beams", [1, 2])
 def test_a_batch_equals_its_rows_alone(options: dict[str, Any], num_beams: int, base: Path, prefix: Path) -> None:
     wanted = dict(options)
-    loaded = load(base, ptuning_checkpoint=prefix if wanted.pop("prefix", None) else None, **wanted, wraps=True)
+    loaded = load(base, ptuning_checkpoint=prefix if wanted.pop("prefix", None) else None, **wanted)
     encode = Encoder(encode_chat, loaded.tokenizer, loaded.model.spec, Lengths(30, 20))
     prompts = [encode(Record(text, "x")).prompt_ids for text in PROMPTS]
     batched = answer(loaded.model, loaded.tokenizer, prompts, Answering(8, 4, num_beams))

@@ -65,11 +65,11 @@ def test_only_the_update_is_trained_and_written(update: Path) -> None:
 def test_peft_itself_loads_what_was_written(base: Path, update: Path) -> None:
     import peft
 
-    ours: Any = load(base, lora_checkpoint=update, wraps=True).model
+    ours: Any = load(base, lora_checkpoint=update).model
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft uses names that transformers has replaced
-        theirs: Any = peft.PeftModel.from_pretrained(load(base, wraps=True).model, str(update))
-    plain: Any = load(base, wraps=True).model
+        theirs: Any = peft.PeftModel.from_pretrained(load(base).model, str(update))
+    plain: Any = load(base).model
     expected = _logits(theirs.get_base_model().eval())
     torch.testing.assert_close(_logits(ours), expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(_logits(plain), expected, atol=1e-3)
@@ -78,8 +78,8 @@ def test_peft_itself_loads_what_was_written(base: Path, update: Path) -> None:
 @pytest.mark.parametrize("bits", [None, 4, 8])
 def test_an_update_is_attached_to_weights(bits: int | None, base: Path, update: Path) -> None:
     tuned, plain = (
-        load(base, quantize=bits, lora_checkpoint=update, wraps=True).model,
-        load(base, quantize=bits, wraps=True).model,
+        load(base, quantize=bits, lora_checkpoint=update).model,
+        load(base, quantize=bits).model,
     )
     layer: Any = tuned.transformer.layers[1].mlp.dense_h_to_4h
     assert isinstance(layer, LowRankLinear)
@@ -97,19 +97,17 @@ def test_an_update_is_attached_to_weights(bits: int | None, base: Path, update: 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_updates_are_in_the_type_of_the_network(dtype: str, base: Path, update: Path) -> None:
-    network: Any = load(base, dtype=dtype, lora_checkpoint=update, wraps=True).model
+    network: Any = load(base, dtype=dtype, lora_checkpoint=update).model
     assert {parameter.dtype for parameter in network.parameters()} == {network.dtype}
     again = _logits(network.float() if dtype == "bf16" else network.bfloat16())
-    torch.testing.assert_close(
-        again.float(), _logits(load(base, lora_checkpoint=update, wraps=True).model), rtol=0.05, atol=0.05
-    )
+    torch.testing.assert_close(again.float(), _logits(load(base, lora_checkpoint=update).model), rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantizing_after_loading_keeps_the_update_attached(bits: int, base: Path, update: Path) -> None:
-    late = load(base, dtype="fp32", lora_checkpoint=update, wraps=True).model.quantize(bits)
+    late = load(base, dtype="fp32", lora_checkpoint=update).model.quantize(bits)
     assert late.transformer.layers[0].attention.dense.base.weight.dtype == torch.int8
-    early: Any = load(base, dtype="fp32", quantize=bits, lora_checkpoint=update, wraps=True).model
+    early: Any = load(base, dtype="fp32", quantize=bits, lora_checkpoint=update).model
     late_state, early_state = late.state_dict(), early.state_dict()
     of_blocks = [name for name in early_state if ".layers." in name]  # the table is packed while it is read only
     assert of_blocks
@@ -123,30 +121,30 @@ def _copy_tokenizer(base: Path, folder: Path) -> None:
 
 
 def test_saving_writes_a_model_like_any_other(base: Path, update: Path, tmp_path: Path) -> None:
-    tuned: Any = load(base, lora_checkpoint=update, wraps=True).model
+    tuned: Any = load(base, lora_checkpoint=update).model
     before = _logits(tuned)
     tuned.save_pretrained(tmp_path / "whole")
     assert torch.equal(_logits(tuned), before)  # it is unchanged
     stored = load_file(tmp_path / "whole" / "model.safetensors")
-    assert stored.keys() == load(base, wraps=True).model.state_dict().keys() - {"lm_head.weight"}
+    assert stored.keys() == load(base).model.state_dict().keys() - {"lm_head.weight"}
     _copy_tokenizer(base, tmp_path / "whole")
-    torch.testing.assert_close(_logits(load(tmp_path / "whole", wraps=True).model), before, rtol=1e-5, atol=1e-5)
-    packed: Any = load(base, quantize=8, lora_checkpoint=update, wraps=True).model
+    torch.testing.assert_close(_logits(load(tmp_path / "whole").model), before, rtol=1e-5, atol=1e-5)
+    packed: Any = load(base, quantize=8, lora_checkpoint=update).model
     with pytest.raises(InvalidRequestError, match="attached to packed weights"):
         packed.save_pretrained(tmp_path / "packed")
 
 
 def test_an_output_head_of_its_own(base: Path, tmp_path: Path) -> None:
     """An update of the head leaves the embedding alone, though the two are one table in the base."""
-    plain: Any = load(base, dtype="fp32", wraps=True).model
+    plain: Any = load(base, dtype="fp32").model
     folder = write_update(tmp_path / "update", random_update(plain, 0.5, ["lm_head"]))
-    tuned: Any = load(base, dtype="fp32", lora_checkpoint=folder, wraps=True).model
+    tuned: Any = load(base, dtype="fp32", lora_checkpoint=folder).model
     assert torch.equal(tuned.get_input_embeddings().weight, plain.get_input_embeddings().weight)
     merge(base, folder, tmp_path / "merged")
     tuned.save_pretrained(tmp_path / "saved")
     _copy_tokenizer(base, tmp_path / "saved")
     for name in ("merged", "saved"):
-        again: Any = load(tmp_path / name, wraps=True).model
+        again: Any = load(tmp_path / name).model
         torch.testing.assert_close(_logits(again), _logits(tuned), rtol=1e-4, atol=1e-4)
         from_library = ChatGLMForConditionalGeneration.from_pretrained(tmp_path / name)
         torch.testing.assert_close(_logits(from_library), _logits(tuned), rtol=1e-4, atol=1e-4)
@@ -161,26 +159,26 @@ def test_a_limit_on_memory(bits: int, tmp_path: Path) -> None:
         quantized_folder(tmp_path / "base", bits, **sizes)
     else:
         make_folder(tmp_path / "base", "safetensors", **sizes)
-    whole: Any = load(tmp_path / "base", dtype="fp32", wraps=True).model
+    whole: Any = load(tmp_path / "base", dtype="fp32").model
     folder = write_update(tmp_path / "update", random_update(whole, 0.05))
     room = (215_000 if bits else 900_000) + find_lora(folder).size_bytes(torch.float32)
     options: dict[str, Any] = {"dtype": "fp32", "lora_checkpoint": folder}
-    limited = load(tmp_path / "base", max_memory=RESERVED_BYTES + room, **options, wraps=True)
+    limited = load(tmp_path / "base", max_memory=RESERVED_BYTES + room, **options)
     assert any(parameter.is_meta for parameter in limited.model.parameters())
-    assert torch.equal(_logits(limited.model), _logits(load(tmp_path / "base", **options, wraps=True).model))
+    assert torch.equal(_logits(limited.model), _logits(load(tmp_path / "base", **options).model))
     limited.close()
     large = write_update(tmp_path / "large", random_update(whole, 0.05, rank=600))
     with pytest.raises(OutOfMemoryError, match="Give --max-memory 34M"):  # 17M without it
-        load(tmp_path / "base", dtype="fp32", max_memory="20M", lora_checkpoint=large, wraps=True)
+        load(tmp_path / "base", dtype="fp32", max_memory="20M", lora_checkpoint=large)
 
 
 @pytest.mark.parametrize("bits", [None, 4])
 def test_layers_on_several_devices(bits: int | None, base: Path, update: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them are the CPU here; the updates go through the hooks of their layers."""
     options: dict[str, Any] = {"dtype": "fp32", "quantize": bits, "lora_checkpoint": update}
-    expected = load(base, device="cpu", **options, wraps=True)
+    expected = load(base, device="cpu", **options)
     monkeypatch.setattr(placement, "choose_device", lambda name: torch.device("cpu"))
-    placed = load(base, device="cpu", num_gpus=2, **options, wraps=True)
+    placed = load(base, device="cpu", num_gpus=2, **options)
     assert hasattr(placed.model.transformer.layers[0].mlp.dense_h_to_4h.base, "_hf_hook")
     assert torch.equal(_logits(placed.model), _logits(expected.model))
     with Pipeline(placed) as there, Pipeline(expected) as here:
@@ -190,8 +188,8 @@ def test_layers_on_several_devices(bits: int | None, base: Path, update: Path, m
 
 
 def test_mapped_weights_stay_mapped(base: Path, update: Path) -> None:
-    mapped: Any = load(base, dtype="fp32", mmap=True, lora_checkpoint=update, wraps=True).model
-    assert torch.equal(_logits(mapped), _logits(load(base, dtype="fp32", lora_checkpoint=update, wraps=True).model))
+    mapped: Any = load(base, dtype="fp32", mmap=True, lora_checkpoint=update).model
+    assert torch.equal(_logits(mapped), _logits(load(base, dtype="fp32", lora_checkpoint=update).model))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -199,7 +197,7 @@ def test_quantized_bases_are_trained(bits: int, base: Path, rows: Path, tmp_path
     run(arguments(base, rows, tmp_path, lora_rank=2, lora_target=ALL_LAYERS, quantization_bit=bits, **LEARNS))
     losses = _losses(tmp_path)
     assert losses[-1] < losses[0] - 0.05
-    load(base, lora_checkpoint=tmp_path, wraps=True)
+    load(base, lora_checkpoint=tmp_path)
     with load_pipeline(base, quantize=bits, lora_checkpoint=tmp_path) as pipe:
         assert pipe.chat("hello", temperature=0, max_new_tokens=4)
 
@@ -209,8 +207,8 @@ def test_a_merged_model_answers_as_the_update_does(base: Path, rows: Path, tmp_p
     options = {"lora_rank": 2, "lora_target": ALL_LAYERS, "merge_to": merged}
     run(arguments(base, rows, tmp_path / "out", **LEARNS, **options))
     merged_model, attached = (
-        load(merged, wraps=True).model,
-        load(base, lora_checkpoint=tmp_path / "out", wraps=True).model,
+        load(merged).model,
+        load(base, lora_checkpoint=tmp_path / "out").model,
     )
     torch.testing.assert_close(_logits(merged_model), _logits(attached), rtol=1e-5, atol=1e-6)
     predicted = run(arguments(merged, rows, tmp_path / "a", do_predict=True))
@@ -227,8 +225,8 @@ def test_merging_alone(base: Path, update: Path, rows: Path, tmp_path: Path) -> 
     run(parse_arguments([*words, "--merge_to", str(tmp_path / "merged"), "--use_cpu"]))
     stored = load_file(tmp_path / "merged" / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
-    expected = _logits(load(half, lora_checkpoint=update, wraps=True).model)
-    torch.testing.assert_close(_logits(load(tmp_path / "merged", wraps=True).model), expected, rtol=1e-2, atol=1e-2)
+    expected = _logits(load(half, lora_checkpoint=update).model)
+    torch.testing.assert_close(_logits(load(tmp_path / "merged").model), expected, rtol=1e-2, atol=1e-2)
     packed = quantized_folder(tmp_path / "packed", 8)
     with pytest.raises(InvalidRequestError, match="cannot be merged into packed weights"):
         merge(packed, update, tmp_path / "new")
@@ -252,7 +250,7 @@ def test_resuming_and_continuing(base: Path, rows: Path, tmp_path: Path) -> None
 
 
 MISTAKES = {
-    "no folder": (lambda folder: folder / "absent", "There is no LoRA folder"),
+    "no folder": (lambda folder: folder / "absent", "There is no folder"),
     "nothing in it": (lambda folder: _changed(folder, drop="adapter_config.json"), "holds no LoRA update"),
     "another kind": (lambda folder: _changed(folder, peft_type="IA3"), "describes 'IA3', not LORA"),
     "dora": (lambda folder: _changed(folder, use_dora=True), "trained with use_dora"),
@@ -305,7 +303,7 @@ def test_folders_that_cannot_be_loaded(name: str, base: Path, update: Path, tmp_
     make, words = MISTAKES[name]
     folder = shutil.copytree(update, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
     with pytest.raises(CheckpointError, match=words):
-        load(base, lora_checkpoint=make(folder), wraps=True)
+        load(base, lora_checkpoint=make(folder))
 
 
 def test_options_that_exclude_each_other(base: Path, rows: Path, tmp_path: Path) -> None:

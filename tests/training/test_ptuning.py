@@ -83,7 +83,7 @@ def test_a_prefix_of_another_base_gives_a_warning(base: Path, rows: Path, tmp_pa
     torch.save(tensors, other / "pytorch_model.bin")
     (other / "model.safetensors").unlink()
     messages: list[str] = []
-    load(other, ptuning_checkpoint=tmp_path / "out", report=messages.append, wraps=True)
+    load(other, ptuning_checkpoint=tmp_path / "out", report=messages.append)
     assert any("was trained on another base model" in message and str(base) in message for message in messages)
 
 
@@ -98,14 +98,14 @@ def test_bases_of_other_types(options: dict[str, Any], base: Path, rows: Path, t
     assert load_file(output / "model.safetensors")["transformer.prefix_encoder.embedding.weight"].dtype == torch.float32
     # The same prefix fits the plain base, without a warning: the fingerprint does not depend on packing and rounding.
     messages: list[str] = []
-    load(base, ptuning_checkpoint=output, report=messages.append, wraps=True)
+    load(base, ptuning_checkpoint=output, report=messages.append)
     assert not any("another base" in message for message in messages)
 
 
 @pytest.mark.parametrize("bits", [None, 4, 8])
 def test_gradients_reach_the_prefix_and_nothing_else(bits: int | None, base: Path, rows: Path, tmp_path: Path) -> None:
     asked = arguments(base, rows, tmp_path, do_train=True, pre_seq_len=3)
-    network: Any = load(base, quantize=bits, wraps=True).model
+    network: Any = load(base, quantize=bits).model
     recipe = make_recipe("ptuning", network, "base", asked.model)
     ids = torch.tensor([[20, 21, network.config.gmask_token_id, network.config.bos_token_id, 22, 23]])
     network(input_ids=ids, labels=ids).loss.backward()
@@ -232,7 +232,7 @@ def test_a_loss_of_zero_ends_the_run(
 
 def test_broken_weights_are_not_saved(base: Path, rows: Path, tmp_path: Path) -> None:
     asked = arguments(base, rows, tmp_path, do_train=True, pre_seq_len=3)
-    network: Any = load(base, wraps=True).model
+    network: Any = load(base).model
     recipe = make_recipe("ptuning", network, "base", asked.model)
     network.transformer.prefix_encoder.embedding.weight.data[0, 0] = float("nan")
     with pytest.raises(TrainingError, match="holds NaN or infinity and was not saved"):
@@ -274,7 +274,7 @@ def test_the_forecast_is_printed(base: Path, rows: Path, tmp_path: Path, capsys:
     run(arguments(base, rows, tmp_path, do_train=True, pre_seq_len=3, quantization_bit=4))
     told = capsys.readouterr().out
     # P * 2 * L * C of them; the base counts what its packed numbers stand for.
-    network: Any = load(base, wraps=True).model
+    network: Any = load(base).model
     num_all = sum(parameter.numel() for parameter in network.parameters()) + 3 * 2 * 2 * 32
     assert f"Training {3 * 2 * 2 * 32:,} of {num_all:,} parameters" in told
     assert told.count("input_ids [") == told.count("label_ids [") == told.count("labels ") == 1

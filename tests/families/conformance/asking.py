@@ -40,7 +40,7 @@ def prompt_ids(pipe: Pipeline, query: str = QUERIES[-1]) -> list[int]:
 @torch.inference_mode()
 def logits(pipe: Pipeline, query: str = QUERIES[-1]) -> Tensor:
     """[1, T, V] of a prompt, without a cache."""
-    return pipe.network(torch.tensor([prompt_ids(pipe, query)]))
+    return pipe.model(torch.tensor([prompt_ids(pipe, query)]))
 
 
 def logits_of(folder: Any, **options: Any) -> Tensor:
@@ -56,7 +56,7 @@ def error(ours: Tensor, expected: Tensor) -> float:
 @torch.inference_mode()
 def cached_logits(pipe: Pipeline, ids: Sequence[int], num_steps: int) -> Tensor:
     """[num_steps + 1, V]: after all but the last `num_steps` ids, and after each of these."""
-    decoder = BatchDecoder(pipe.network)
+    decoder = BatchDecoder(pipe.model)
     prompt = torch.tensor([ids[: len(ids) - num_steps]])
     layout, kv_cache = decoder.prompt_layout(prompt), decoder.new_cache(len(ids))
     rows = [decoder.prefill(prompt, layout, kv_cache)]

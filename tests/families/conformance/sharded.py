@@ -23,11 +23,11 @@ LOADED: dict[str, dict[str, Any]] = {"float": {}, "int4": {"quantize": 4}, "pref
 
 
 def seen_of(sharded: Pipeline, whole: Pipeline) -> dict[str, Any]:
-    spec, ids = whole.network.spec, [*prompt_ids(whole), 7, 8, 9]
+    spec, ids = whole.model.spec, [*prompt_ids(whole), 7, 8, 9]
     steps = cached_logits(sharded, ids, 3)
     sizes = {
         linear.name: [
-            pipe.network.get_submodule(f"{spec.layers}.0.{linear.name}").weight.numel() for pipe in (sharded, whole)
+            pipe.model.get_submodule(f"{spec.layers}.0.{linear.name}").weight.numel() for pipe in (sharded, whole)
         ]
         for linear in spec.linears
     }

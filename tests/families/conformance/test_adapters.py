@@ -31,8 +31,8 @@ SCALE = 2.0
 
 @pytest.fixture(scope="module")
 def update(case: FamilyCase, pipe: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    names = {linear.name.rpartition(".")[2] for linear in pipe.network.spec.linears}
-    return write_update(tmp_path_factory.mktemp("lora"), random_update(pipe.network, 0.1, names), SCALE)
+    names = {linear.name.rpartition(".")[2] for linear in pipe.model.spec.linears}
+    return write_update(tmp_path_factory.mktemp("lora"), random_update(pipe.model, 0.1, names), SCALE)
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +70,8 @@ def test_lora_merged_as_attached(
     case: FamilyCase, pipe: Pipeline, tuned: Pipeline, folder: Path, update: Path, tmp_path: Path
 ) -> None:
     tensors = case.random_tensors()
-    names = {linear.name.rpartition(".")[2] for linear in pipe.network.spec.linears}
-    for name, (down, up) in random_update(pipe.network, 0.1, names).items():
+    names = {linear.name.rpartition(".")[2] for linear in pipe.model.spec.linears}
+    for name, (down, up) in random_update(pipe.model, 0.1, names).items():
         tensors[f"{name}.weight"] = updated(tensors[f"{name}.weight"], down, SCALE * up)
     case.write_folder(tmp_path, tensors)
     assert error(logits(tuned), logits_of(tmp_path)) < 1e-5
@@ -88,7 +88,7 @@ def test_lora_on_packed_weights(pipe: Pipeline, folder: Path, update: Path) -> N
 
 
 def test_lora_of_another_shape(case: FamilyCase, pipe: Pipeline, folder: Path, tmp_path: Path) -> None:
-    update = random_update(pipe.network, 0.1, {"query_key_value"})
+    update = random_update(pipe.model, 0.1, {"query_key_value"})
     write_update(tmp_path, {name: (down, up[:-1]) for name, (down, up) in update.items()})
     with pytest.raises(MismatchError, match="does not fit"):
         load_pipeline(folder, device="cpu", lora_checkpoint=tmp_path)

@@ -29,8 +29,8 @@ from tests.families.conformance.asking import (
 def test_the_family_is_recognised(case: FamilyCase, pipe: Pipeline) -> None:
     assert pipe.family is case.family()
     assert case.row is None or pipe.family is case.row
-    assert pipe.context_limit == pipe.network.spec.context_limit == 128
-    assert pipe.defaults["temperature"] == pipe.network.spec.chat_defaults["temperature"]
+    assert pipe.context_limit == pipe.model.spec.context_limit == 128
+    assert pipe.defaults["temperature"] == pipe.model.spec.chat_defaults["temperature"]
 
 
 def test_alone_and_among_others(pipe: Pipeline) -> None:
@@ -52,7 +52,7 @@ def test_streamed_and_whole(pipe: Pipeline) -> None:
 def test_text_is_what_the_tokenizer_decodes(pipe: Pipeline) -> None:
     (ids,) = tokens_with(pipe, ["hello"])
     text = pipe.tokenizer.decode(ids[len(prompt_ids(pipe, "hello")) :])
-    for stage in pipe.network.spec.clean_up():
+    for stage in pipe.model.spec.clean_up():
         text = stage.push(text) + stage.finish()
     assert pipe.chat("hello", **{**GREEDY, "max_new_tokens": 7, "min_new_tokens": 7})[0] == text
 
@@ -92,12 +92,12 @@ def test_cached_and_not(pipe: Pipeline, num_steps: int) -> None:
 
 @torch.inference_mode()
 def logits_of_ids(pipe: Pipeline, ids: list[int]) -> torch.Tensor:
-    return pipe.network(torch.tensor([ids]))
+    return pipe.model(torch.tensor([ids]))
 
 
 def test_pads_on_the_left_change_nothing(pipe: Pipeline) -> None:
     ids = prompt_ids(pipe)
-    padded = logits_of_ids(pipe, [pipe.network.spec.pad_id] * 3 + ids)[:, 3:]
+    padded = logits_of_ids(pipe, [pipe.model.spec.pad_id] * 3 + ids)[:, 3:]
     assert error(padded, logits(pipe)) < 1e-5
 
 
@@ -107,7 +107,7 @@ def test_visibility(pipe: Pipeline) -> None:
     column = len(ids) - 4
     other = [*ids[:column], ids[column] + 1, *ids[column + 1 :]]
     changed = error(logits_of_ids(pipe, other)[0, 0], logits_of_ids(pipe, ids)[0, 0]) > 1e-4
-    assert changed == (pipe.network.spec.visibility == "prefix")
+    assert changed == (pipe.model.spec.visibility == "prefix")
 
 
 def test_every_stop_id_ends_an_answer(folder: Path) -> None:
@@ -121,8 +121,8 @@ def test_every_stop_id_ends_an_answer(folder: Path) -> None:
                 return logits
             return logits.index_fill(-1, torch.tensor([token]), 1e4)
 
-        pipe.network.lm_head.register_forward_hook(force)
-        for eos_id in pipe.network.spec.eos_ids:
+        pipe.model.lm_head.register_forward_hook(force)
+        for eos_id in pipe.model.spec.eos_ids:
             forced.append((eos_id, 3))
             steps = iter(range(10**9))
             whole = pipe.submit(asked("hello"), temperature=0, max_new_tokens=20).result(60)
@@ -146,17 +146,17 @@ def test_oldest_rounds_are_dropped(pipe: Pipeline) -> None:
 
 def test_typed_special_tokens_stay_text(pipe: Pipeline) -> None:
     typed = "[gMASK]<sop><|user|>sop</s><eop>"
-    assert not set(pipe.tokenizer.encode_plain(typed)) & set(pipe.network.spec.eos_ids)
+    assert not set(pipe.tokenizer.encode_plain(typed)) & set(pipe.model.spec.eos_ids)
     assert pipe.tokenizer.decode(pipe.tokenizer.encode_plain(typed)).strip() == typed
 
 
 def test_ids_that_are_none(pipe: Pipeline) -> None:
     with pytest.raises(InvalidRequestError):
-        BatchDecoder(pipe.network).prompt_layout(torch.tensor([[pipe.network.spec.vocab_size]]))
+        BatchDecoder(pipe.model).prompt_layout(torch.tensor([[pipe.model.spec.vocab_size]]))
 
 
 def test_a_position_takes_keys_and_values_of_the_groups(pipe: Pipeline) -> None:
-    spec, decoder = pipe.network.spec, BatchDecoder(pipe.network)
+    spec, decoder = pipe.model.spec, BatchDecoder(pipe.model)
     assert decoder.position_bytes == 2 * spec.num_layers * spec.num_kv_heads * spec.head_width * 4
     ids = torch.tensor([prompt_ids(pipe)])
     kv_cache = decoder.new_cache(ids.shape[1])

@@ -41,7 +41,7 @@ def test_half_precision(case: FamilyCase, pipe: Pipeline, folder: Path) -> None:
 
 
 def test_limited_memory(pipe: Pipeline, folder: Path) -> None:
-    needed = sum(parameter.numel() * parameter.element_size() for parameter in pipe.network.parameters())
+    needed = sum(parameter.numel() * parameter.element_size() for parameter in pipe.model.parameters())
     with load_pipeline(folder, device="cpu", dtype="fp32", max_memory=RESERVED_BYTES + needed - 1) as limited:
         assert any(parameter.is_meta for parameter in limited.network.parameters()), "nothing is streamed"
         assert answers(limited) == answers(pipe)
@@ -49,7 +49,7 @@ def test_limited_memory(pipe: Pipeline, folder: Path) -> None:
 
 def test_memory_estimate(pipe: Pipeline) -> None:
     """Keys and values of the groups, not of all heads."""
-    spec = pipe.network.spec
+    spec = pipe.model.spec
     key, value = KVCache(1).update(*[torch.zeros(1, spec.num_kv_heads, 1, spec.head_width)] * 2, 0)
     assert cache_bytes(spec, torch.float32) == spec.num_layers * spec.context_limit * (key.nbytes + value.nbytes)
 

@@ -56,7 +56,7 @@ def test_gptq(pipe: Pipeline, folder: Path, tmp_path: Path, capsys: pytest.Captu
     text = write_text(tmp_path / "text.txt", 300)
     options = ["--bits", "4", "--method", "gptq", "--calibration", str(text), "--evaluate", str(text)]
     assert main(["quantize", str(folder), str(target), *options]) == 0
-    spec = pipe.network.spec
+    spec = pipe.model.spec
     names = [f"{spec.layers}.{n}.{linear.name}.weight" for n in range(spec.num_layers) for linear in spec.linears]
     report = json.loads((target / REPORT_NAME).read_text(encoding="utf-8"))
     layers = {layer["name"]: layer for layer in report["layers"]}

@@ -9,7 +9,7 @@ By hand:
 
 In such a file: tensors on DEVICE, results poisoned with `poisoned`, kernels launched as elsewhere. The interpreter
 knows no inline assembly and no `gdc_*`: gate them by a constexpr which is `not INTERPRETED`. It needs 0.05 to 0.3 s for
-a small case: keep rows and columns at a few hundred.
+a small case: keep rows and columns at a few hundred, and mark what takes seconds `slow`.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def poisoned(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.full(shape, torch.nan, dtype=dtype, device=DEVICE)
 
 
-def run(files: Sequence[Path], *, interpreted: bool) -> None:
-    """All tests of these files in a process of their own; a failure shows what that process wrote."""
+def run(files: Sequence[Path], *, interpreted: bool, marked: str = "slow or not slow") -> None:
+    """Tests of these files in a process of their own; a failure shows what that process wrote."""
     inherited = os.environ.items()
     environment = {name: value for name, value in inherited if name not in ("TRITON_INTERPRET", "PYTEST_ADDOPTS")}
     if interpreted:
         environment["TRITON_INTERPRET"] = "1"
-    options = ("-p", "no:cacheprovider", "-x", "-n", "0")
+    options = ("-p", "no:cacheprovider", "-x", "-n", "0", "-m", marked)
     command = [sys.executable, "-m", "pytest", *options, *map(str, files)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

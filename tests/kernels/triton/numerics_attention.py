@@ -32,7 +32,14 @@ def check(case: PagedCase, factor: float = 1.0) -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "dtype"), [(8, torch.float32), (16, torch.bfloat16), (64, torch.float16), (128, torch.bfloat16)], ids=str
+    ("width", "dtype"),
+    [
+        pytest.param(8, torch.float32, marks=pytest.mark.slow),
+        (16, torch.bfloat16),
+        (64, torch.float16),
+        (128, torch.bfloat16),
+    ],
+    ids=str,
 )
 def test_equals_float64(width: int, dtype: torch.dtype) -> None:
     check(PagedCase(heads=2, width=width, dtype=dtype, device=DEVICE))
@@ -68,11 +75,11 @@ def test_more_sections_than_are_merged_at_once() -> None:
     check(PagedCase(lengths, 1, 16, device=DEVICE))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16], ids=str)
-def test_a_row_alone_is_the_same_to_the_bit(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("longest", [300, pytest.param(GROUP * SECTION + 300, marks=pytest.mark.slow)])
+def test_a_row_alone_is_the_same_to_the_bit(longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Alone, in a batch, at any place in it, with any table, by any number of programs."""
-    lengths = [1, 65, 700, 130, GROUP * SECTION + 300]
-    case = PagedCase(lengths, 1, 16, dtype, device=DEVICE)
+    lengths = [1, 65, 700, 130, longest]
+    case = PagedCase(lengths, 1, 16, torch.float16, device=DEVICE)
     together = run(case)
     for number in range(len(lengths)):
         assert torch.equal(run(case.row(number))[0], together[number])

@@ -86,7 +86,7 @@ def test_with_a_scale_for_a_group_of_columns(group_size: int, bits: int) -> None
     assert_near(result, case.exact, TO_EXACT[torch.float32])
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_parts_sum_to_the_same_product(bits: int) -> None:
     """Any number of parts, even more than there are turns, and the same bits every time."""
     case = Product(2, 70, 416, bits, torch.float16)
@@ -131,8 +131,10 @@ def test_every_byte(bits: int, dtype: torch.dtype) -> None:
     assert torch.equal(y[0].cpu(), expected)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("num_tokens", [0, 1, 20])
+@pytest.mark.parametrize(
+    ("num_tokens", "bits"),
+    [(1, 8), (20, 4), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((0, 4), (0, 8), (1, 4), (20, 8)))],
+)
 def test_the_operators(num_tokens: int, bits: int) -> None:
     """The interface selects tile and parts; x has several dimensions and need not be contiguous."""
     case = Product(num_tokens, 100, 2048, bits, torch.float16)

@@ -40,7 +40,7 @@ def check(case: StoreCase) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("width", [8, 12, 64, 128])
+@pytest.mark.parametrize("width", [12, 128, *(pytest.param(n, marks=pytest.mark.slow) for n in (8, 64))])
 def test_equals_the_plain_network(width: int, parts: int, dtype: torch.dtype) -> None:
     """Every other place of the stores keeps what it held."""
     check(StoreCase(heads=5, width=width, dtype=dtype, parts=parts, device=DEVICE))

@@ -9,8 +9,9 @@ from tests.kernels.triton.numerics import FILES, run
 pytest.importorskip("triton")
 
 
-def test_in_the_interpreter() -> None:
-    run(FILES, interpreted=True)
+@pytest.mark.parametrize("marked", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_in_the_interpreter(marked: str) -> None:
+    run(FILES, interpreted=True, marked=marked)
 
 
 @pytest.mark.gpu

@@ -40,7 +40,7 @@ def native() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def demo() -> tuple[Any, Any]:
     """The demo model with 4-bit weights, and its tokenizer."""
-    loaded = load("demo", dtype="fp32", quantize=4, wraps=True)
+    loaded = load("demo", dtype="fp32", quantize=4)
     return loaded.model, loaded.tokenizer
 
 
@@ -106,18 +106,19 @@ def test_demo_scores_equal_the_plain_layers(demo: tuple[Any, Any], monkeypatch: 
     native = dispatch.native_kernels()
     assert native is not None
     monkeypatch.setattr(kernels, "linear", native.linear_float)
-    for ids in prompts(tokenizer, 5):
+    for ids in prompts(tokenizer, 2):
         whole = torch.cat((ids, torch.tensor([greedy(model, ids, half_cache(model))])), dim=1)
         ours, theirs = (forced(network, whole, ids.shape[1], half_cache(model)) for network in (model, other))
         assert not torch.equal(ours, theirs)  # or one has taken the layers of the other
         assert (ours - theirs).abs().max() <= 5e-4 * theirs.abs().max()
 
 
-def test_demo_answers_as_with_a_float_cache(demo: tuple[Any, Any]) -> None:
+@pytest.mark.parametrize("num_prompts", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_demo_answers_as_with_a_float_cache(demo: tuple[Any, Any], num_prompts: int) -> None:
     """Rounding the cache to half changes no reply."""
     model, tokenizer = demo
     other = plain(model)
-    for ids in prompts(tokenizer, 20):
+    for ids in prompts(tokenizer, num_prompts):
         expected = greedy(other, ids, KVCache(model.config.num_layers))
         assert greedy(model, ids, half_cache(model)) == expected
 

@@ -56,9 +56,9 @@ def published_shapes(release: str) -> dict[str, tuple[int, ...]]:
     }
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.slow
 @torch.no_grad()
-def test_full_size_layer(dtype: torch.dtype) -> None:
+def test_full_size_layer() -> None:
     """One layer of the real width (4096, 32 heads, inner 16384): bfloat16 stays within its precision of float32."""
     config = ChatGLMConfig(num_layers=1)
     torch.manual_seed(0)
@@ -69,6 +69,7 @@ def test_full_size_layer(dtype: torch.dtype) -> None:
     x = torch.randn(1, 12, 4096)
     positions = torch.stack((torch.arange(12), torch.zeros(12, dtype=torch.long)))[None]
     reference = layer(x, head_tables(positions, 128, torch.float32), None)
+    dtype = torch.bfloat16
     ours = layer.to(dtype)(x.to(dtype), head_tables(positions, 128, dtype), None).float()
     assert (ours - reference).abs().mean() <= 0.01 * reference.abs().mean()
 
