@@ -12,7 +12,7 @@ from chatglm.checkpoints.validate import ValidationReport
 from chatglm.demo import CHECKPOINT, DEMO_NAME
 from chatglm.devices import DTYPE_NAMES, available_memory, choose_device, describe_devices
 from chatglm.loading import examine
-from chatglm.loading.memory_estimate import count_parameters, kept_tensors, memory_needed
+from chatglm.loading.memory_estimate import count_parameters, kept_tensors, memory_needed, precision_name
 from chatglm.sizes import format_bytes
 
 LIBRARIES = ("torch", "transformers", "sentencepiece", "safetensors", "accelerate", "numpy", "triton")
@@ -48,10 +48,12 @@ def memory(report: ValidationReport) -> list[str]:
     network = report.family.empty_network(config)
     tensors = kept_tensors(network, report.tensors).values()
     lines = [f"{report.family.name}, {count_parameters(network, report.tensors):,} parameters"]
-    for dtype, name in DTYPE_NAMES.items():
+    for dtype in DTYPE_NAMES:
         need = memory_needed(tensors, config, spec, dtype)
         weights, cache = format_bytes(need.weights_bytes), format_bytes(need.cache_bytes)
-        lines.append(f"{name}: {weights} of weights, {cache} of cache for {spec.context_limit} tokens")
+        lines.append(
+            f"{precision_name(config, dtype)}: {weights} of weights, {cache} of cache for {spec.context_limit} tokens"
+        )
     device = choose_device("auto")
     free = available_memory(device)
     return [*lines, f"{device}: {format_bytes(free) if free is not None else 'an unknown amount of memory'} available"]

@@ -160,7 +160,7 @@ def load(
     if is_spread:
         placement = plan_placement(network, chosen_dtype, num_gpus, device_map)
     else:
-        check_memory(folder, need, network.spec.context_limit, chosen_dtype, chosen_device, report)
+        check_memory(folder, need, network.config, chosen_dtype, chosen_device, report)
     is_demo = folder.resolve() == CHECKPOINT.resolve()
     _report_all(report, plan.message, "" if is_demo else licence_notice())
     with memory_errors(folder, chosen_device):

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from chatglm.checkpoints import StoredTensor, WeightFiles, iter_tensors, list_file, read_json
-from chatglm.errors import MismatchError, ModelNotFoundError, UnsupportedModelError
+from chatglm.checkpoints.folder import folder_error
+from chatglm.errors import MismatchError, UnsupportedModelError
 from chatglm.nn.lora import LowRankLinear, updated
 
+CHECK_THE_FLAG = "请检查 --lora-checkpoint。Check --lora-checkpoint."
 CONFIG_NAME = "adapter_config.json"
 WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 NAME = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<part>[AB])(?:\.default)?\.weight")
@@ -52,8 +54,8 @@ def find_lora(path: str | Path) -> StoredLora:
     MismatchError for no adapter or half of one, UnsupportedModelError for one of another kind.
     """
     folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise ModelNotFoundError(f"There is no LoRA folder {folder}.", "Check --lora-checkpoint.")
+    if (error := folder_error(folder, CHECK_THE_FLAG)) is not None:
+        raise error
     file = next((folder / name for name in WEIGHT_NAMES if (folder / name).exists()), None)
     if file is None or not (folder / CONFIG_NAME).exists():
         raise MismatchError(

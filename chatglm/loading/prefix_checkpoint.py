@@ -6,6 +6,7 @@ embedding.weight [P, 2LW]; with projection [P, W], trans.0.weight [W, W], trans.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +17,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from chatglm.checkpoints import StoredTensor, WeightFiles, find_weight_files, iter_tensors, list_file
-from chatglm.errors import MismatchError, ModelNotFoundError
+from chatglm.checkpoints.folder import folder_error
+from chatglm.errors import MismatchError
 from chatglm.model_spec import ModelSpec
 
 PREFIX_MARK = "prefix_encoder."
+CHECK_THE_FLAG = "请检查 --ptuning-checkpoint。Check --ptuning-checkpoint."
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ def find_prefix(path: str | Path) -> StoredPrefix:
     Raises ModelNotFoundError, MissingFileError, PointerFileError or DamagedFileError, or MismatchError for no prefix.
     """
     path = Path(path).expanduser()
-    if not path.exists():
-        raise ModelNotFoundError(f"There is no P-Tuning folder {path}.", "Check --ptuning-checkpoint.")
+    if not os.path.isfile(path) and (error := folder_error(path, CHECK_THE_FLAG)) is not None:
+        raise error
     inner = sorted(path.glob("checkpoint-*"), key=lambda folder: folder.stat().st_mtime) if path.is_dir() else []
     if inner and not any(path.glob("*.bin")) and not any(path.glob("*.safetensors")):
         raise MismatchError(f"{path} holds no weights itself, but {inner[-1].name} in it may.", f"Give {inner[-1]}.")

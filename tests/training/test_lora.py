@@ -250,7 +250,7 @@ def test_resuming_and_continuing(base: Path, rows: Path, tmp_path: Path) -> None
 
 
 MISTAKES = {
-    "no folder": (lambda folder: folder / "absent", "There is no LoRA folder"),
+    "no folder": (lambda folder: folder / "absent", "There is no folder"),
     "nothing in it": (lambda folder: _changed(folder, drop="adapter_config.json"), "holds no LoRA update"),
     "another kind": (lambda folder: _changed(folder, peft_type="IA3"), "describes 'IA3', not LORA"),
     "dora": (lambda folder: _changed(folder, use_dora=True), "trained with use_dora"),

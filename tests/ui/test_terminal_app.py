@@ -59,7 +59,7 @@ def test_missing_folder_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", "/no/such/folder", "--prompt", "你好"]) == 1
     streams = capsys.readouterr()
     [line] = streams.err.splitlines()
-    assert line.startswith("There is no folder /no/such/folder.")
+    assert line.startswith("没有文件夹 /no/such/folder。There is no folder /no/such/folder.")
     assert streams.out == ""
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from chatglm.progress import ProgressBar
 from chatglm.ui.session import ChatSession
 from chatglm.ui.terminal.line_readers import PipeReader, TypingReader, valid_text
 from chatglm.ui.terminal.screen import Screen
@@ -152,15 +151,6 @@ def test_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 class Tty(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-def test_the_bar_comes_only_to_people_who_wait() -> None:
-    for stream, patience_s, is_drawn in ((Tty(), 3600.0, False), (Tty(), 0.0, True), (io.StringIO(), 0.0, False)):
-        with ProgressBar(stream, patience_s) as bar:
-            for share in range(4):
-                bar(share * 10**9, 3 * 10**9)
-        assert ("Loading" in stream.getvalue()) == is_drawn
-        assert stream.getvalue().endswith("\r") == is_drawn
 
 
 def test_answers_cannot_command_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ DEFAULT_PORT = 7860
 DESCRIPTION = """\
 用网页与 ChatGLM-6B 对话。
 Chat with ChatGLM-6B on a web page."""
-PACKAGES = {"gradio": "gradio", "mdtex2html": "mdtex2html"}
+PACKAGES = {"gradio": "gradio", "markdown_it": "markdown-it-py", "latex2mathml": "latex2mathml"}
 OPEN_TO_ALL = (
     "注意：未设置 --auth，网络中的任何人都可以使用本页面\n"
     "Note: without --auth anybody in the network can use this page."
