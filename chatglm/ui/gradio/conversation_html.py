@@ -28,7 +28,7 @@ def pending_html(question: str, reply: Reply, place: int, index: int, language: 
     if reply.text:
         content, note = _text(reply.text, language), figures(reply, language, context_limit)
     else:
-        wait = message("queued", language, ahead=place - 1) if place else message("thinking", language)
+        wait = message("queued", language, place=place) if place else message("thinking", language)
         content, note = f'<p class="wait"><i class="dots" aria-hidden="true"></i>{html.escape(wait)}</p>', ""
     return _question(question, index, language) + _article("answer", index, language, content, note)
 

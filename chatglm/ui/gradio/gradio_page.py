@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from chatglm.pipeline import Pipeline
 
 TITLE = "ChatGLM-6B"
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent / "page"
+# Together they are one script; the first holds what all use, the last begins.
+SCRIPTS = ("basics", "storage", "conversations", "answers", "scrolling", "messages", "files", "settings", "events")
 THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # of the page for --auth
 SETTINGS = ("max_length", "temperature", "top_p", "top_k", "seed")
 # What a visitor can save: media type, suffix, content.
@@ -58,7 +60,7 @@ class GradioPage:
         with gr.Blocks(title=TITLE, fill_height=True, analytics_enabled=False) as self.blocks:
             chat = gr.HTML(
                 html_template=(FOLDER / "page.html").read_text(encoding="utf-8"),
-                js_on_load=(FOLDER / "page.js").read_text(encoding="utf-8"),
+                js_on_load="\n".join((FOLDER / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS),
                 apply_default_css=False,
                 server_functions=[_served(function) for function in (self.show, self.open, self.save, self.stop)],
                 texts=TEXTS,
@@ -114,7 +116,9 @@ class GradioPage:
 
     def save(self, request: dict[str, Any]) -> dict[str, Any]:
         """A conversation as a file, which the browser writes."""
-        kind, suffix, write = FORMS[_text(request, "form")]
+        if (form := _text(request, "form")) not in FORMS:
+            raise InvalidRequestError(f"There is no form {form!r}.")
+        kind, suffix, write = FORMS[form]
         transcript = replace(_transcript(request), model_name=self._pipeline.name)
         name = f"chatglm-{datetime.now():%Y%m%d-%H%M%S}.{suffix}"
         return {"name": name, "type": kind, "text": write(transcript)}
