@@ -166,7 +166,7 @@ def _code_block(source: str, language: str) -> str:
 _coloured = lru_cache(maxsize=128)(highlight)
 
 
-# What the pages still have of their own.
+# What the Streamlit page still has of its own.
 
 
 def _fence(indent: str) -> str:
@@ -208,27 +208,6 @@ def _sub(pattern: re.Pattern[str], text: str, found: Callable[[str], str], other
         parts += [others(text[end : match.start()]), found(match[0])]
         end = match.end()
     return "".join([*parts, others(text[end:])])
-
-
-# Gradio's chat and the saved web page. Both render HTML, and pictures of any address.
-
-CODE = re.compile(rf"{_fence(' {0,3}')}|(?P<ticks>(?<!`)`+(?!`))(?s:.+?)(?<!`)(?P=ticks)(?!`)", re.MULTILINE)
-FORMULA = re.compile(r"\$\$.+?\$\$|(?<!\\)\$[^\n$]+?(?<!\\)\$|\\\[.+?\\\]|\\\(.+?\\\)", re.DOTALL)
-# `>` stays in prose: quotations begin with it. In a formula, `<` becomes a LaTeX command.
-_INERT = Dialect(
-    CODE,
-    FORMULA,
-    lambda formula: formula.replace("<", r"\lt ").replace("![", "!{}["),
-    lambda prose: prose.replace("&", "&amp;").replace("<", "&lt;").replace("![", "!&#91;"),
-)
-_INERT_UNDONE = Dialect(
-    CODE,
-    FORMULA,
-    lambda formula: formula.replace("!{}[", "![").replace(r"\lt ", "<"),
-    lambda prose: prose.replace("!&#91;", "![").replace("&lt;", "<").replace("&amp;", "&"),
-)
-inert_markdown = _INERT.write
-message_of_inert_markdown = _INERT_UNDONE.write  # for a message that a visitor has edited in that form
 
 
 # Streamlit. It shows HTML as text by itself, but has formulas, `:red[...]` and pictures.
