@@ -342,8 +342,8 @@ class Parser(argparse.ArgumentParser):
 
 def add_flags(
     parser: argparse.ArgumentParser, title: str, flags: Iterable[Flag], environment: Mapping[str, str] = os.environ
-) -> None:
-    """Add a group of flags, with values of the environment as defaults."""
+) -> argparse._ArgumentGroup:
+    """Add a group of flags, with values of the environment as defaults; returns it."""
     group = parser.add_argument_group(title)
     for flag in flags:
         value = environment.get(flag.variable)
@@ -357,6 +357,7 @@ def add_flags(
         else:
             group.add_argument(flag.name, action=argparse.BooleanOptionalAction, help=words)
             parser.set_defaults(**{flag.key: default})  # here, or some versions would write it into the help again
+    return group
 
 
 def _parse_variable(parser: argparse.ArgumentParser, flag: Flag, value: str) -> Any:

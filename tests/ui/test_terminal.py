@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -209,10 +210,11 @@ def test_prompt_flag_and_streams_that_cannot_show_chinese(tiny_folder: Path, env
     assert b"clear" not in result.stderr  # no banner
 
 
-def start_script(folder: Path, environment: dict[str, str], *flags: str) -> forking.Popen:
+def start_script(
+    folder: Path, environment: dict[str, str], *flags: str, stdout: int | IO[bytes] = subprocess.PIPE
+) -> forking.Popen:
     """Start the script with pipes for its output."""
-    pipe = subprocess.PIPE
-    return forking.Popen(command(folder, *flags), stdout=pipe, stderr=pipe, env=environment)
+    return forking.Popen(command(folder, *flags), stdout=stdout, stderr=subprocess.PIPE, env=environment)
 
 
 def test_answers_arrive_while_they_are_made(tiny_folder: Path, environment: dict[str, str]) -> None:
@@ -236,6 +238,18 @@ def test_a_reader_that_leaves_early(tiny_folder: Path, environment: dict[str, st
     assert program.returncode == 1
     assert "Traceback" not in notes
     assert "Exception" not in notes
+
+
+def test_a_full_disk(tiny_folder: Path, environment: dict[str, str]) -> None:
+    with (
+        open("/dev/full", "wb") as full,
+        start_script(tiny_folder, environment, "--prompt", "你", stdout=full) as program,
+    ):
+        assert program.stderr is not None
+        notes = program.stderr.read().decode()
+    assert program.returncode == 1
+    assert "No space left on device" in notes
+    assert "Traceback" not in notes
 
 
 def test_help_is_complete_and_light(environment: dict[str, str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pygments.lexers import get_lexer_by_name
-from pygments.token import Comment, Keyword, Name, Number, String, Token
+from pygments.token import Comment, Keyword, Name, Number, Operator, String, Token
 from pygments.util import ClassNotFound
 
 from chatglm.ui.terminal.inline_markup import Pieces
@@ -14,6 +14,7 @@ from chatglm.ui.terminal.inline_markup import Pieces
 COLOURS = (
     (Comment, "90"),
     (Keyword, "35"),
+    (Operator.Word, "35"),
     (String, "32"),
     (Number, "36"),
     (Name.Function, "34"),

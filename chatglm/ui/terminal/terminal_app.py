@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from chatglm.cli.console import program_name, run_command
+from chatglm.cli.console import program_name, report, run_command
 from chatglm.cli.flags import ANSWER_FLAGS, MODEL_FLAGS, TERMINAL_FLAGS, Parser, add_flags, answer_options
 from chatglm.cli.loading import LOADING_CANCELLED, load_from_flags
 from chatglm.cli.signals import INTERRUPTED, exit_on_interrupt
@@ -31,8 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_command(make_parser(), argv, _chat)
     except KeyboardInterrupt:  # in the moment between two handlers
         return INTERRUPTED
-    except BrokenPipeError:
-        # `cli_demo.py | head`: without this, Python would fail once more when it flushes stdout at exit.
+    except OSError as error:  # a full disk; or a reader that has left, as in `cli_demo.py | head`
+        if not isinstance(error, BrokenPipeError):
+            report(f"输出失败 / The output failed: {error}")
+        # Without this, it would fail once more when stdout is flushed at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
 
@@ -43,8 +45,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=prog, description=DESCRIPTION, epilog=EPILOG)
     add_flags(parser, "模型 model", MODEL_FLAGS)
     add_flags(parser, "回答 answers", ANSWER_FLAGS)
-    add_flags(parser, "终端 terminal", TERMINAL_FLAGS)
-    parser.add_argument(
+    group = add_flags(parser, "终端 terminal", TERMINAL_FLAGS)
+    group.add_argument(
         "--prompt",
         metavar="TEXT",
         type=_question,
