@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from chatglm.checkpoints.validate import ValidationReport
+from chatglm.cli.flags import Parser
 from chatglm.demo import CHECKPOINT, DEMO_NAME
 from chatglm.devices import DTYPE_NAMES, available_memory, choose_device, describe_devices
 from chatglm.loading import examine
@@ -20,9 +20,7 @@ LIBRARIES = ("torch", "transformers", "sentencepiece", "safetensors", "accelerat
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the report; 0 when the folder can be loaded, 1 when it cannot."""
-    parser = argparse.ArgumentParser(
-        prog="python -m chatglm doctor", description="Say what is wrong with a model folder."
-    )
+    parser = Parser(prog="python -m chatglm doctor", description="Say what is wrong with a model folder.")
     parser.add_argument("folder", nargs="?", default=DEMO_NAME, help="model folder (default: the embedded demo model)")
     arguments = parser.parse_args(argv)
     folder = CHECKPOINT if arguments.folder == DEMO_NAME else Path(arguments.folder).expanduser()

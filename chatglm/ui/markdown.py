@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, MutableMapping, Sequence
-from dataclasses import dataclass
+from collections.abc import MutableMapping, Sequence
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -166,66 +165,4 @@ def _code_block(source: str, language: str) -> str:
 _coloured = lru_cache(maxsize=128)(highlight)
 
 
-# What the Gradio page still has of its own.
-
-
-def _fence(indent: str) -> str:
-    """A fenced code block, to its end or, while the answer is being generated, to the end of the text."""
-    return (
-        rf"^(?P<indent>{indent})(?P<fence>`{{3,}}(?=[^`\n]*$)|~{{3,}})[ \t]*(?P<language>[^\s`]*)[^\n]*"
-        rf"(?:\n(?P<body>(?s:.*?)))??(?:^{indent}(?P=fence)[`~]*[ \t]*$|\Z)"
-    )
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """One renderer's Markdown.
-
-    Attributes:
-        code: fenced blocks and code spans, which are left alone.
-        formula: what it takes for a formula.
-        write_formula: makes a formula inert.
-        write_prose: makes everything else inert.
-    """
-
-    code: re.Pattern[str]
-    formula: re.Pattern[str]
-    write_formula: Callable[[str], str]
-    write_prose: Callable[[str], str]
-
-    def write(self, text: str) -> str:
-        """`text` with its formulas and prose made inert."""
-        return _sub(self.code, text, lambda code: code, self._write_without_code)
-
-    def _write_without_code(self, text: str) -> str:
-        return _sub(self.formula, text, self.write_formula, self.write_prose)
-
-
-def _sub(pattern: re.Pattern[str], text: str, found: Callable[[str], str], others: Callable[[str], str]) -> str:
-    """`text` with what the pattern finds changed one way and all the rest another."""
-    parts, end = [], 0
-    for match in pattern.finditer(text):
-        parts += [others(text[end : match.start()]), found(match[0])]
-        end = match.end()
-    return "".join([*parts, others(text[end:])])
-
-
-# Gradio's chat and the saved web page. Both render HTML, and pictures of any address.
-
-CODE = re.compile(rf"{_fence(' {0,3}')}|(?P<ticks>(?<!`)`+(?!`))(?s:.+?)(?<!`)(?P=ticks)(?!`)", re.MULTILINE)
-FORMULA = re.compile(r"\$\$.+?\$\$|(?<!\\)\$[^\n$]+?(?<!\\)\$|\\\[.+?\\\]|\\\(.+?\\\)", re.DOTALL)
-# `>` stays in prose: quotations begin with it. In a formula, `<` becomes a LaTeX command.
-_INERT = Dialect(
-    CODE,
-    FORMULA,
-    lambda formula: formula.replace("<", r"\lt ").replace("![", "!{}["),
-    lambda prose: prose.replace("&", "&amp;").replace("<", "&lt;").replace("![", "!&#91;"),
-)
-_INERT_UNDONE = Dialect(
-    CODE,
-    FORMULA,
-    lambda formula: formula.replace("!{}[", "![").replace(r"\lt ", "<"),
-    lambda prose: prose.replace("!&#91;", "![").replace("&lt;", "<").replace("&amp;", "&"),
-)
-inert_markdown = _INERT.write
-message_of_inert_markdown = _INERT_UNDONE.write  # for a message that a visitor has edited in that form
+<<<<<<< HEAD

@@ -18,6 +18,7 @@ from chatglm.ui.rounds import Reply, Round, round_from_json
 
 PAGE = Template(Path(__file__).with_name("transcript.html").read_text(encoding="utf-8"))
 FORMS = '{"history": [["问题", "回答"], ...]}, {"messages": [{"role": "user", "content": "..."}, ...]}'
+NO_JSON = ("文件不是 UTF-8 的 JSON。", "The file is not JSON in UTF-8.")
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,17 @@ def read_transcript(data: bytes) -> Transcript:
     """
     try:
         content = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        raise ChatGLMError(*NO_JSON) from None
+    return transcript_of(content)
+
+
+def transcript_of(content: Any) -> Transcript:
+    """The same for JSON that was read already."""
+    try:
         json.dumps(content, ensure_ascii=False).encode()  # a lone surrogate could neither be answered nor saved again
     except (ValueError, RecursionError):
-        raise ChatGLMError("文件不是 UTF-8 的 JSON。", "The file is not JSON in UTF-8.") from None
+        raise ChatGLMError(*NO_JSON) from None
     try:
         return _transcript(content)
     except InvalidRequestError as error:
