@@ -163,6 +163,3 @@ def _code_block(source: str, language: str) -> str:
 
 
 _coloured = lru_cache(maxsize=128)(highlight)
-
-
-<<<<<<< HEAD
