@@ -81,7 +81,7 @@ STARTERS = (
     ("你好，请介绍一下你自己", "Hello, who are you?"),
     ("天空为什么是蓝色的？", "Why is the sky blue?"),
     ("写一首关于春天的诗", "Tell me a joke."),
-    ("12 加 30 等于多少？", "What is 12 plus 30?"),
+    ("一个星期有几天？", "How many days are in a week?"),
 )
 
 
