@@ -20,7 +20,7 @@ from chatglm.generation.config import CHAT_DEFAULTS
 from chatglm.generation.sampling import require_finite
 from chatglm.kernels.packing import check_bits, check_group_size
 from chatglm.models import refuse_later_families
-from chatglm.models.chatglm.config import ALIASES, ChatGLMNetworkConfig
+from chatglm.models.chatglm.config import ALIASES, ChatGLMNetworkConfig, own_names
 from chatglm.models.chatglm.network import ChatGLMNetwork, uses_adapter
 from chatglm.models.chatglm.positions import causal_after, find_layout, some_visible
 from chatglm.models.chatglm.template import encode_chat
@@ -45,7 +45,7 @@ class ChatGLMConfig(PreTrainedConfig):
 
     def __init__(self, **kwargs: Any) -> None:
         refuse_later_families(kwargs)
-        named = {ALIASES.get(name, name): value for name, value in kwargs.items()}
+        named = own_names(kwargs)
         own = ChatGLMNetworkConfig(**{name: named.pop(name) for name in NETWORK_FIELDS if name in named})
         for name in NETWORK_FIELDS:
             if name not in SPECIAL_IDS:
