@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from chatglm.checkpoints.schema import FLAG, Rules, first_mistake, number, one_of, whole
 from chatglm.errors import InvalidRequestError
 from chatglm.kernels.packing import BITS, GROUP_SIZES
+from chatglm.schema import FLAG, Rules, first_mistake, number, one_of, whole
 
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "mask_token_id", "gmask_token_id", "pad_token_id")
 # The names that transformers uses for the same things.
