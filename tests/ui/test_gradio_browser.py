@@ -206,6 +206,7 @@ def echo_page(profile: Profile, echo: str) -> Iterator[Person]:
 @pytest.fixture
 def person(demo_page: Person) -> Person:
     """Somebody at the demo model, in a new conversation: opening a page takes long."""
+    demo_page.page.bring_to_front()  # what is behind is drawn once a second
     demo_page.new()
     return demo_page
 
@@ -213,6 +214,7 @@ def person(demo_page: Person) -> Person:
 @pytest.fixture
 def reader(echo_page: Person) -> Person:
     """Somebody who gets each question as its answer."""
+    echo_page.page.bring_to_front()
     echo_page.new()
     return echo_page
 
@@ -319,7 +321,7 @@ def test_code_and_formulas_show_while_they_stream(reader: Person, pipeline: Echo
 
 def test_reading_upwards_while_an_answer_grows(reader: Person, pipeline: EchoPipeline) -> None:
     """The page follows at its end only; wheel, keys and the scroll bar are left alone; a button leads back."""
-    part = "\n\n".join(f"第 {number} 段" for number in range(60))
+    part = "\n\n".join(f"第 {number} 段" for number in range(40))
     reader.ask(f"{PAUSE}\n\n".join([part] * 6) + "\n\n完")
     top = lambda: reader.scroller.evaluate("e => e.scrollTop")  # noqa: E731
     at_end = lambda: reader.scroller.evaluate("e => e.scrollHeight - e.clientHeight - e.scrollTop < 3")  # noqa: E731
@@ -404,7 +406,8 @@ def test_a_queue_of_visitors(profile: Profile, endless: str) -> None:
         Person(profile.open(endless)) as second,
         Person(profile.open(endless)) as third,
     ):
-        for person in (first, second, third):
+        for person in (third, second, first):
+            person.page.bring_to_front()
             person.choose(max_length="2048")
         first.ask("hello")
         first.until(lambda: first.texts.count() and len(first.texts.last.inner_text()) > 5)
@@ -496,7 +499,7 @@ def test_full_storage_is_told_and_loses_nothing(reader: Person) -> None:
 
 
 def test_a_server_that_goes_and_comes_back(browser: Any, pipeline: EchoPipeline) -> None:
-    """An open page works on with the next server; without one it says so, and comes back with the conversation."""
+    """An open page works on with the next server; without one it says so, and comes back with all there was."""
     port = free_port()
     with Profile(browser) as profile:
         with served_echo(pipeline, port) as address:
@@ -506,13 +509,16 @@ def test_a_server_that_goes_and_comes_back(browser: Any, pipeline: EchoPipeline)
             person.ask_and_wait("二")
             person.ask(f"三{PAUSE}")
             person.until(lambda: person.texts.count() == 3)
+        person.until(lambda: not person.page.locator("#page.running").count())
+        person.ask("四")
         person.page.get_by_text("服务器没有响应").first.wait_for()
         person.box.fill("草稿")
         with served_echo(pipeline, port):
             person.page.locator(".notice").wait_for(state="detached")
-            person.until(lambda: person.questions.count() == 3)
+            person.until(lambda: person.texts.all_inner_texts()[:3] == ["一", "二", "三"])
+            assert "已停止" in person.answers.nth(2).inner_text()
             assert person.box.input_value() == "草稿"
-            assert person.texts.last.inner_text() == "三"
+            person.ask_and_wait("五")
 
 
 def test_english_on_a_phone_in_the_dark(browser: Any, demo: str) -> None:
