@@ -74,7 +74,7 @@ def take(browser: Any, address: str, name: str, options: dict[str, Any], questio
             page.locator("#file").set_input_files(file)
             page.locator("article.answer").wait_for()
             page.locator(".notice [data-action=close]").click()
-        page.locator("#send.send").wait_for()
+        page.locator("#send .send").wait_for()
         page.mouse.move(0, 0)
         page.screenshot(path=IMAGES / f"{name}.png")
 

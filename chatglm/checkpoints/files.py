@@ -130,6 +130,11 @@ def list_file(path: Path) -> dict[str, StoredTensor]:
     return reader.list_tensors(path)
 
 
+def read_notes(path: Path) -> dict[str, str]:
+    """What the writer of a weight file noted in it; nothing in a .bin."""
+    return safetensors_format.read_notes(path) if path.suffix == ".safetensors" else {}
+
+
 def list_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Name -> description of all tensors; raises as `list_file`, or MismatchError for an incomplete shard."""
     files = find_weight_files(folder)

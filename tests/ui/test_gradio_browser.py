@@ -472,7 +472,7 @@ def test_saved_files_open_again(profile: Profile, person: Person, demo: str, tmp
         open_file(f"bad{number}.json", bad)
         person.page.locator(".notice.alert").wait_for()
         assert person.questions.count() == 2
-        person.page.locator(".notice [data-action=close]").click()
+        person.page.locator(".notice.alert [data-action=close]").click()
     open_file(
         "openai.json",
         json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}),

@@ -103,6 +103,6 @@ def _button(
     if version is not None:
         attributes += f' data-version="{version}"'
     if not is_enabled:
-        attributes += " disabled"
+        attributes += ' aria-disabled="true"'
     text = f"<span>{name}</span>" if shows_text else ""
     return f'<button type="button" {attributes}><i class="icon {action}" aria-hidden="true"></i>{text}</button>'

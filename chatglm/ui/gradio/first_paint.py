@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from chatglm.ui.gradio.icons import icon_style
 from chatglm.ui.markdown import STYLE
 
 Message = MutableMapping[str, Any]
@@ -14,7 +15,7 @@ _SCRIPT = """
 document.documentElement.lang = navigator.language.toLowerCase().startsWith("zh") ? "zh-CN" : "en";
 try { document.documentElement.style.colorScheme = JSON.parse(localStorage.getItem("chatglm:theme")) || ""; } catch {}
 """
-_HEAD = f"<head><script>{_SCRIPT}</script><style>{STYLE}{_PAGE_STYLE}</style>".encode()
+_HEAD = f"<head><script>{_SCRIPT}</script><style>#page {{ {STYLE}{icon_style()} }}\n{_PAGE_STYLE}</style>".encode()
 
 
 class FirstPaint:

@@ -15,11 +15,14 @@ async function call(name, data) {
 async function perform(action, index, question) {
   if (isLost) notify(texts.unreachable, { isAlert: true });
   if (isLost || isBusy() || !validFields()) return false;
-  if (running) await stop();
   const before = shown, key = newId();
-  running = { key, id: before.id, action, index, question, before, heard: Date.now(), stored: 0, message: null };
-  if (question !== undefined) shown = withRound({ question, versions: [{ text: "", finish_reason: "cancelled" }], selected: 0 });
-  if (question !== undefined) keep(shown);
+  if (running) await stop();
+  if (shown.id !== before.id) return false;
+  running = { key, id: before.id, action, index, question, before, heard: Date.now(), stored: 0 };
+  if (question !== undefined) {
+    shown = running.conversation = withRound({ question, versions: [{ text: "", finish_reason: "cancelled" }], selected: 0 });
+    keep(shown);
+  }
   const removed = before.rounds.length - index - 1;
   if (removed > 0) notify(fill(texts.later_removed, { rounds: removed }), { undo: () => restore(before) });
   trigger("answer", { key, action, index, question, language, conversation: before });
@@ -41,6 +44,7 @@ function receive(message) {
   answer.heard = Date.now();
   answer.message = message;
   const conversation = message.round ? withRound(message.round) : isLast ? answer.before : null;
+  if (conversation) answer.conversation = conversation;
   if (isHere && conversation) shown = conversation;
   if (conversation && (isLast || Date.now() - answer.stored > STORE_EVERY_MS)) {
     answer.stored = Date.now();
@@ -84,17 +88,19 @@ function drop(id) {
 async function watchServer() {
   const answer = running;
   if (!answer || isLost || Date.now() - answer.heard < SILENCE_MS) return;
-  if (!(await isReachable())) lose();
-  else if (running === answer && Date.now() - answer.heard > LOST_MS) {
-    receive({ key: answer.key, running: false, round: shown.rounds[answer.index], error: texts.lost });
-  }
+  const id = await appId();
+  if (running !== answer) return;
+  const isAnother = id && id !== window.gradio_config.app_id; // which knows nothing of the answer
+  if (!id) lose();
+  else if (isAnother || Date.now() - answer.heard > LOST_MS) reload();
 }
 
-async function isReachable() {
+async function appId() {
   try {
-    return (await fetch("gradio_api/app_id", { cache: "no-store", signal: AbortSignal.timeout(SILENCE_MS) })).ok;
+    const reply = await fetch("gradio_api/app_id", { cache: "no-store", signal: AbortSignal.timeout(SILENCE_MS) });
+    return (await reply.json()).app_id;
   } catch {
-    return false;
+    return null;
   }
 }
 
@@ -106,9 +112,14 @@ function lose() {
   drawState();
   for (const node of element.querySelectorAll(".wait")) node.replaceWith(make("p", { className: "error" }, texts.unreachable));
   notify(texts.unreachable, { isAlert: true, stays: true });
-  setInterval(async () => (await isReachable()) && location.reload(), 2000);
+  setInterval(async () => (await appId()) && reload(), 2000);
+}
+
+function reload() {
+  storeRunning();
+  location.reload();
 }
 
 function storeRunning() {
-  if (running && isBusy() && shown.rounds.length) write(CONVERSATION + shown.id, shown);
+  if (running?.conversation?.rounds.length) write(CONVERSATION + running.id, running.conversation);
 }

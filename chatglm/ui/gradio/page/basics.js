@@ -16,9 +16,10 @@ const texts = props.texts[language];
 const find = (selector, root = element) => root.querySelector(selector);
 const page = find("#page"), scroller = find("#scroller"), rounds = find("#rounds"), box = find("#question");
 const wide = matchMedia("(min-width: 900px)");
+const hasKeyboard = matchMedia("(pointer: fine)").matches;
 
 let shown = null; // the conversation on the page: id, title, time, system, settings, rounds
-let running = null; // the answer being generated: key, id, action, index, before, heard, stored, message
+let running = null; // the answer being generated: key, id, action, index, question, before, heard, stored, message, conversation
 let isLost = false; // whether the server has gone
 let follows = true; // whether the page scrolls with the answer
 let lastTop = 0;
@@ -47,26 +48,25 @@ function button(action, name, attributes = {}) {
   return make("button", { type: "button", title: name, "aria-label": name, "data-action": action, ...attributes }, icon(action));
 }
 
-function setName(node, name) {
-  node.title = name;
+function setName(node, name, keys) {
+  node.title = keys ? `${name} (${keys})` : name;
   node.setAttribute("aria-label", name);
 }
 
 function localise() {
   for (const node of element.querySelectorAll("[data-text]")) node.textContent = texts[node.dataset.text];
   for (const node of element.querySelectorAll("[data-name]")) {
-    const name = texts[node.dataset.name];
-    node.setAttribute("aria-label", name);
-    if (node.matches("button, summary")) node.title = name;
+    if (node.matches("button, summary")) setName(node, texts[node.dataset.name], node.dataset.keys);
+    else node.setAttribute("aria-label", texts[node.dataset.name]);
   }
-  box.placeholder = texts.placeholder;
+  box.placeholder = hasKeyboard ? texts.placeholder : texts.placeholder_short;
 }
 
 // Messages to the reader
 
 function notify(text, { undo, isAlert = false, stays = false } = {}) {
   const notices = find("#notices");
-  for (const node of [...notices.children]) if (node.dataset.text === text || !node.matches(".stays")) node.remove();
+  for (const node of [...notices.children]) if (node.dataset.text === text) node.remove();
   const notice = make("div", { className: `notice${isAlert ? " alert" : ""}${stays ? " stays" : ""}`, "data-text": text });
   notice.append(make("span", {}, text));
   if (undo) {
@@ -78,7 +78,7 @@ function notify(text, { undo, isAlert = false, stays = false } = {}) {
   close.addEventListener("click", () => notice.remove());
   notice.append(close);
   notices.append(notice);
-  if (!stays) setTimeout(() => notice.remove(), isAlert ? 20000 : 10000);
+  if (!stays) setTimeout(() => notice.remove(), isAlert ? 20000 : undo ? 10000 : 4000);
 }
 
 function announce(text) {

@@ -3,8 +3,9 @@
 function drawList() {
   const list = find("#conversations");
   if (find("input", list)) return;
-  const items = storedConversations().map(listItem);
-  list.replaceChildren(...(items.length ? items : [make("li", { className: "none" }, texts.no_conversations)]));
+  const items = storedConversations().map(listItem), fresh = list.cloneNode(false);
+  fresh.append(...(items.length ? items : [make("li", { className: "none" }, texts.no_conversations)]));
+  morph(list, fresh);
 }
 
 function listItem(conversation) {
@@ -54,6 +55,7 @@ function remove(id) {
   forget(CONVERSATION + id);
   if (shown.id === id) start();
   drawList();
+  (find("#conversations .title") || find("#new")).focus();
   notify(fill(texts.deleted, { title: titleOf(conversation) }), { undo: () => restore(conversation) });
 }
 
@@ -94,8 +96,8 @@ function drawTitle() {
 function drawState() {
   const busy = isBusy(), send = find("#send");
   page.classList.toggle("running", busy);
-  send.className = busy ? "stop" : "send";
-  setName(send, busy ? texts.stop : texts.send);
+  find(".icon", send).className = busy ? "icon stop" : "icon send";
+  setName(send, busy ? texts.stop : texts.send, busy ? "Esc" : "Enter");
   find("#start").hidden = busy || shown.rounds.length > 0;
 }
 

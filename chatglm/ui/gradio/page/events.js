@@ -26,7 +26,7 @@ const actions = {
 function onClick(event) {
   const node = event.target.closest("[data-action]"), article = node?.closest("article");
   if (!find("#save").contains(event.target)) find("#save").open = false;
-  if (node) actions[node.dataset.action]?.(node, article && Number(article.dataset.round), article?.matches(".question"));
+  if (node && node.getAttribute("aria-disabled") !== "true") actions[node.dataset.action]?.(node, article && Number(article.dataset.round), article?.matches(".question"));
 }
 
 function onKey(event) {
@@ -43,7 +43,11 @@ function onKey(event) {
 // Another tab has changed something.
 function onStorage(event) {
   drawList();
-  if (event.key === CONVERSATION + shown.id && event.newValue && !isBusy()) show(stored(shown.id) || shown);
+  if (event.key !== CONVERSATION + shown.id || isBusy()) return;
+  shown = stored(shown.id) || shown;
+  drawTitle();
+  if (!find("#settings").contains(document.activeElement)) fillFields();
+  showRounds();
 }
 
 function begin() {

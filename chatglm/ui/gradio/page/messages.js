@@ -12,7 +12,7 @@ function grow(area) {
 }
 
 function focusBox() {
-  if (matchMedia("(pointer: fine)").matches) box.focus();
+  if (hasKeyboard) box.focus(); // elsewhere the focus opens one, over half of the page
 }
 
 async function ask(question) {
@@ -89,6 +89,7 @@ function edit(index) {
 function selectVersion(index, version) {
   const changed = shown.rounds.map((round, place) => (place === index ? { ...round, selected: version } : round));
   change(shown.id, { rounds: changed });
+  announce(`${version + 1}/${changed[index].versions.length}`);
   showRounds();
 }
 

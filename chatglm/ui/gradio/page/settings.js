@@ -56,6 +56,7 @@ function validFields() {
 function setSide(isOpen) {
   page.classList.toggle("side-open", isOpen);
   find("#side").inert = !isOpen;
+  find("#main").inert = isOpen && !wide.matches;
   for (const node of element.querySelectorAll("button[data-action=menu]")) node.setAttribute("aria-expanded", isOpen);
 }
 
