@@ -1,8 +1,7 @@
 """Serve ChatGLM-6B to clients that poll for the answer: `python stream_api.py`, or with `--help` for more."""
 
-import sys
-
+from chatglm.cli.console import run_program
 from chatglm.serving.commands import serve_polling
 
 if __name__ == "__main__":
-    sys.exit(serve_polling())
+    run_program(serve_polling)

@@ -6,8 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
+from chatglm.cli.console import run_program
+from chatglm.cli.flags import Parser
 from chatglm.errors import ChatGLMError
 
 
@@ -32,8 +34,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command named by the first argument; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m chatglm", description="ChatGLM-6B: the commands of the suite.")
-    rows = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser = Parser(prog="python -m chatglm", description="ChatGLM-6B: the commands of the suite.")
+    rows = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser)
     for name, command in COMMANDS.items():
         rows.add_parser(name, help=command.help, add_help=False)
     # Only the name is parsed here: what follows belongs to the command, `--help` included.
@@ -48,5 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def run() -> NoReturn:
+    """The `chatglm` command."""
+    run_program(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -1,4 +1,4 @@
-"""The folder of this program's small files on this machine, which belongs to its user alone."""
+"""The folders of this program's small files on this machine, which belong to its user alone."""
 
 from __future__ import annotations
 
@@ -10,14 +10,23 @@ OWNER_ONLY = 0o700
 
 
 def cache_folder() -> Path:
-    """The folder of this program's small files: $CHATGLM_CACHE, or the system's place for caches."""
+    """The folder of files that can be made again: $CHATGLM_CACHE, or the system's place for caches."""
+    return _own_folder("XDG_CACHE_HOME", ".cache", "Caches")
+
+
+def state_folder() -> Path:
+    """The folder of what a program remembers: $CHATGLM_CACHE, or the system's place for such files."""
+    return _own_folder("XDG_STATE_HOME", ".local/state", "Application Support")
+
+
+def _own_folder(variable: str, otherwise: str, on_mac: str) -> Path:
     if chosen := os.environ.get("CHATGLM_CACHE"):
         return Path(chosen)
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "chatglm"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "chatglm"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chatglm"
+        return Path.home() / "Library" / on_mac / "chatglm"
+    return Path(os.environ.get(variable) or Path.home() / otherwise) / "chatglm"
 
 
 def make_private_folder(folder: Path) -> Path:

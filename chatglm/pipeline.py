@@ -14,6 +14,7 @@ from chatglm.errors import ChatGLMError, InvalidRequestError
 from chatglm.generation.config import GenerationConfig, chat_defaults
 from chatglm.generation.deltas import Delta, fold
 from chatglm.loading import LoadedModel, load
+from chatglm.loading.memory_estimate import precision_name
 from chatglm.messages import History, Message, check_history, to_messages
 
 
@@ -43,6 +44,12 @@ class Pipeline:
     def context_limit(self) -> int:
         """Tokens that prompt and answer may have together."""
         return int(self._open_model().spec.context_limit)
+
+    @property
+    def precision(self) -> str:
+        """What the model computes with, and where: "int4 on cpu (activations fp32)"."""
+        network = self._open_model()
+        return precision_name(network.config, network.config.dtype, network.device)
 
     @property
     def engine(self) -> Engine:

@@ -33,6 +33,7 @@ PROGRAM = (
     "chatglm:ChatGLMForConditionalGeneration",
     "chatglm:load_pipeline",
     "transformers:Seq2SeqTrainer",
+    "prompt_toolkit:PromptSession",
     "fastapi",
     "uvicorn",
     "sse_starlette",

@@ -43,7 +43,7 @@ def write_update(folder: Path, update: dict[str, tuple[Tensor, Tensor]], scale: 
         tensors |= {f"{start}{name}.lora_A.weight": down, f"{start}{name}.lora_B.weight": up}
     save_file(tensors, folder / "adapter_model.safetensors")
     rank = next(iter(update.values()))[0].shape[0]
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank * scale}
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank * scale, "target_modules": sorted(update)}
     (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 

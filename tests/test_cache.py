@@ -4,33 +4,45 @@ from __future__ import annotations
 
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from chatglm.cache import cache_folder, is_private, make_private_folder
+from chatglm.cache import cache_folder, is_private, make_private_folder, state_folder
 
 
 def test_the_chosen_folder_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHATGLM_CACHE", str(tmp_path / "mine"))
-    assert cache_folder() == tmp_path / "mine"
+    assert cache_folder() == state_folder() == tmp_path / "mine"
 
 
 @pytest.mark.parametrize(
-    ("platform", "variable", "end"),
+    ("folder", "platform", "variable", "end"),
     [
-        ("linux", "XDG_CACHE_HOME", "chatglm"),
-        ("win32", "LOCALAPPDATA", "chatglm"),
-        ("darwin", "HOME", "Library/Caches/chatglm"),
+        (cache_folder, "linux", "XDG_CACHE_HOME", "chatglm"),
+        (cache_folder, "linux", "HOME", ".cache/chatglm"),
+        (cache_folder, "win32", "LOCALAPPDATA", "chatglm"),
+        (cache_folder, "darwin", "HOME", "Library/Caches/chatglm"),
+        (state_folder, "linux", "XDG_STATE_HOME", "chatglm"),
+        (state_folder, "linux", "HOME", ".local/state/chatglm"),
+        (state_folder, "win32", "LOCALAPPDATA", "chatglm"),
+        (state_folder, "darwin", "HOME", "Library/Application Support/chatglm"),
     ],
 )
 def test_else_the_place_of_the_system(
-    platform: str, variable: str, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Callable[[], Path],
+    platform: str,
+    variable: str,
+    end: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv("CHATGLM_CACHE", raising=False)
+    for other in ("CHATGLM_CACHE", "XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(variable, str(tmp_path))
     monkeypatch.setattr(sys, "platform", platform)
-    assert cache_folder() == tmp_path / end
+    assert folder() == tmp_path / end
 
 
 def test_a_made_folder_is_its_owners_alone(tmp_path: Path) -> None:

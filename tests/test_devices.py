@@ -19,7 +19,14 @@ from chatglm.devices import (
     dtype_warning,
 )
 from chatglm.errors import DeviceError
-from chatglm.loading.memory_estimate import cache_bytes, count_parameters, memory_message, memory_needed, type_for
+from chatglm.loading.memory_estimate import (
+    cache_bytes,
+    count_parameters,
+    memory_message,
+    memory_needed,
+    precision_name,
+    type_for,
+)
 from chatglm.models import FAMILIES
 from chatglm.sizes import format_bytes
 from tests import forking
@@ -90,7 +97,9 @@ def test_planning_for_mps_never_touches_cuda(monkeypatch: pytest.MonkeyPatch) ->
         assert (device, dtype) == (MPS, torch.float16)
         assert not dtype_warning(dtype, device)
         need = memory_needed(parameters, network.config, network.spec, dtype, device)
-        assert "fp16 on mps needs" in memory_message(need, 2048, dtype, device, available_memory(device))
+        precision = precision_name(network.config, dtype, device)
+        assert precision == ("int4 on mps (activations fp16)" if bits else "fp16 on mps")
+        assert f"{precision}: needs " in memory_message(need, precision, available_memory(device))
 
 
 @pytest.mark.usefixtures("no_gpu")

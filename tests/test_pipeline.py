@@ -53,6 +53,23 @@ def test_generate_continues_text_without_rounds(pipe: Pipeline) -> None:
         pipe.generate(b"hello")  # type: ignore[arg-type]
 
 
+def test_half_a_surrogate_pair_is_answered_as_an_unknown_character(pipe: Pipeline, folder: Path) -> None:
+    wrapped = load(folder)
+    how = {"max_new_tokens": 9, "temperature": 0}
+
+    def answers(half: str) -> list[str]:
+        query, past, more = f"a{half}", [(half, f"b{half}")], {"system": half, "stop": half, **how}
+        *_, streamed = wrapped.model.stream_chat(wrapped.tokenizer, query, past, **more)
+        return [
+            pipe.chat(query, past, answer_start=f"c{half}", **more)[0],
+            pipe.generate(query, **how),
+            wrapped.model.chat(wrapped.tokenizer, query, past, **more)[0],
+            streamed[0],
+        ]
+
+    assert answers("\ud83d") == answers("\ufffd")
+
+
 def test_system_prompt_changes_the_prompt(pipe: Pipeline) -> None:
     plain = list(pipe.stream("hello", max_new_tokens=1))[-1].prompt_tokens
     assert list(pipe.stream("hello", system="the quick brown fox", max_new_tokens=1))[-1].prompt_tokens > plain

@@ -40,10 +40,14 @@ $$\\sigma = 4\\sqrt{\\frac{p(1-p)}{n}}, \\qquad p = \\frac{\\pi}{4}$$""",
 ]
 # Name, browser profile, questions.
 PICTURES: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
-    ("web-chinese", {"viewport": {"width": 1000, "height": 860}}, CHAT),
-    ("web-code", {"viewport": {"width": 1000, "height": 860}}, ()),
-    ("web-dark", {"viewport": {"width": 1000, "height": 860}, "color_scheme": "dark"}, CHAT),
-    ("web-phone", {"viewport": {"width": 375, "height": 740}, "locale": "en-US"}, ("hello", "who are you")),
+    ("web-chinese", {"viewport": {"width": 1280, "height": 800}}, CHAT),
+    ("web-code", {"viewport": {"width": 1280, "height": 800}}, ()),
+    ("web-dark", {"viewport": {"width": 1280, "height": 800}, "color_scheme": "dark"}, CHAT),
+    (
+        "web-phone",
+        {"viewport": {"width": 375, "height": 740}, "locale": "en-US", "is_mobile": True, "has_touch": True},
+        ("hello", "who are you"),
+    ),
 )
 
 
@@ -63,28 +67,20 @@ def take(browser: Any, address: str, name: str, options: dict[str, Any], questio
     """One picture; of a conversation from a file where nothing is asked."""
     with Profile(browser, **options) as profile:
         page = profile.open(address)
-        page.locator("#chat .example").first.wait_for()
+        page.locator("#question").wait_for()
         for number, question in enumerate(questions, start=1):
-            page.locator("#box textarea").fill(question)
-            page.locator("#box textarea").press("Enter")
-            page.locator("#chat .bot.message").nth(number - 1).wait_for()
-            page.locator("#box .submit-button").wait_for()
+            page.locator("#question").fill(question)
+            page.locator("#question").press("Enter")
+            page.locator("article.answer [data-action=retry]").nth(number - 1).wait_for()
         if not questions:
-            _open(page)
-        page.wait_for_timeout(1500)
+            content = json.dumps(OPENED, ensure_ascii=False).encode()
+            file = {"name": "估计圆周率.json", "mimeType": "application/json", "buffer": content}
+            page.locator("#file").set_input_files(file)
+            page.locator("article.answer").wait_for()
+            page.locator(".notice [data-action=close]").click()
+        page.locator("#send .send").wait_for()
         page.mouse.move(0, 0)
         page.screenshot(path=IMAGES / f"{name}.png")
-
-
-def _open(page: Any) -> None:
-    page.locator("#settings > button").click()
-    page.locator("#transcript > button").click()
-    with page.expect_file_chooser() as chooser:
-        page.locator("#import").click()
-    content = json.dumps(OPENED, ensure_ascii=False).encode()
-    chooser.value.set_files({"name": "opened.json", "mimeType": "application/json", "buffer": content})
-    page.locator("#chat .bot.message").wait_for()
-    page.locator("#settings > button").click()
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from chatglm.checkpoints.files import (
     list_tensors,
     read_config,
     read_json,
+    read_notes,
 )
 from chatglm.checkpoints.huge_pages import convert_into, new_tensor
 from chatglm.checkpoints.reading import WeightReader, iter_tensors
@@ -28,5 +29,6 @@ __all__ = [
     "new_tensor",
     "read_config",
     "read_json",
+    "read_notes",
     "total_bytes",
 ]

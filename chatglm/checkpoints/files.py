@@ -11,10 +11,10 @@ from types import ModuleType
 from typing import Any
 
 from chatglm.checkpoints import bin_format, safetensors_format
+from chatglm.checkpoints.folder import CONFIG_NAME, missing_config
 from chatglm.checkpoints.stored import StoredTensor
 from chatglm.errors import DamagedFileError, MismatchError, MissingFileError, PointerFileError
 
-CONFIG_NAME = "config.json"
 # In order of preference: a folder may hold the same weights in both formats, and safetensors needs no unpickling.
 SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")
 SHARD_NAME = re.compile(r"(?:pytorch_)?model-(\d+)-of-(\d+)\.(?:safetensors|bin)")
@@ -118,6 +118,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The content of the folder's config.json; raises as `read_json`."""
+    if not (folder / CONFIG_NAME).exists():
+        raise missing_config(folder)
     return read_json(folder / CONFIG_NAME)
 
 
@@ -126,6 +128,11 @@ def list_file(path: Path) -> dict[str, StoredTensor]:
     check_usable(path)
     reader: ModuleType = safetensors_format if path.suffix == ".safetensors" else bin_format
     return reader.list_tensors(path)
+
+
+def read_notes(path: Path) -> dict[str, str]:
+    """What the writer of a weight file noted in it; nothing in a .bin."""
+    return safetensors_format.read_notes(path) if path.suffix == ".safetensors" else {}
 
 
 def list_tensors(folder: Path) -> dict[str, StoredTensor]:

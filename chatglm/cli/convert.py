@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from chatglm.checkpoints.validate import ValidationReport
+from chatglm.cli.flags import Parser
 from chatglm.conversion.calibration import MIN_TOKENS as MIN_CALIBRATION_TOKENS
 from chatglm.conversion.calibration import Calibration
 from chatglm.conversion.evaluation import MIN_TOKENS as MIN_EVALUATION_TOKENS
@@ -41,7 +42,7 @@ NO_TEXT = "No --calibration FILE is given: the bundled small talk is used. Text 
 
 def convert(argv: Sequence[str] | None = None) -> int:
     """Write a folder as safetensors; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m chatglm convert", description="Write a model folder as safetensors (from .bin shards or not)."
     )
     _add_folders(parser)
@@ -80,9 +81,9 @@ def quantize(argv: Sequence[str] | None = None) -> int:
 
 
 def _quantize_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m chatglm quantize", description=QUANTIZE_TEXT, epilog=TEXT_NOTE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     _add_folders(parser)
     parser.add_argument("--bits", type=int, choices=BITS, help="per weight of the linear layers (default: 4)")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from chatglm.checkpoints.validate import ValidationReport
+from chatglm.cli.flags import Parser
 from chatglm.demo import CHECKPOINT, DEMO_NAME
 from chatglm.devices import DTYPE_NAMES, available_memory, choose_device, describe_devices
 from chatglm.loading import examine
-from chatglm.loading.memory_estimate import count_parameters, kept_tensors, memory_needed
+from chatglm.loading.memory_estimate import count_parameters, kept_tensors, memory_needed, precision_name
 from chatglm.sizes import format_bytes
 
 LIBRARIES = ("torch", "transformers", "sentencepiece", "safetensors", "accelerate", "numpy", "triton")
@@ -20,9 +20,7 @@ LIBRARIES = ("torch", "transformers", "sentencepiece", "safetensors", "accelerat
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the report; 0 when the folder can be loaded, 1 when it cannot."""
-    parser = argparse.ArgumentParser(
-        prog="python -m chatglm doctor", description="Say what is wrong with a model folder."
-    )
+    parser = Parser(prog="python -m chatglm doctor", description="Say what is wrong with a model folder.")
     parser.add_argument("folder", nargs="?", default=DEMO_NAME, help="model folder (default: the embedded demo model)")
     arguments = parser.parse_args(argv)
     folder = CHECKPOINT if arguments.folder == DEMO_NAME else Path(arguments.folder).expanduser()
@@ -48,10 +46,12 @@ def memory(report: ValidationReport) -> list[str]:
     network = report.family.empty_network(config)
     tensors = kept_tensors(network, report.tensors).values()
     lines = [f"{report.family.name}, {count_parameters(network, report.tensors):,} parameters"]
-    for dtype, name in DTYPE_NAMES.items():
+    for dtype in DTYPE_NAMES:
         need = memory_needed(tensors, config, spec, dtype)
         weights, cache = format_bytes(need.weights_bytes), format_bytes(need.cache_bytes)
-        lines.append(f"{name}: {weights} of weights, {cache} of cache for {spec.context_limit} tokens")
+        lines.append(
+            f"{precision_name(config, dtype)}: {weights} of weights, {cache} of cache for {spec.context_limit} tokens"
+        )
     device = choose_device("auto")
     free = available_memory(device)
     return [*lines, f"{device}: {format_bytes(free) if free is not None else 'an unknown amount of memory'} available"]

@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from chatglm.cli.settings import DEFAULT_HOST, DEFAULT_PORT
+from chatglm.cli.suggestions import did_you_mean, nearest
 from chatglm.demo import DEMO_NAME
 from chatglm.errors import InvalidRequestError
 from chatglm.generation.config import CHAT_DEFAULTS, GenerationConfig
@@ -52,7 +53,7 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
     def parse(text: str) -> str:
         if text not in choices:
-            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(choices)}")
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(choices)}{did_you_mean(text, choices)}")
         return text
 
     return parse
@@ -286,20 +287,76 @@ POLLING_FLAGS = (
 )
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose help keeps its lines (Chinese has no spaces to wrap at) and whose flags are never abbreviated."""
+TERMINAL_FLAGS = (
+    Flag(
+        "--history",
+        "",
+        "在本机保存输入过的内容，供下次用 ↑ 取回",
+        "keep what you typed on this machine, for the ↑ key of later chats",
+        parse=switch,
+        default=True,
+        shown_default="on",
+    ),
+    Flag(
+        "--plain",
+        "",
+        "不排版也不着色，原样显示回答",
+        "show answers as they are, without Markdown and colour",
+        parse=switch,
+        default=False,
+        shown_default="off; on with $NO_COLOR",
+    ),
+    Flag(
+        "--verbose",
+        "",
+        "每次回答后显示 token 数、速度和结束原因",
+        "show tokens, speed and finish reason after each answer",
+        parse=switch,
+        default=False,
+        shown_default="off",
+    ),
+)
+ALL_FLAGS = (*MODEL_FLAGS, *ANSWER_FLAGS, *SERVER_FLAGS, *POLLING_FLAGS, *TERMINAL_FLAGS)
+OTHER_VARIABLES = ("CHATGLM_CACHE", "CHATGLM_KERNEL")
 
-    def __init__(self, *, prog: str, description: str, epilog: str) -> None:
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose help keeps its lines (Chinese has no spaces to wrap at), whose flags are never abbreviated, and
+    which asks whether a similar name was meant.
+    """
+
+    def __init__(
+        self,
+        *,
+        prog: str,
+        description: str,
+        epilog: str | None = None,
+        formatter: type[argparse.HelpFormatter] = argparse.RawTextHelpFormatter,
+    ) -> None:
         super().__init__(
-            prog=prog, description=description, epilog=epilog,
-            allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter,
-        )  # fmt: skip
+            prog=prog, description=description, epilog=epilog, allow_abbrev=False, formatter_class=formatter
+        )
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        arguments, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flag = next((word.partition("=")[0] for word in unknown if word.startswith("-")), "")
+            hint = did_you_mean(flag, self._option_string_actions) if flag else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return arguments
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            hint = did_you_mean(str(value), map(str, action.choices or ()))
+            raise argparse.ArgumentError(action, f"{error.message}{hint}") from None
 
 
 def add_flags(
     parser: argparse.ArgumentParser, title: str, flags: Iterable[Flag], environment: Mapping[str, str] = os.environ
-) -> None:
-    """Add a group of flags, with values of the environment as defaults."""
+) -> argparse._ArgumentGroup:
+    """Add a group of flags, with values of the environment as defaults; returns it."""
     group = parser.add_argument_group(title)
     for flag in flags:
         value = environment.get(flag.variable)
@@ -313,6 +370,7 @@ def add_flags(
         else:
             group.add_argument(flag.name, action=argparse.BooleanOptionalAction, help=words)
             parser.set_defaults(**{flag.key: default})  # here, or some versions would write it into the help again
+    return group
 
 
 def _parse_variable(parser: argparse.ArgumentParser, flag: Flag, value: str) -> Any:
@@ -322,6 +380,18 @@ def _parse_variable(parser: argparse.ArgumentParser, flag: Flag, value: str) -> 
     except (ValueError, argparse.ArgumentTypeError) as error:
         problem = str(error) if flag.is_secret else f"{value!r} is no value for {flag.name}"
         parser.error(f"environment variable {flag.variable}: {problem}")
+
+
+def misspelt_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """A message for each CHATGLM_ variable that has no effect but is much like one that has."""
+    known = {*OTHER_VARIABLES, *(flag.variable for flag in ALL_FLAGS)}
+    names = [name for name in environment if name.startswith("CHATGLM_") and name not in known]
+    pairs = [(name, nearest(name, known, cutoff=0.9)) for name in names]
+    return [
+        f"环境变量 {name} 不起作用，是不是 {meant}？The variable has no effect; did you mean {meant}?"
+        for name, meant in pairs
+        if meant
+    ]
 
 
 def model_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from chatglm.cli.console import report
+from chatglm.cli.console import StatusLine, report
 from chatglm.cli.flags import model_options
 from chatglm.cli.settings import Settings
 from chatglm.cli.signals import exit_on_interrupt, exit_on_sigterm
@@ -29,12 +29,19 @@ def load_from_flags(arguments: argparse.Namespace, *, is_server: bool = False) -
         # OpenMP's threads would spin while they wait for one that has lost its processor to a thread of the server,
         # and answers that take a second could then take minutes. Read by the library when torch is imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if sys.stderr.isatty():
-        report(LOADING)
-    from chatglm.pipeline import load_pipeline  # imports torch: seconds, so not before the flags are checked
+    status = StatusLine(LOADING)
 
-    with ProgressBar(sys.stderr) as bar:
-        return load_pipeline(**model_options(arguments), progress=bar, report=report)
+    def tell(message: str) -> None:
+        status.clear()
+        report(message)
+
+    try:
+        from chatglm.pipeline import load_pipeline  # imports torch: seconds, so not before the flags are checked
+
+        with ProgressBar(sys.stderr) as bar:
+            return load_pipeline(**model_options(arguments), progress=bar, report=tell)
+    finally:
+        status.clear()
 
 
 def load_for_server(arguments: argparse.Namespace, settings: Settings) -> Pipeline:

@@ -28,13 +28,14 @@ def on_interrupt(action: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def exit_on_interrupt(message: str) -> Iterator[None]:
-    """Inside the block Ctrl+C prints `message` and ends the process at once.
+def exit_on_interrupt(message: str, clean_up: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Inside the block Ctrl+C prints `message` and ends the process at once, after `clean_up`.
 
     It raises no exception: imports would swallow or reword one, and a download would first wait for its threads.
     """
 
     def leave() -> None:
+        clean_up()
         # Past Python's buffers: the interrupted code may be in the middle of writing to them.
         os.write(2, f"\n{message}\n".encode(sys.stderr.encoding or "utf-8", "replace"))
         os._exit(INTERRUPTED)

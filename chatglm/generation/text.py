@@ -29,6 +29,11 @@ SPACE_RULES = (
 )
 
 
+def whole_characters(text: str) -> str:
+    """`text` with surrogate pairs joined; half of one, as when JavaScript cuts an emoji in two, becomes U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def clean_up(text: str) -> str:
     """Upstream's `process_response`: strip, the year for `[[训练时间]]`, wide `,!:;?` beside a Chinese character."""
     text = text.strip().replace(*TRAINING_TIME)

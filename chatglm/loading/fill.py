@@ -59,6 +59,8 @@ def fill_network(
     in_network = network.state_dict().keys() - prefix.keys()
     wanted = {name: tensor for name, tensor in stored.items() if name in in_network and not is_left_out(name)}
     num_read, num_all = 0, total_bytes(wanted.values())
+    progress = progress or (lambda done, total: None)
+    progress(0, num_all)
     with WeightReader(wanted, is_mapped=is_mapped) as reader:
         places = _Places(network, dtype, placement.device_of if placement is not None else lambda name: device, shards)
         copies = head_copies(network, wanted, reader)
@@ -67,8 +69,7 @@ def fill_network(
                 places.put(name, tensor, reader)
             reader.forget(name)
             num_read += tensor.size_bytes
-            if progress is not None:
-                progress(num_read, num_all)
+            progress(num_read, num_all)
     for name, value in prefix.items():
         places.put_value(name, value)
     places.finish(is_left_out)

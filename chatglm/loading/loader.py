@@ -17,6 +17,7 @@ from chatglm.devices import choose_device
 from chatglm.errors import DamagedFileError, InvalidRequestError
 from chatglm.generation.config import stored_settings
 from chatglm.kernels.packing import check_bits
+from chatglm.loading.base_model import base_warning
 from chatglm.loading.fill import NOT_SHARDED, fill_network, mapping_message
 from chatglm.loading.lora_checkpoint import StoredLora, attach_lora, check_lora_fits, find_lora
 from chatglm.loading.memory_estimate import (
@@ -33,8 +34,6 @@ from chatglm.loading.offload import stream_blocks
 from chatglm.loading.placement import DeviceMap, Placement, apply_placement, check_num_gpus, plan_placement
 from chatglm.loading.prefix_checkpoint import (
     StoredPrefix,
-    base_fingerprint,
-    base_warning,
     check_prefix_fits,
     find_prefix,
 )
@@ -160,7 +159,7 @@ def load(
     if is_spread:
         placement = plan_placement(network, chosen_dtype, num_gpus, device_map)
     else:
-        check_memory(folder, need, network.spec.context_limit, chosen_dtype, chosen_device, report)
+        check_memory(folder, need, network.config, chosen_dtype, chosen_device, report)
     is_demo = folder.resolve() == CHECKPOINT.resolve()
     _report_all(report, plan.message, "" if is_demo else licence_notice())
     with memory_errors(folder, chosen_device):
@@ -179,7 +178,8 @@ def load(
         close = _finish(network, adapters, plan, placement, examined, chosen_dtype)
     _report_all(
         report,
-        base_warning(adapters.prefix, base_fingerprint(network)) if adapters.prefix is not None else "",
+        base_warning("P-Tuning prefix", adapters.prefix.files.paths[0], network) if adapters.prefix else "",
+        base_warning("LoRA update", adapters.lora.path, network) if adapters.lora else "",
         mapping_message(folder, filled) if mmap else "",
     )
     network.stored_defaults = settings

@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chatglm.checkpoints import StoredTensor, WeightFiles, iter_tensors, list_file, read_json
-from chatglm.errors import MismatchError, ModelNotFoundError, UnsupportedModelError
+from chatglm.checkpoints import StoredTensor, WeightFiles, iter_tensors, list_file
+from chatglm.checkpoints.folder import folder_error
+from chatglm.errors import DamagedFileError, MismatchError, UnsupportedModelError
+from chatglm.loading.lora_config import CONFIG_NAME, COPY_AGAIN, MERGE, LoraConfig
 from chatglm.nn.lora import LowRankLinear, updated
 
-CONFIG_NAME = "adapter_config.json"
+CHECK_THE_FLAG = "请检查 --lora-checkpoint。Check --lora-checkpoint."
 WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
-NAME = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<part>[AB])(?:\.default)?\.weight")
-# Kinds of updates that are more than a product of two matrices.
-UNSUPPORTED = ("use_dora", "modules_to_save", "fan_in_fan_out", "layer_replication", "trainable_token_indices")
+NAME = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<part>[AB])\.weight")
+ONE_FOLDER = "Take both files from one folder that peft wrote."
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class StoredLora:
     """An adapter on disk: (layer, "A" or "B") -> tensor name, what the file holds, and layer -> factor of its B A."""
 
     path: Path
+    config: LoraConfig
     tensors: Mapping[tuple[str, str], str]
     listed: Mapping[str, StoredTensor]
     scales: Mapping[str, float]
@@ -49,35 +51,86 @@ def find_lora(path: str | Path) -> StoredLora:
     """The adapter in the folder `path`.
 
     Raises ModelNotFoundError, MissingFileError, PointerFileError or DamagedFileError for folder and files,
-    MismatchError for no adapter or half of one, UnsupportedModelError for one of another kind.
+    MismatchError for no adapter or half of one, UnsupportedModelError for one that is more than plain LoRA.
     """
     folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise ModelNotFoundError(f"There is no LoRA folder {folder}.", "Check --lora-checkpoint.")
+    if (error := folder_error(folder, CHECK_THE_FLAG)) is not None:
+        raise error
     file = next((folder / name for name in WEIGHT_NAMES if (folder / name).exists()), None)
     if file is None or not (folder / CONFIG_NAME).exists():
+        inner = sorted(folder.glob(f"*/{CONFIG_NAME}"), key=lambda path: path.stat().st_mtime)
         raise MismatchError(
             f"{folder} holds no LoRA update ({CONFIG_NAME} with {WEIGHT_NAMES[0]}).",
-            "Give a folder that LoRA training wrote; a whole model goes to --model.",
+            f"Did you mean {inner[-1].parent}?"
+            if inner
+            else "Give a folder that LoRA training wrote; a whole model goes to --model.",
         )
-    config, listed = read_json(folder / CONFIG_NAME), list_file(file)
-    _check_kind(folder, config)
-    tensors: dict[tuple[str, str], str] = {}
-    for name in listed:
-        match = NAME.fullmatch(name)
-        if match is None:
-            raise UnsupportedModelError(f"{file} holds {name}, which is no part of a plain LoRA update.")
-        tensors[match["layer"], match["part"]] = name
+    config, listed = LoraConfig.read(folder), list_file(file)
+    _check_saved_whole(file, listed)
+    tensors = _parts(file, listed)
     layers = sorted({layer for layer, _ in tensors})
     halved = next((layer for layer in layers for part in "AB" if (layer, part) not in tensors), None)
-    if halved is not None or not layers:
-        raise MismatchError(f"{file} holds only half of the update of {halved}.", "Copy the folder again.")
-    return StoredLora(file, tensors, listed, {layer: _scale(layer, config, folder) for layer in layers})
+    if halved is not None:
+        raise MismatchError(f"{file} holds only half of the update of {halved}.", COPY_AGAIN)
+    settings = config.ranks_and_scales(layers)
+    for layer, (rank, _) in settings.items():
+        stored = listed[tensors[layer, "A"]].shape[0]
+        if stored != rank:
+            raise MismatchError(
+                f"{config.path} says rank {rank} for {layer}, but {file.name} holds rank {stored}.", ONE_FOLDER
+            )
+    return StoredLora(file, config, tensors, listed, {layer: scale for layer, (_, scale) in settings.items()})
+
+
+def _check_saved_whole(file: Path, listed: Mapping[str, StoredTensor]) -> None:
+    if not listed:
+        raise DamagedFileError(
+            f"{file} holds no tensors: the update was not saved.",
+            "Take an earlier checkpoint of that training, or train again without replacing `model.state_dict` in the "
+            "script: since peft 0.3 that leaves such files of 443 bytes.",
+        )
+    flat = [
+        name for name, tensor in listed.items() if ".lora_" in name and (len(tensor.shape) < 2 or 0 in tensor.shape)
+    ]
+    if flat:
+        raise DamagedFileError(
+            f"{file} holds only parts of the update: {len(flat)} of {len(listed)} tensors are empty or flat "
+            f"({flat[0]} {list(listed[flat[0]].shape)}), as DeepSpeed ZeRO-3 and FSDP leave them in one process.",
+            "Collect them with the zero_to_fp32.py of the checkpoint, or train again and gather them before saving "
+            "(DeepSpeed: stage3_gather_16bit_weights_on_model_save).",
+        )
+
+
+def _parts(file: Path, listed: Mapping[str, StoredTensor]) -> dict[tuple[str, str], str]:
+    """(layer, "A" or "B") -> tensor name; raises UnsupportedModelError for other tensors."""
+    tensors: dict[tuple[str, str], str] = {}
+    for name, stored in listed.items():
+        match = NAME.fullmatch(name)
+        if match is None and ".default." in name:
+            raise UnsupportedModelError(
+                f"{file} holds {name}, a name that only a model in memory has; peft itself would leave it out.",
+                "Save the adapter with save_pretrained(), or take `.default` out of the names.",
+            )
+        if match is None or not stored.dtype.is_floating_point or len(stored.shape) != 2:
+            raise UnsupportedModelError(f"{file} holds {name}, which is no part of a plain LoRA update.", MERGE)
+        tensors[match["layer"], match["part"]] = name
+    return tensors
 
 
 def check_lora_fits(network: Any, lora: StoredLora) -> None:
-    """Raise MismatchError unless a network, which may be without memory, has a layer of the right size for each."""
+    """Raise MismatchError unless a network, which may be without memory, has a layer of the right size for each, and
+    these are the layers that the config names: what else it names peft would begin anew, what it does not, leave out.
+    """
     modules = dict(network.named_modules())
+    linears = [name for name, module in modules.items() if hasattr(module, "in_features") and name != network.spec.head]
+    targets = lora.config.targets([name for name in modules if name], linears)
+    differing = sorted(modules.keys() & (targets ^ lora.scales.keys())) if targets is not None else []
+    if differing:
+        has, lacks = (lora.config.path, lora.path) if differing[0] in (targets or ()) else (lora.path, lora.config.path)
+        raise MismatchError(
+            f"{has} has an update for {differing[0]}, but {lacks.name} has none ({len(differing)} such layers).",
+            ONE_FOLDER,
+        )
     for layer in lora.scales:
         linear = modules.get(layer)
         have = (getattr(linear, "out_features", None), getattr(linear, "in_features", None))
@@ -123,29 +176,3 @@ def _scaled(lora: StoredLora) -> Iterator[tuple[str, Tensor, Tensor]]:
     values = lora.read()
     for layer, scale in lora.scales.items():
         yield layer, values[layer, "A"].float(), values[layer, "B"].float() * scale
-
-
-def _check_kind(folder: Path, config: dict[str, Any]) -> None:
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise UnsupportedModelError(f"{folder / CONFIG_NAME} describes {kind!r}, not LORA.")
-    for name in UNSUPPORTED:
-        if config.get(name):
-            raise UnsupportedModelError(f"{folder} was trained with {name}, which cannot be loaded here.")
-
-
-def _scale(layer: str, config: dict[str, Any], folder: Path) -> float:
-    try:
-        rank = _of_pattern(config.get("rank_pattern"), layer, config["r"])
-        alpha = _of_pattern(config.get("alpha_pattern"), layer, config["lora_alpha"])
-        return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else float(rank))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        raise MismatchError(
-            f"{folder / CONFIG_NAME} does not say r and lora_alpha.", "Copy the folder again."
-        ) from None
-
-
-def _of_pattern(pattern: dict[str, Any] | None, layer: str, usual: Any) -> Any:
-    """What peft's rank_pattern or alpha_pattern says of a layer: the first key that ends its name."""
-    matching = (value for key, value in (pattern or {}).items() if layer == key or layer.endswith(f".{key}"))
-    return next(matching, usual)

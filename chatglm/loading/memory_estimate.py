@@ -90,19 +90,27 @@ def type_for(name: str | torch.dtype, device: torch.device, tensors: Iterable[to
     return choose_dtype(name, device, 4 * sum(t.numel() for t in tensors if t.dtype == torch.float32))
 
 
+def precision_name(config: Any, dtype: torch.dtype, device: torch.device | None = None) -> str:
+    """What a network computes with, and where: "bf16 on cpu", "int4 on cuda:0 (activations fp16)"."""
+    place = f" on {device}" if device is not None else ""
+    if not config.quantization_bit:
+        return f"{DTYPE_NAMES[dtype]}{place}"
+    return f"int{config.quantization_bit}{place} (activations {DTYPE_NAMES[dtype]})"
+
+
 def check_memory(
     folder: Path,
     need: MemoryEstimate,
-    context: int,
+    config: Any,
     dtype: torch.dtype,
     device: torch.device,
     report: Callable[[str], object],
 ) -> None:
     """Report what the model needs and what is free; raise OutOfMemoryError if the weights alone exceed it."""
     free = available_memory(device)
-    message = memory_message(need, context, dtype, device, free)
+    message = memory_message(need, precision_name(config, dtype, device), free)
     if free is not None and need.weights_bytes > free:
-        raise OutOfMemoryError(f"{folder} does not fit: {message}", _smaller(dtype, device))
+        raise OutOfMemoryError(f"{folder} does not fit: {message}", _smaller(config, dtype, device))
     report(message)
     if free is not None and need.total_bytes > free:
         report("Long conversations may not fit; give a smaller --max-length.")
@@ -110,24 +118,22 @@ def check_memory(
         report(warning)
 
 
-def memory_message(
-    need: MemoryEstimate, context: int, dtype: torch.dtype, device: torch.device, free: int | None
-) -> str:
-    """What is needed and what is free, in one sentence."""
-    have = f"{format_bytes(free)} are free" if free is not None else "how much is free is unknown"
-    return (
-        f"{DTYPE_NAMES[dtype]} on {device} needs {format_bytes(need.weights_bytes)} for the weights and up to "
-        f"{format_bytes(need.cache_bytes)} for a conversation of {context} tokens; {have}."
-    )
+def memory_message(need: MemoryEstimate, precision: str, free: int | None) -> str:
+    """What runs, what it needs (the cache of a conversation that fills the context included) and what is free."""
+    have = f"{format_bytes(free)} free" if free is not None else "free memory unknown"
+    weights, cache = format_bytes(need.weights_bytes), format_bytes(need.cache_bytes)
+    return f"{precision}: needs {weights}, full cache {cache}; {have}."
 
 
-def _smaller(dtype: torch.dtype, device: torch.device) -> str:
+def _smaller(config: Any, dtype: torch.dtype, device: torch.device) -> str:
+    remedies = []
+    if not config.quantization_bit:
+        half = "bf16" if device.type == "cpu" else "fp16"
+        remedies += [f"--dtype {half} halves the memory."] * (dtype == torch.float32)
+        remedies.append("--quantize 4 takes less than a third of 16 bits.")
     if device.type == "cpu":
-        half = "--dtype bf16 halves the memory; " if dtype == torch.float32 else ""
-        return f"{half}--max-memory runs within less, slowly. Close other programs, or use a larger machine."
-    if dtype == torch.float32:
-        return "--dtype fp16 halves the memory."
-    return "Close other programs, or use a machine (or --device) with more memory."
+        remedies.append("--max-memory runs within less, slowly.")
+    return " ".join([*remedies, "Close other programs, or use a machine or --device with more memory."])
 
 
 @contextmanager

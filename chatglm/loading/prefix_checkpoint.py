@@ -5,32 +5,31 @@ embedding.weight [P, 2LW]; with projection [P, W], trans.0.weight [W, W], trans.
 
 from __future__ import annotations
 
-import hashlib
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from chatglm.checkpoints import StoredTensor, WeightFiles, find_weight_files, iter_tensors, list_file
-from chatglm.errors import MismatchError, ModelNotFoundError
+from chatglm.checkpoints.folder import folder_error
+from chatglm.errors import MismatchError
 from chatglm.model_spec import ModelSpec
 
 PREFIX_MARK = "prefix_encoder."
+CHECK_THE_FLAG = "请检查 --ptuning-checkpoint。Check --ptuning-checkpoint."
 
 
 @dataclass(frozen=True)
 class StoredPrefix:
-    """A prefix on disk: name inside the prefix encoder -> tensor, and what training noted (nothing in older files)."""
+    """A prefix on disk: name inside the prefix encoder -> tensor, and the files."""
 
     files: WeightFiles
     tensors: Mapping[str, StoredTensor]
     pre_seq_len: int
     has_projection: bool
-    notes: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, spec: ModelSpec) -> dict[str, Tensor]:
         """Name in a network of `spec` -> value, as stored."""
@@ -44,8 +43,8 @@ def find_prefix(path: str | Path) -> StoredPrefix:
     Raises ModelNotFoundError, MissingFileError, PointerFileError or DamagedFileError, or MismatchError for no prefix.
     """
     path = Path(path).expanduser()
-    if not path.exists():
-        raise ModelNotFoundError(f"There is no P-Tuning folder {path}.", "Check --ptuning-checkpoint.")
+    if not os.path.isfile(path) and (error := folder_error(path, CHECK_THE_FLAG)) is not None:
+        raise error
     inner = sorted(path.glob("checkpoint-*"), key=lambda folder: folder.stat().st_mtime) if path.is_dir() else []
     if inner and not any(path.glob("*.bin")) and not any(path.glob("*.safetensors")):
         raise MismatchError(f"{path} holds no weights itself, but {inner[-1].name} in it may.", f"Give {inner[-1]}.")
@@ -59,7 +58,7 @@ def find_prefix(path: str | Path) -> StoredPrefix:
             "Give a folder that P-Tuning training wrote; a whole model goes to --model.",
         )
     has_projection = "trans.0.weight" in tensors
-    return StoredPrefix(files, tensors, embedding.shape[0], has_projection, _notes(files.paths[0]))
+    return StoredPrefix(files, tensors, embedding.shape[0], has_projection)
 
 
 def check_prefix_fits(prefix: StoredPrefix, spec: ModelSpec, config: Any) -> None:
@@ -82,41 +81,9 @@ def check_prefix_fits(prefix: StoredPrefix, spec: ModelSpec, config: Any) -> Non
             )
 
 
-def base_warning(prefix: StoredPrefix, fingerprint: str) -> str:
-    """A warning if the prefix was trained on another model than the one with this fingerprint, else ""."""
-    noted = prefix.notes.get("base_fingerprint", fingerprint)
-    if noted == fingerprint:
-        return ""
-    return (
-        f"The P-Tuning prefix in {prefix.files.paths[0]} was trained on another base model "
-        f"({prefix.notes.get('base', 'unnamed')}): it fits by its shape, but answers may be worse for it."
-    )
-
-
-def configure_prefix(config: Any, prefix: StoredPrefix) -> None:
-    """Make `config` that of a network with this prefix."""
-    config.pre_seq_len, config.prefix_projection = prefix.pre_seq_len, prefix.has_projection
-
-
-def _notes(path: Path) -> dict[str, str]:
-    if path.suffix != ".safetensors":
-        return {}
-    with safe_open(path, framework="pt") as file:
-        return dict(file.metadata() or {})
-
-
 def _leaf(name: str) -> str:
     return name.partition(PREFIX_MARK)[2]
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else str(list(shape))
-
-
-def base_fingerprint(network: Any) -> str:
-    """16 hex digits that int4, int8 and half copies of a model share: of its sizes and final norm (as bfloat16)."""
-    spec = network.spec
-    digest = hashlib.sha256(repr((spec.vocab_size, spec.hidden_size, spec.num_layers, spec.num_heads)).encode())
-    for tensor in network.get_submodule(spec.final_norm).parameters():
-        digest.update(tensor.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]

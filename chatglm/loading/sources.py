@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from chatglm.cache import cache_folder, make_private_folder
 from chatglm.checkpoints import find_weight_files
+from chatglm.checkpoints.folder import folder_error, similar_folder
 from chatglm.checkpoints.validate import ValidationReport, validate_folder
 from chatglm.demo import CHECKPOINT, DEMO_NAME
 from chatglm.errors import CheckpointError, ModelNotFoundError
@@ -37,14 +39,15 @@ def find_folder(model: str | Path | None) -> Path:
                 "Install the package again, or give a model with --model <chatglm-6b folder>.",
             )
         return CHECKPOINT
-    path = Path(str(model)).expanduser()
-    if path.exists():
+    try:
+        path = Path(str(model)).expanduser()
+    except RuntimeError:  # ~somebody, of whom no home folder is known
+        path = Path(str(model))
+    if (error := folder_error(path)) is None:
         return path
-    if isinstance(model, str) and HUB_ID.fullmatch(model):
+    if isinstance(model, str) and HUB_ID.fullmatch(model) and not os.path.lexists(path):
         return _from_hub(model)
-    raise ModelNotFoundError(
-        f"There is no folder {path}.", 'Give the folder of a model, a hub id such as zai-org/chatglm-6b, or "demo".'
-    )
+    raise error
 
 
 def _from_hub(model_id: str) -> Path:
@@ -61,17 +64,24 @@ def _from_hub(model_id: str) -> Path:
         return Path(snapshot_download(model_id, allow_patterns=list(HUB_FILES)))
     except RepositoryNotFoundError:
         raise ModelNotFoundError(
+            f"本机没有文件夹 {model_id}，hub 上也没有可读取的同名模型。"
             f"There is no folder {model_id} here, and no model {model_id} on the hub that you may read.",
-            "Check the name; log in with `hf auth login` if the model is private.",
+            f"{_meant(model_id)}请检查名称，私有模型需先登录。Check the name; `hf auth login` if it is private.",
         ) from None
     except Exception as error:  # network errors of whatever library huggingface_hub uses today
         partly = f"only a part of it is on this disk ({cached})" if cached else "it is not on this disk"
         raise ModelNotFoundError(
+            f"本机没有文件夹 {model_id}，也无法从 hub 下载。"
             f"There is no folder {model_id} here, and the hub model {model_id} cannot be fetched "
             f"({type(error).__name__}); {partly}.",
-            f"Download it where there is a network (`hf download {model_id} --local-dir {model_id.split('/')[1]}`), "
-            "copy the folder here and give its path as --model.",
+            f"{_meant(model_id)}请在有网络的机器上下载后复制过来。Download it where there is a network "
+            f"(`hf download {model_id} --local-dir {model_id.split('/')[1]}`), copy the folder here and give its path.",
         ) from None
+
+
+def _meant(model_id: str) -> str:
+    similar = similar_folder(Path(model_id))
+    return f"是不是文件夹 {similar}？Did you mean the folder {similar}? " if similar is not None else ""
 
 
 def _has_all_files(folder: Path) -> bool:

@@ -46,7 +46,7 @@ def answer(network: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], how: 
     answers: list[str] = [""] * len(prompts)
     # Long prompts first: rows of a batch have similar lengths, and a lack of memory shows at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    with ProgressBar(sys.stderr, title="Answering", unit="answers") as bar:
+    with ProgressBar(sys.stderr, title="回答 Answering", unit=" answers") as bar:
         for start in range(0, len(order), how.batch_size):
             batch = order[start : start + how.batch_size]
             texts = _answer_batch(network, tokenizer, [prompts[i] for i in batch], how)

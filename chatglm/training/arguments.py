@@ -175,8 +175,8 @@ def _flags_of(path: Path) -> list[str]:
     if not path.is_file():
         raise MissingFileError(f"There is no file {path}.", "Give a JSON file of arguments, or flags.")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"{path} is not JSON: {error}.") from None
     if not isinstance(values, dict):
         raise InvalidRequestError(f"{path} does not hold an object of arguments.")

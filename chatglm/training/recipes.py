@@ -21,7 +21,8 @@ from torch import Tensor
 
 from chatglm.atomic import atomic_path, write_text
 from chatglm.errors import InvalidRequestError, MismatchError, MissingFileError, TrainingError
-from chatglm.loading.prefix_checkpoint import base_fingerprint, check_prefix_fits, find_prefix
+from chatglm.loading.base_model import base_fingerprint
+from chatglm.loading.prefix_checkpoint import check_prefix_fits, find_prefix
 from chatglm.nn.prefix_encoder import PrefixEncoder
 from chatglm.training.arguments import ModelArguments
 

@@ -6,14 +6,17 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from chatglm.checkpoints import check_usable
 from chatglm.errors import InvalidRequestError, MissingFileError
+from chatglm.generation.text import whole_characters
 from chatglm.messages import History
 
+LONGEST_CELL = 2**31 - 1  # the standard library's limit, 131,072 characters, is of the whole process
 SUFFIXES = (".json", ".jsonl", ".csv")
 
 
@@ -37,10 +40,13 @@ class Record:
 
 @dataclass(frozen=True)
 class Records:
-    """The rows with a prompt and a response, and how many were left out because one of the two is empty."""
+    """The rows with a prompt and a response, how many were left out because one of the two is empty, and the lines of
+    rows that hold half of a surrogate pair, which is U+FFFD in them now.
+    """
 
     rows: list[Record]
     num_empty: int
+    broken_lines: list[int] = field(default_factory=list)
 
 
 def read_records(path: str | Path, columns: Columns, limit: int | None = None) -> Records:
@@ -57,9 +63,13 @@ def read_records(path: str | Path, columns: Columns, limit: int | None = None) -
     """
     path = Path(path).expanduser()
     rows: list[Record] = []
-    num_empty = 0
+    num_empty, broken_lines = 0, []
     for line, row in _numbered_rows(path):
         record = _record(path, line, row, columns)
+        whole = _whole(record)
+        if whole != record:
+            record = whole
+            broken_lines.append(line)
         if record.prompt and record.response:
             rows.append(record)
         else:
@@ -69,7 +79,7 @@ def read_records(path: str | Path, columns: Columns, limit: int | None = None) -
     if not rows:
         empty = f"{num_empty} rows, all without prompt or response" if num_empty else "no rows"
         raise InvalidRequestError(f"{path} has {empty}.", "Give a file with at least one whole row.")
-    return Records(rows, num_empty)
+    return Records(rows, num_empty, broken_lines)
 
 
 def _numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -102,7 +112,8 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     while True:
         first_line = reader.line_num + 1
         try:
-            values = next(reader, None)
+            with _long_cells():
+                values = next(reader, None)
         except csv.Error as error:
             raise InvalidRequestError(
                 f"{path}, line {first_line}: {error}.", "Quote values that hold commas or quotes."
@@ -111,6 +122,11 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             return
         if names is None:
             names = [name.strip() for name in values]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise InvalidRequestError(
+                    f'{path}, line {first_line} names the column "{twice}" twice.', "Rename or remove one of them."
+                )
         elif values:
             if len(values) != len(names):
                 raise InvalidRequestError(
@@ -118,6 +134,15 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
                     "Quote values that hold commas.",
                 )
             yield first_line, dict(zip(names, values, strict=True))
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    limit = csv.field_size_limit(LONGEST_CELL)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _line_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -184,6 +209,11 @@ def _record(path: Path, line: int, row: dict[str, Any], columns: Columns) -> Rec
     response = _text_value(path, line, row, columns.response)
     history = _history(path, line, row, columns.history) if columns.history is not None else []
     return Record(prompt, response, history)
+
+
+def _whole(record: Record) -> Record:
+    history = [(whole_characters(asked), whole_characters(answered)) for asked, answered in record.history]
+    return Record(whole_characters(record.prompt), whole_characters(record.response), history)
 
 
 def _value(path: Path, line: int, row: dict[str, Any], column: str) -> Any:

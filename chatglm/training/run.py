@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from chatglm.atomic import write_text
+from chatglm.checkpoints import read_json
 from chatglm.conversion.writing import check_absent
 from chatglm.demo import CHECKPOINT, DEMO_NAME
-from chatglm.errors import ChatGLMError, InvalidRequestError, MissingFileError
+from chatglm.errors import ChatGLMError, CheckpointError, InvalidRequestError, MissingFileError
 from chatglm.loading import LoadedModel, find_folder, load
 from chatglm.training.answers import Answering, answer, write_predictions
 from chatglm.training.arguments import Arguments, parse_arguments
@@ -129,6 +130,11 @@ def _read(arguments: Arguments, report: Report) -> dict[str, Records]:
             read[name] = read_records(path, columns, limit)
             empty = f", {read[name].num_empty} empty ones left out" if read[name].num_empty else ""
             report(f"{path}: {len(read[name].rows)} rows{empty}.")
+            if lines := read[name].broken_lines:
+                report(
+                    f"{path}: {len(lines)} rows hold half of a character (\\ud800 to \\udfff), the first "
+                    f"in line {lines[0]}; U+FFFD is learned in its place."
+                )
     if data.forgetting_file:
         read["forgetting"] = read_records(data.forgetting_file, Columns("prompt", "prompt"))
     return read
@@ -322,5 +328,8 @@ def _num_steps(training: Any, num_rows: int) -> int:
 def _write_results(folder: Path, figures: dict[str, float], name: str = RESULTS_NAME) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
-    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        old = read_json(path)
+    except CheckpointError:  # none yet, or a damaged one, which is no reason to lose the new figures
+        old = {}
     write_text(path, json.dumps(old | figures, indent=4, ensure_ascii=False))

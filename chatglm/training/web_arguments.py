@@ -51,9 +51,9 @@ def page_flags(argv: Sequence[str]) -> list[str]:
 
 def _of_file(path: Path) -> list[str]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(values, dict):
             raise ValueError("it holds no object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         sys.exit(str(ChatGLMError(f"{path} cannot be read: {error}.", "Give a JSON file of arguments, or flags.")))
     return [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]

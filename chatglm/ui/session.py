@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class Pending:
     """The answer that is being generated to the question of `round`; without it the session would hold `before`.
 
-    `continued` is the reply of which this is the rest. `handle` is there once the request is accepted.
+    `continued` is the reply of which this is the rest. `handle` is there once the request is accepted, `error` once it
+    has failed.
     """
 
     round: Round
@@ -34,6 +35,7 @@ class Pending:
     continued: Reply | None = None
     reply: Reply = field(default_factory=Reply)
     handle: Handle | None = None
+    error: Exception | None = None
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -87,6 +89,13 @@ class ChatSession:
     def history(self) -> History:
         """The rounds that the model is told of, as (question, answer) pairs."""
         return usable_history(self.rounds)
+
+    @property
+    def round_so_far(self) -> Round | None:
+        """The round that the pending answer would make if it were stopped now; None if it would make none."""
+        with self._changed:
+            pending = self.pending
+            return None if pending is None else _settled(pending, replace(pending.reply, finish_reason="cancelled"))
 
     @property
     def messages(self) -> list[Message]:
@@ -234,6 +243,7 @@ class ChatSession:
                     self._changed.notify_all()
                 yield delta
         except Exception as error:
+            pending.error = error
             self._finish(pending, str(error) or repr(error))
             raise
         except BaseException:  # the reader has left, or Ctrl+C was pressed again
@@ -250,13 +260,11 @@ class ChatSession:
             self.pending = None
             reason = "error" if error else pending.reply.finish_reason or "cancelled"
             reply = self.last_reply = replace(pending.reply, finish_reason=reason, error=error)
-            if (round_ := _settled(pending, reply)) is None:
-                self.rounds = pending.before
-            else:
-                rounds = [*self.rounds, round_]
-                num_excess = max(0, len(rounds) - (self._max_rounds or len(rounds)))
-                self.rounds = rounds[num_excess:]
-                self.num_forgotten += num_excess
+            round_ = _settled(pending, reply)
+            rounds = pending.before if round_ is None else [*self.rounds, round_]
+            num_excess = max(0, len(rounds) - (self._max_rounds or len(rounds)))
+            self.rounds = rounds[num_excess:] if num_excess else rounds
+            self.num_forgotten += num_excess
             self._changed.notify_all()
 
 

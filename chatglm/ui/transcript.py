@@ -14,11 +14,11 @@ from chatglm.atomic import write_text
 from chatglm.errors import ChatGLMError, InvalidRequestError
 from chatglm.generation.config import GenerationConfig
 from chatglm.messages import History, Message, check_history
-from chatglm.ui.markdown import inert_markdown
 from chatglm.ui.rounds import Reply, Round, round_from_json
 
 PAGE = Template(Path(__file__).with_name("transcript.html").read_text(encoding="utf-8"))
 FORMS = '{"history": [["问题", "回答"], ...]}, {"messages": [{"role": "user", "content": "..."}, ...]}'
+NO_JSON = ("文件不是 UTF-8 的 JSON。", "The file is not JSON in UTF-8.")
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,16 @@ class Transcript:
 
     def html(self) -> str:
         """A self-contained web page: formulas as MathML, no script, nothing fetched."""
-        from mdtex2html import convert
+        from chatglm.ui.markdown import STYLE, render, render_plain
 
-        parts = [("system", self.system)] if self.system else []
-        for query, answer in self.history:
-            parts += [("user", query), ("answer", answer)]
-        extensions = ["fenced_code", "tables", "nl2br", "sane_lists"]
-        blocks = [
-            f'<div class="{name}">{convert(inert_markdown(text), extensions=extensions)}</div>' for name, text in parts
-        ]
-        return PAGE.substitute(model=html.escape(self.model_name), parts="\n".join(blocks))
+        blocks = [f'<div class="system">{render_plain(self.system)}</div>'] if self.system else []
+        for question, answer in self.history:
+            blocks += [
+                f'<div class="user">{render_plain(question)}</div>',
+                f'<div class="answer">{render(answer)}</div>',
+            ]
+        parts = "\n".join(blocks)
+        return PAGE.substitute(model=html.escape(self.model_name), style=STYLE, parts=parts)
 
 
 def usable_history(rounds: Sequence[Round]) -> History:
@@ -97,9 +97,17 @@ def read_transcript(data: bytes) -> Transcript:
     """
     try:
         content = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        raise ChatGLMError(*NO_JSON) from None
+    return transcript_of(content)
+
+
+def transcript_of(content: Any) -> Transcript:
+    """The same for JSON that was read already."""
+    try:
         json.dumps(content, ensure_ascii=False).encode()  # a lone surrogate could neither be answered nor saved again
     except (ValueError, RecursionError):
-        raise ChatGLMError("文件不是 UTF-8 的 JSON。", "The file is not JSON in UTF-8.") from None
+        raise ChatGLMError(*NO_JSON) from None
     try:
         return _transcript(content)
     except InvalidRequestError as error:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from chatglm.checkpoints import (
     StoredTensor,
@@ -22,7 +24,14 @@ from chatglm.checkpoints import (
     read_config,
     total_bytes,
 )
-from chatglm.errors import CheckpointError, DamagedFileError, MismatchError, MissingFileError, PointerFileError
+from chatglm.errors import (
+    CheckpointError,
+    DamagedFileError,
+    MismatchError,
+    MissingFileError,
+    PointerFileError,
+    UnsupportedModelError,
+)
 from tests.folders import LAYOUTS, cut, make_pointer, write_weights
 
 
@@ -159,6 +168,56 @@ def test_a_senseless_safetensors_header(entry: Any, tmp_path: Path) -> None:
     expect(DamagedFileError, path, "damaged")
 
 
+def header_of(*entries: str) -> bytes:
+    """A file with this text in its header and eight bytes of data."""
+    header = ("{" + ", ".join(entries) + "}").encode()
+    return len(header).to_bytes(8, "little") + header + bytes(8)
+
+
+def entry_of(name: str, begin: Any, end: Any, shape: str = "[1]", dtype: str = "F32") -> str:
+    return f'"{name}": {{"dtype": "{dtype}", "shape": {shape}, "data_offsets": [{begin}, {end}]}}'
+
+
+HEADERS = {
+    "infinity": (entry_of("a", 0, 4, "[Infinity]"), "Infinity in it"),
+    "not a number": (entry_of("a", "NaN", 4), "NaN in it"),
+    "a fraction": (entry_of("a", 0, 4.0, "[1.0]"), "cannot be understood"),
+    "true": (entry_of("a", 0, 4, "[true]"), "cannot be understood"),
+    "overlap": (f"{entry_of('a', 0, 4)}, {entry_of('b', 2, 8, '[3]', 'F16')}", "do not begin where"),
+    "the same place": (f"{entry_of('a', 0, 8, '[2]')}, {entry_of('b', 0, 8, '[2]')}", "do not begin where"),
+    "a gap": (entry_of("a", 4, 8), "do not begin where"),
+    "beyond the end": (entry_of("a", 0, 12, "[3]"), "cut short"),
+    "more data": (entry_of("a", 0, 4), "4 bytes follow"),
+    "twice": (f"{entry_of('a', 0, 4)}, {entry_of('a', 4, 8)}", "a name that is there twice"),
+    "notes": (f'"__metadata__": {{"a": 1}}, {entry_of("a", 0, 8, "[2]")}', "no table of tensors and notes"),
+    "huge": (entry_of("a", 0, 8, "[99999999999, 99999999999]"), "contradicts itself"),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_hostile_safetensors_header(name: str, tmp_path: Path) -> None:
+    entries, words = HEADERS[name]
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(header_of(entries))
+    expect(DamagedFileError, path, words)
+    with pytest.raises((SafetensorError, OverflowError, ValueError)):  # the library of the format agrees
+        load_file(path)
+
+
+def test_a_header_longer_than_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes((7_000_000).to_bytes(8, "little") + b"{}")
+    expect(DamagedFileError, path, "cut short")
+    path.write_bytes((2**63).to_bytes(8, "little") + b"{}")
+    expect(DamagedFileError, path, "does not begin with a header")
+
+
+def test_numbers_of_another_kind_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(header_of(entry_of("a", 0, 8, "[8]", "F8_E4M3")))
+    expect(UnsupportedModelError, path, "F8_E4M3 numbers", "float16")
+
+
 class Poison:
     """Unpickled without care, it would make a folder."""
 
@@ -169,20 +228,36 @@ class Poison:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("form", ["zip", "old", "pickle"])
-def test_a_poisoned_pickle_is_not_executed(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["zip", "old", 0, 1, 2, 3, 4, 5])
+def test_a_poisoned_pickle_is_not_executed(form: str | int, tmp_path: Path) -> None:
+    """By torch.save of today and of before 2020, or by pickle itself, of whatever protocol: it is named as one."""
     trace, path = tmp_path / "executed", tmp_path / "pytorch_model.bin"
-    content = {"a": torch.ones(2), "b": Poison(trace)}
-    if form == "pickle":  # of a protocol that torch does not even try
-        path.write_bytes(pickle.dumps(Poison(trace), protocol=4))
-        expect(DamagedFileError, path)
+    if isinstance(form, int):
+        path.write_bytes(pickle.dumps([1, "mkdir", Poison(trace)], protocol=form))
     else:
+        content = {"a": torch.ones(2), "b": Poison(trace)}
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-        expect(DamagedFileError, path, "nothing of it was executed", "mkdir", "trust")
+    expect(DamagedFileError, path, "pickle that holds something other", "nothing of it was executed", ".mkdir", "trust")
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("content", [[torch.ones(2)], {"state": {"a": torch.ones(2)}}, torch.ones(2), {"step": 5}])
+def test_tensors_that_are_more_than_their_file(tmp_path: Path) -> None:
+    """One number that is shown a million times, or packed zeros."""
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.zeros(1).expand(1000, 1000)}, path)
+    expect(DamagedFileError, path, "more numbers than it holds")
+    torch.save({"a": torch.zeros(1_000_000)}, path)
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(tmp_path / "packed", "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in stored.infolist():
+            packed.writestr(entry.filename, stored.read(entry))
+    (tmp_path / "packed").replace(path)
+    expect(DamagedFileError, path, "unpacks to 4,0")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [[torch.ones(2)], {"a": torch.ones(2).to_sparse()}, {"state": {"a": torch.ones(2)}}, torch.ones(2), {"step": 5}],
+)
 def test_a_file_that_is_no_table_of_tensors(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "pytorch_model.bin")
     expect(DamagedFileError, tmp_path / "pytorch_model.bin", "plain table")

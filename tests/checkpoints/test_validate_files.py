@@ -79,6 +79,8 @@ def test_a_lora_adapter(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
+    only(examine(tmp_path), MissingFileError, "空的", "is empty", "hf download")
+    (tmp_path / "README.md").touch()
     kinds = [type(finding.error) for finding in examine(tmp_path).errors]
     assert kinds == [MissingFileError] * 3  # config.json, weights, tokenizer
 

@@ -143,7 +143,7 @@ def test_every_interface_can_leave_a_prefix_out(tmp_path: Path) -> None:
     prefix.mkdir()
     make_folder(folder, max_sequence_length=128)
     with load_pipeline(folder, dtype="fp32") as plain:
-        config = plain.network.config
+        config = plain.model.config
         width = 2 * config.num_layers * config.hidden_size
         values = 30 * torch.randn(4, width, generator=torch.Generator().manual_seed(0))
         save_file({"transformer.prefix_encoder.embedding.weight": values}, prefix / "model.safetensors")
@@ -155,7 +155,7 @@ def test_every_interface_can_leave_a_lora_update_out(tmp_path: Path) -> None:
     folder.mkdir()
     make_folder(folder, max_sequence_length=128)
     with load_pipeline(folder, dtype="fp32") as plain:
-        update = write_update(tmp_path / "update", random_update(plain.network, 0.5))
+        update = write_update(tmp_path / "update", random_update(plain.model, 0.5))
     check_interfaces(folder, {"lora_checkpoint": update})
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks.load_memory import ALLOWED_BYTES
+from chatglm import kernels
 from chatglm.errors import (
     DamagedFileError,
     DeviceError,
@@ -28,6 +29,7 @@ from chatglm.generation.config import chat_defaults
 from chatglm.loading import checked_folder, load, loader, memory_estimate
 from chatglm.loading import fill as network
 from chatglm.models import FAMILIES
+from chatglm.pipeline import load_pipeline
 from tests.folders import (
     LAYOUTS,
     change_config,
@@ -38,7 +40,7 @@ from tests.folders import (
     write_tokenizer,
     write_weights,
 )
-from tests.loading.folders import load_cpu, logits, reference
+from tests.loading.folders import load_cpu, logits, quantized_folder, reference
 
 SPEC = FAMILIES[0].spec(FAMILIES[0].config({}))
 EMBEDDING, HEAD = "transformer.word_embeddings.weight", "lm_head.weight"
@@ -181,7 +183,32 @@ def test_memory_is_stated_before_loading(folder: Path) -> None:
     said: list[str] = []
     load_cpu(folder, report=said.append, progress=lambda done, total: said.append("reading"))
     assert said.index("reading") > 0
-    assert re.match(r"fp32 on cpu needs \d+ kB for the weights and up to \d+ kB for a conversation of 64 tok", said[0])
+    assert re.fullmatch(r"fp32 on cpu: needs \d+ kB, full cache \d+ kB; [\d.]+ [GT]B free\.", said[0])
+
+
+@pytest.mark.parametrize(
+    ("bits", "options", "precision"),
+    [
+        (0, {"dtype": "bf16"}, "bf16 on cpu"),
+        (0, {"dtype": "fp16", "mmap": True}, "fp16 on cpu"),
+        (0, {"quantize": 4}, "int4 on cpu (activations fp32)"),
+        (0, {"quantize": 8, "dtype": "bf16"}, "int8 on cpu (activations bf16)"),
+        (0, {"max_memory": "1G"}, "fp32 on cpu"),
+        (4, {"dtype": "auto"}, "int4 on cpu (activations fp32)"),
+        (8, {"dtype": "bf16", "max_memory": "1G"}, "int8 on cpu (activations bf16)"),
+        (4, {"mmap": True, "quantize": 4}, "int4 on cpu (activations fp32)"),
+    ],
+)
+def test_the_precision_is_that_which_runs(bits: int, options: dict[str, Any], precision: str, tmp_path: Path) -> None:
+    if bits:
+        quantized_folder(tmp_path, bits)
+    else:
+        make_folder(tmp_path)
+    said: list[str] = []
+    options = {"device": "cpu", "dtype": "fp32", **options}
+    with kernels.use("reference"), load_pipeline(tmp_path, **options, report=said.append) as pipeline:
+        assert pipeline.precision == precision
+        assert any(message.startswith(f"{precision}: needs ") for message in said)
 
 
 def test_fp16_on_a_cpu_is_said_to_be_slow(folder: Path) -> None:
@@ -207,7 +234,7 @@ def test_a_model_that_does_not_fit(folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(memory_estimate, "available_memory", lambda device: 1000)
     with pytest.raises(OutOfMemoryError) as raised:
         load_cpu(folder)
-    for word in (str(folder), "kB for the weights", "1 kB are free", "--dtype bf16"):
+    for word in (str(folder), "fp32 on cpu: needs", "1 kB free", "--dtype bf16", "--quantize 4"):
         assert word in str(raised.value)
     with pytest.raises(OutOfMemoryError, match="Close other programs"):
         load_cpu(folder, dtype="bf16")

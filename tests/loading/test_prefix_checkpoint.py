@@ -105,5 +105,5 @@ def test_the_folder_above_the_prefix(folder: Path, tmp_path: Path) -> None:
 
 
 def test_no_such_prefix(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match="There is no P-Tuning folder"):
+    with pytest.raises(ModelNotFoundError, match=r"There is no folder .*。Check --ptuning-checkpoint"):
         load_cpu(folder, ptuning_checkpoint=tmp_path / "absent")

@@ -35,7 +35,7 @@ def test_upstreams_command_line() -> None:
 def test_a_json_file_of_arguments(tmp_path: Path) -> None:
     values: dict[str, Any] = {"do_train": True, "train_file": "a.json", "output_dir": str(tmp_path), "pre_seq_len": 8}
     values |= {"overwrite_output_dir": True, "learning_rate": 0.5, "history_column": None, "report_to": ["none"]}
-    (tmp_path / "run.json").write_text(json.dumps(values), encoding="utf-8")
+    (tmp_path / "run.json").write_text(json.dumps(values), encoding="utf-8-sig")
     read = parse_arguments([str(tmp_path / "run.json")])
     assert (read.model.pre_seq_len, read.training.learning_rate, read.overwrite_output_dir) == (8, 0.5, True)
     with pytest.raises(MissingFileError, match="There is no file"):

@@ -250,15 +250,19 @@ def test_resuming_and_continuing(base: Path, rows: Path, tmp_path: Path) -> None
 
 
 MISTAKES = {
-    "no folder": (lambda folder: folder / "absent", "There is no LoRA folder"),
+    "no folder": (lambda folder: folder / "absent", "There is no folder"),
     "nothing in it": (lambda folder: _changed(folder, drop="adapter_config.json"), "holds no LoRA update"),
     "another kind": (lambda folder: _changed(folder, peft_type="IA3"), "describes 'IA3', not LORA"),
     "dora": (lambda folder: _changed(folder, use_dora=True), "trained with use_dora"),
     "no rank": (lambda folder: _changed(folder, r=None), "does not say r and lora_alpha"),
     "half": (lambda folder: _changed(folder, tensors=lambda t: t.popitem()), "only half of the update"),
+    "whole name": (lambda folder: _changed(folder, tensors=_rename), "peft itself would leave it out"),
     "other tensors": (lambda folder: _changed(folder, tensors=lambda t: t.update(x=t["first"])), "no part of a plain"),
     "other sizes": (lambda folder: _changed(folder, tensors=_widen), "does not fit this base model"),
-    "flat": (lambda folder: _changed(folder, tensors=_flatten), "does not fit this base model"),
+    "flat": (lambda folder: _changed(folder, tensors=_flatten), "only parts of the update: 16 of 16 tensors"),
+    "empty": (lambda folder: _changed(folder, tensors=_flatten_to_nothing), r"only parts of the update.*\[0\]"),
+    "no tensors": (lambda folder: _changed(folder, tensors=dict.clear), "holds no tensors: the update was not saved"),
+    "integers": (lambda folder: _changed(folder, tensors=_round), "no part of a plain LoRA update"),
 }
 
 
@@ -270,6 +274,21 @@ def _widen(tensors: dict[str, torch.Tensor]) -> None:
 def _flatten(tensors: dict[str, torch.Tensor]) -> None:
     for name in tensors:
         tensors[name] = tensors[name].flatten()
+
+
+def _flatten_to_nothing(tensors: dict[str, torch.Tensor]) -> None:
+    for name in tensors:
+        tensors[name] = torch.zeros(0)
+
+
+def _round(tensors: dict[str, torch.Tensor]) -> None:
+    for name in tensors:
+        tensors[name] = tensors[name].int()
+
+
+def _rename(tensors: dict[str, torch.Tensor]) -> None:
+    name = next(iter(tensors))
+    tensors[name.replace(".weight", ".default.weight")] = tensors.pop(name)
 
 
 def _changed(folder: Path, drop: str = "", tensors: Any = None, **config: Any) -> Path:

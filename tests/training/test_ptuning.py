@@ -69,7 +69,7 @@ def test_a_checkpoint_describes_itself_and_loads_with_no_more_than_its_folder(
         load_pipeline(base, ptuning_checkpoint=output / "checkpoint-4") as same,
         load_pipeline(base) as plain,
     ):
-        assert tuned.network.config.pre_seq_len == 5
+        assert tuned.model.config.pre_seq_len == 5
         answers = [pipe.chat("hello", temperature=0, max_new_tokens=12)[0] for pipe in (tuned, same, plain)]
     assert answers[0] == answers[1] != answers[2]
     assert not any("another base" in message for message in messages)

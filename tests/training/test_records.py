@@ -75,6 +75,24 @@ def test_dialogues_have_their_history(tmp_path: Path) -> None:
     assert read_records(tmp_path / "a.csv", DIALOGUE).rows == expected[:2]
 
 
+def test_long_cells_are_read_and_the_limit_of_others_stays(tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
+    (tmp_path / "a.csv").write_text(f'content,summary\n"{"长" * 140_000}",摘要\n', encoding="utf-8")
+    assert read_records(tmp_path / "a.csv", COLUMNS).rows == [Record("长" * 140_000, "摘要")]
+    assert csv.field_size_limit() == limit
+
+
+def test_half_characters_are_replaced_and_their_lines_known(tmp_path: Path) -> None:
+    pair = "\ud83d\ude00"
+    rows = [
+        {"prompt": "a", "response": "b", "history": []},
+        {"prompt": f"a{pair}", "response": "b\ud83d", "history": [["\ude00", pair]]},
+    ]
+    read = read_records(_write(tmp_path, rows), DIALOGUE)
+    assert read.rows == [Record("a", "b"), Record("a😀", "b\ufffd", [("\ufffd", "😀")])]
+    assert read.broken_lines == [2]
+
+
 GOOD = '{"content": "a", "summary": "b"}\n'
 MISTAKES = {
     "wrong column": ("a.json", GOOD + '{"text": "a", "summary": "b"}', 'line 2: there is no column "content".*text'),
@@ -88,6 +106,7 @@ MISTAKES = {
     "after an array": ("a.json", '[{"content": "a", "summary": "b"}] x', "line 1: .*follows the end"),
     "deep": ("a.jsonl", GOOD + "[" * 200_000, "line 2: no JSON"),
     "no rows": ("a.json", "[]", "no rows"),
+    "column twice": ("a.csv", "content,summary,content\na,b,c\n", 'line 1 names the column "content" twice'),
     "short row": ("a.csv", "content,summary\na,b\nc\n", "line 3 has 1 values"),
     "quote": ("a.csv", 'content,summary\na,"b\n', "line 2: "),
     "table column": ("a.csv", "content,text\na,b\n", 'line 2: there is no column "summary"'),

@@ -35,7 +35,8 @@ class FakePipeline:
         calls: (texts of the messages, parameters) of each request.
     """
 
-    name, is_demo = "fake", False
+    name, is_demo, precision, context_limit = "fake", False, "fp32 on cpu", 2048
+    defaults: dict[str, Any] = {}
 
     def __init__(self, presses: dict[str, tuple[int, int]] | None = None) -> None:
         self.calls: list[tuple[list[str], dict[str, Any]]] = []

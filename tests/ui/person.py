@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import termios
 import time
 from collections.abc import Callable
 
@@ -50,6 +51,20 @@ class Person:
     def lines(self) -> list[str]:
         """What stands on the screen, without spaces at the ends."""
         return [line.rstrip() for line in self._screen.display]
+
+    @property
+    def has_echo(self) -> bool:
+        """Whether the terminal shows what is typed by itself, as a shell expects to find it."""
+        modes = termios.tcgetattr(self._terminal)[3]
+        return bool(modes & termios.ECHO and modes & termios.ICANON)
+
+    def send_signal(self, number: int) -> None:
+        """As `kill` does."""
+        self._program.send_signal(number)
+
+    def wait_until(self, is_reached: Callable[[], bool]) -> None:
+        """Read until something is so."""
+        self._read_until(is_reached, "it")
 
     def wait_for(self, part: str, times: int = 1) -> None:
         """Read until `part` stands on so many lines of the screen."""

@@ -1,120 +1,270 @@
-"""Text of people and models as Markdown that cannot do anything, for Gradio and for Streamlit."""
+"""Text of people and models as HTML that cannot do anything: laws of `render` and `render_plain`."""
 
 from __future__ import annotations
+
+import random
+import sys
+from html.parser import HTMLParser
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatglm.ui.markdown import (
-    CODE,
-    TextBlock,
-    inert_markdown,
-    message_of_inert_markdown,
-    plain,
-    streamlit_markdown,
-    text_blocks,
+from chatglm.ui import formulas, highlighting, markdown
+from chatglm.ui.markdown import STYLE, render, render_plain
+
+words = str.split
+TAGS = set(
+    words("a blockquote br code div em h1 h2 h3 h4 h5 h6 hr li ol p pre s span strong table tbody td th thead tr ul")
+)
+ATTRIBUTES = {
+    "a": {"href", "title", "target", "rel"},
+    "div": {"class", "tabindex"},
+    "span": {"class", "tabindex"},
+    "pre": {"tabindex"},
+    "ol": {"start"},
+    "td": {"class"},
+    "th": {"class"},
+}
+FENCE_NAMES = words("""
+C++ cpp CPP c++ c C h hpp Cpp cc objc cuda java Java JAVA kotlin kt scala groovy C# c# cs csharp F# fsharp vb js JS
+Js javascript JavaScript jsx node mjs ts TS typescript TypeScript tsx json JSON json5 jsonc yaml yml YAML toml ini
+cfg conf properties env dotenv py Py Python python python3 py3 ipython pycon sh SH bash Bash shell Shell zsh fish
+console terminal powershell ps1 pwsh bat cmd batch dockerfile Dockerfile docker makefile Makefile cmake nginx perl
+pl ruby rb r R julia elixir go golang Go rust rs Rust swift Swift dart php PHP html HTML xml svg vue svelte css
+scss less sql SQL mysql postgresql sqlite plsql lua haskell hs ada latex tex LaTeX matlab octave erlang prolog lisp
+scheme clojure elisp asm nasm diff patch text txt plain plaintext none markdown md mermaid graphviz dot vim awk sed
+regex http csv log output constructor toString __proto__ hasOwnProperty valueOf prototype isPrototypeOf
+__defineGetter__ Object.prototype undefined null NaN 中文 代码 {.python} python,linenos a&b "x" <x> ..
+""")
+PIECES = words(r"""
+< > & &lt; <b> </div> <script>alert(1)</script> <img/src=x/onerror=y> javascript:x ![ [ ]( ](http://x) ](data:x) )
+` `` ``` ~~~ $ $$ \( \) \[ \] \ * ** _ ~~ | --- |-|-| # > - 1. http://x <http://x> <data:x> \frac{1}{2} \text{<b>}
+\href{javascript:x}{y} \style{x}{y} \begin{matrix} \end{matrix} { } ^ 中 ：
+""")
+TEXTS = st.lists(st.sampled_from([*PIECES, "\n", "\n\n", "    ", "```py\n"]) | st.text(max_size=4), max_size=25).map(
+    "".join
+)
+HOSTILE = (
+    *words(
+        "[ * _ ` $ ~ | < \\ ( ! & # > ![ [a]( [[a](b) ![a]( **a* *a_ a** ``a` $a $$a \\(a \\[a |- ```a <a **： 中* ]["
+    ),
+    *("- ", "> ", "> - ", "\n", "    ", "\t", "\\[a\n", "\\[\\\\]\n", "$$a\n", "x $$\n", "a|b\n", "|\n|-\n", "~~~\n"),
+    *("- a\n", "> a\n", "a\n", "```cpp\n\n", "\\(\\\\", "![[", "*a `"),
 )
 
-PIECES = (
-    "<b>",
-    "<script>",
-    "&",
-    "&lt;",
-    "![",
-    "](http://x)",
-    "`",
-    "``",
-    "```\n",
-    "\n```\n",
-    "~~~\n",
-    "$",
-    "$$",
-    "\\(",
-    "\\)",
-)
-MESSAGES = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=20).map("".join)
+
+class Page(HTMLParser):
+    """What a browser would find: elements, texts of `code`, the language of each block, and the whole text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.codes: list[str] = []
+        self.languages: list[str] = []
+        self.text = ""
+        self.open: list[str] = []
+        self._class = ""
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        self._class = dict(attrs).get("class") or ""
+        if tag not in ("br", "hr"):
+            self.open.append(tag)
+        if tag == "code":
+            self.codes.append("")
+        if self._class == "code-language":
+            self.languages.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+        self._class = ""
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if "code" in self.open:
+            self.codes[-1] += data
+        if self._class == "code-language":
+            self.languages[-1] += data
+
+    def tags(self, name: str) -> list[dict[str, str]]:
+        return [attributes for tag, attributes in self.elements if tag == name]
+
+
+@given(TEXTS)
+def test_nothing_but_harmless_elements(text: str) -> None:
+    for tag, attributes in Page(render(text)).elements:
+        is_formula = tag in formulas._TAGS
+        assert is_formula or tag in TAGS
+        assert attributes.keys() <= (formulas._ATTRIBUTES if is_formula else ATTRIBUTES.get(tag, set()))
+        if tag == "a":
+            assert attributes["href"].lower().startswith(("http://", "https://", "mailto:"))
+            assert (attributes["target"], attributes["rel"]) == ("_blank", "noopener noreferrer nofollow")
+
+
+@given(TEXTS)
+def test_every_beginning_of_an_answer_is_drawn_as_if_it_were_the_whole(text: str) -> None:
+    streamed = [render(text[:end]) for end in range(len(text) + 1)]
+    markdown._paragraph.cache_clear()
+    markdown._coloured.cache_clear()
+    assert streamed[-1] == render(text)
+
+
+@given(st.text("ab<&\"'`~$\\*_[] \t\n", max_size=60), st.sampled_from(FENCE_NAMES), st.booleans())
+def test_code_is_the_code(code: str, name: str, is_closed: bool) -> None:
+    end = f"\n{'`' * 70}\n**后**" if is_closed else ""
+    page = Page(render(f"说：\n{'`' * 70}{name}\n{code}{end}"))
+    if is_closed:
+        assert page.codes == [code]
+    else:  # space at the end of what there is may become anything
+        assert [shown.rstrip() for shown in page.codes] == [code.rstrip()]
+    assert page.languages == [name]
+
+
+@given(st.text())
+def test_a_question_is_shown_as_typed(text: str) -> None:
+    expected = "".join("\ufffd" if letter == "\0" or "\ud800" <= letter <= "\udfff" else letter for letter in text)
+    page = Page(render_plain(text))
+    assert page.text == expected.replace("\r\n", "\n").replace("\r", "\n")
+    assert page.elements == [("div", {"class": "plain"})]
+
+
+def test_lone_surrogates_can_be_sent() -> None:
+    for shown in (render("a\ud800**b** `\udfff`"), render_plain("\ud800")):
+        assert "\ufffd" in shown
+        shown.encode()
+
+
+def test_fence_names_of_any_spelling_in_any_order() -> None:
+    names = [*FENCE_NAMES, *random.Random(1).sample(FENCE_NAMES, len(FENCE_NAMES))]
+    assert len(set(names)) >= 150
+    code = 'if (x < 1) { return "a"; } // <b>'
+    page = Page(render("\n".join(f"```{name}\n{code}\n```" for name in names)))
+    assert page.languages == names
+    assert page.codes == [code] * len(names)
+    for name in ("C++", "py", "sh", "JS", "C#", "ts", "Python", "SQL", "html"):
+        assert '<span class="' in highlighting.highlight(code, name)
+    for name in ("constructor", "toString", "__proto__", "hasOwnProperty", "text", ""):
+        assert "<" not in highlighting.highlight(code, name)
 
 
 @pytest.mark.parametrize(
-    ("message", "shown"),
+    ("language", "code", "parts"),
     [
-        ("1 < 2 & 3 > 2", "1 &lt; 2 &amp; 3 > 2"),
-        ("> quoted", "> quoted"),
-        ("<img src=x> ![a](b)", "&lt;img src=x> !&#91;a](b)"),
-        ("`a<b` and a<b", "`a<b` and a&lt;b"),
-        ("```\n<a>\n```\n<b>", "```\n<a>\n```\n&lt;b>"),
-        ("```\n<a>\nstill being written", "```\n<a>\nstill being written"),
-        ("``` `\n<a>", "``` `\n&lt;a>"),  # no fence: nothing behind it may have a backtick
-        ("$a<b$ and $5 <b", r"$a\lt b$ and $5 &lt;b"),
-        ("\\[a<b\\]", "\\[a\\lt b\\]"),
+        (
+            "python",
+            'def f(x):  # "c"\n    return """a\n#b"""',
+            {"c": ['# "c"'], "s": ['"""a\n#b"""'], "k": ["def", "return"]},
+        ),
+        ("cpp", '#include <a>\nint x = 0x1F; /* "y" */', {"k": ["#include", "int"], "m": ["0x1F"], "c": ['/* "y" */']}),
+        ("sh", 'echo "$HOME" ${x#y} $HOME # z', {"k": ["echo"], "b": ["${x#y}", "$HOME"], "c": ["# z"]}),
+        ("sql", "Select 'a' -- b", {"k": ["Select"], "s": ["'a'"], "c": ["-- b"]}),
+        ("json", '{"a": "b", "c": [1.5e3, true]}', {"a": ['"a"', '"c"'], "s": ['"b"'], "m": ["1.5e3"], "k": ["true"]}),
+        ("html", '<a href="x">if</a><!-- y -->', {"b": ["<a", ">", "</a", ">"], "a": ["href"], "c": ["<!-- y -->"]}),
+        ("diff", "+a\n-b\n c", {"i": ["+a"], "d": ["-b"]}),
     ],
 )
-def test_examples(message: str, shown: str) -> None:
-    assert inert_markdown(message) == shown
-    assert message_of_inert_markdown(shown) == message
-
-
-@given(MESSAGES)
-def test_no_tag_and_no_picture_outside_of_code(message: str) -> None:
-    rest = CODE.sub("", inert_markdown(message))
-    assert "<" not in rest
-    assert "![" not in rest
-
-
-@given(MESSAGES)
-def test_what_is_undone_is_what_was_typed(message: str) -> None:
-    assert message_of_inert_markdown(inert_markdown(message)) == message
-
-
-# Streamlit
-
-
-@given(st.text("![](`~$\\\n :x|<", max_size=60))
-def test_no_prose_and_no_formula_can_name_a_picture(text: str) -> None:
-    for block in text_blocks(text):
-        if block.kind == "prose":
-            assert "![" not in streamlit_markdown(block.text)
-        if block.kind == "formula":
-            assert "![" not in block.text
-            assert "$$" not in block.text  # which would end it, and let what follows be Markdown
-
-
-@given(st.text("ab`~ \n$", max_size=40), st.text("ab!*_[<$\\ \n", max_size=40), st.text("ab \n", max_size=40))
-def test_code_is_shown_as_it_is(before: str, code: str, after: str) -> None:
-    fence = "`" * 41
-    found = text_blocks(f"x{before}\n~~~\n{fence}\n{fence}py\n{code}\n{fence}\n{after}")
-    if "~~~" not in before and "```" not in before:
-        assert found[-1].text.strip("\n") == f"{fence}\n{fence}py\n{code}\n{fence}\n{after}".strip("\n")
-    assert TextBlock("code", code, "py") in text_blocks(f"说：\n{fence}py\n{code}\n{fence}\n{after}")
-
-
-def test_parts_of_an_answer() -> None:
-    text = "1. 看：\n   ```c++\n   #include <x>\n     y\n   ```\n\\[a_1\n+ b\\]\n$$n![1]$$\n完\n```\n还没"
-    assert text_blocks(text) == [
-        TextBlock("prose", "1. 看："),
-        TextBlock("code", "#include <x>\n  y", "c++"),
-        TextBlock("formula", "a_1\n+ b"),
-        TextBlock("formula", "n!{}[1]"),
-        TextBlock("prose", "完"),
-        TextBlock("code", "还没"),
-    ]
+def test_colours(language: str, code: str, parts: dict[str, list[str]]) -> None:
+    found: dict[str, list[str]] = {}
+    for match in highlighting._pattern(highlighting._FAMILY_OF[language]).finditer(code):
+        found.setdefault(str(match.lastgroup), []).append(match[0])
+    assert {name: found.get(name) for name in parts} == parts
+    assert all(f".markdown .code .{name} " in STYLE for name in found)
 
 
 @pytest.mark.parametrize(
-    ("text", "markdown"),
+    ("text", "num_inline", "num_display"),
     [
-        ("质能方程 $E=mc^2$ 与 \\(a\\)", "质能方程 $E=mc^2$ 与 $a$"),
-        ("$5 和 $10", "\\$5 和 \\$10"),
-        ("`$HOME` 与 $HOME", "`$HOME` 与 \\$HOME"),
-        ("\\$5", "\\$5"),
-        (":red[x] 10:30", "\\:red[x] 10:30"),
-        ("一\n二\n\n三", "一  \n二\n\n三"),
+        ("$5 和 $10", 0, 0),
+        ("$5 to $10", 0, 0),
+        ("从$5涨到$6", 0, 0),
+        ("\\$x\\$ 与 `$x$` 与 $HOME", 0, 0),
+        ("质能方程 $E=mc^2$，$a$和$b$", 3, 0),
+        ("\\(a\\) 与 \\(b < c\\)", 2, 0),
+        ("行内 \\[a\\] 与 $$b$$ 在一行", 0, 2),
+        ("\\[\na\n+ b\n- c\n# d\n\\]\n完", 0, 1),
+        ("得：$$\na\n+ b\n$$。", 0, 1),
+        ("- 项\n  $$\n  x\n  + y\n  $$\n> \\[\n> a\n> + b\n> \\]", 0, 2),
+        ("$$a \\text{$x$} b$$", 0, 1),
+        ("$$", 0, 0),
+        ("$$\n未完", 0, 0),
+        ("\\[ 未完\n\n\\]", 0, 0),
+        ("\\begin{x} $\\begin{aligned}a&=b\\\\&=c\\end{aligned}$", 1, 0),
+        ("| a |\n|---|\n| $x$ |\n\n# $y$\n\n**$z$**", 3, 0),
     ],
 )
-def test_prose_means_what_it_says(text: str, markdown: str) -> None:
-    assert streamlit_markdown(text) == markdown
+def test_formulas_and_prices(text: str, num_inline: int, num_display: int) -> None:
+    shown = [attributes["display"] for attributes in Page(render(text)).tags("math")]
+    assert (shown.count("inline"), shown.count("block")) == (num_inline, num_display)
 
 
-def test_plain_text_has_no_markup() -> None:
-    assert plain("/a_b_c/*.bin <x>") == "\\/a\\_b\\_c\\/\\*\\.bin \\<x\\>"
+@pytest.mark.parametrize(
+    "tex",
+    [
+        "\\frac",
+        "x^",
+        "{",
+        "a_b_c",
+        "\\begin{foo}x",
+        "\\left(",
+        "\\newcommand{\\a}{b}\\a",
+        "\\def\\a{b}",
+        "x" * 1999 + "^",
+    ],
+)
+def test_a_formula_that_cannot_be_converted_is_shown_as_its_source(tex: str) -> None:
+    assert Page(render(f"a \\({tex}\\) b")).codes == [f"\\({tex}\\)"]
+
+
+def test_formulas_cannot_carry_html_or_cover_the_page() -> None:
+    page = Page(render("$\\text{<img src=x>}$ $\\raisebox{999em}{x}$ $\\textcolor{red;x:y}{z}$ $\\color{red}x$"))
+    assert "<img\xa0src=x>" in page.text
+    assert not any("999" in value or ";" in value for _, attributes in page.elements for value in attributes.values())
+    assert {"mathcolor": "red"} in page.tags("mstyle")
+
+
+def test_what_people_write() -> None:
+    page = Page(
+        render(
+            "**重点：**后文，**“引用”**是\n第二行 ~~删~~\n---\n[a](http://x) ![图](http://x/1.png) [b](javascript:x)"
+        )
+    )
+    assert len(page.tags("strong")) == 2
+    assert len(page.tags("br")) == len(page.tags("s")) == len(page.tags("hr")) == 1
+    assert [link["href"] for link in page.tags("a")] == ["http://x", "http://x/1.png"]
+    assert "[b](javascript:x)" in page.text
+    table = render("| a | b |\n|:-:|--:|\n| 1 | 2 |")
+    assert [cell.get("class") for cell in Page(table).tags("td")] == ["center", "right"]
+    nested = Page(render("> " * 60 + "深"))
+    assert "深" in nested.text
+
+
+def test_long_texts_are_shown_as_they_are() -> None:
+    assert render("*" * 300_000) == render_plain("*" * 300_000)
+
+
+def num_calls(text: str) -> int:
+    """How many functions `render` calls, those of C among them."""
+    calls = 0
+
+    def count(_: object, event: str, __: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    markdown._paragraph.cache_clear()
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        render(text)
+    finally:
+        sys.setprofile(before)
+    return calls
+
+
+@pytest.mark.parametrize("unit", HOSTILE)
+def test_twice_the_text_takes_at_most_twice_the_steps(unit: str) -> None:
+    once, twice = (num_calls((unit * length)[:length]) for length in (1000, 2000))
+    assert twice <= 2.5 * once + 1000

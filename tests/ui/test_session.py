@@ -154,6 +154,28 @@ def test_a_retry_that_is_stopped_before_any_text_changes_nothing() -> None:
     assert not session.last_reply.is_usable
 
 
+def test_the_round_so_far_is_what_stopping_would_leave() -> None:
+    _, session = make("abc")
+    assert session.round_so_far is None
+    deltas = session.retry()
+    assert session.round_so_far is None
+    next(deltas)
+    so_far = session.round_so_far
+    assert so_far is not None
+    assert [(reply.text, reply.finish_reason) for reply in so_far.versions] == [("abc", "stop"), ("a", "cancelled")]
+    session.stop()
+    assert session.rounds == [so_far]
+
+
+def test_a_pending_answer_knows_why_it_failed() -> None:
+    _, session = make()
+    deltas, pending = session.ask("broken"), session.pending
+    finish(deltas)
+    assert pending is not None
+    assert isinstance(pending.error, ChatGLMError)
+    assert session.rounds[-1].reply.error == str(pending.error)
+
+
 def test_old_rounds_are_dropped_and_counted() -> None:
     _, session = make("a", "b", "c", max_rounds=2)
     assert session.history == [("b", "b"), ("c", "c")]

@@ -11,13 +11,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
-from chatglm.cli.flags import ANSWER_FLAGS, MODEL_FLAGS
+from chatglm.cli.flags import ANSWER_FLAGS, MODEL_FLAGS, TERMINAL_FLAGS
 from chatglm.cli.loading import LOADING, LOADING_CANCELLED
-from chatglm.demo import BANNER as DEMO_BANNER
-from chatglm.ui.terminal.terminal_chat import HOW_TO_LEAVE
+from chatglm.ui.terminal.terminal_chat import DEMO_HINT, HOW_TO_LEAVE
 from tests import forking
 from tests.ui.person import ALT_ENTER, BACKSPACE, CTRL_C, CTRL_D, UP, Person
 
@@ -164,9 +164,11 @@ def test_the_demo_model_says_what_it_is(tiny_folder: Path, environment: dict[str
     argv = [sys.executable, "-c", TINY_AS_DEMO_WITHOUT_PROMPT_TOOLKIT, str(tiny_folder), "--max-length", "20"]
     with Person(argv, {**environment, "PYTHONPATH": str(ROOT)}) as person:
         person.wait_for_prompt()
-        for line in DEMO_BANNER.splitlines():
-            assert line[:20] in person.text
-        assert BANNER in person.lines
+        memory, banner, demo = person.lines[: person.lines.index("")]  # three lines; that on the load is gone
+        assert memory.startswith("fp32 on cpu: needs ")
+        assert banner == BANNER
+        assert demo == DEMO_HINT
+        assert LOADING in person.text
         person.ask("你好")
         person.wait_for("长度上限")
         person.type("stop\r")
@@ -208,10 +210,11 @@ def test_prompt_flag_and_streams_that_cannot_show_chinese(tiny_folder: Path, env
     assert b"clear" not in result.stderr  # no banner
 
 
-def start_script(folder: Path, environment: dict[str, str], *flags: str) -> forking.Popen:
+def start_script(
+    folder: Path, environment: dict[str, str], *flags: str, stdout: int | IO[bytes] = subprocess.PIPE
+) -> forking.Popen:
     """Start the script with pipes for its output."""
-    pipe = subprocess.PIPE
-    return forking.Popen(command(folder, *flags), stdout=pipe, stderr=pipe, env=environment)
+    return forking.Popen(command(folder, *flags), stdout=stdout, stderr=subprocess.PIPE, env=environment)
 
 
 def test_answers_arrive_while_they_are_made(tiny_folder: Path, environment: dict[str, str]) -> None:
@@ -237,6 +240,18 @@ def test_a_reader_that_leaves_early(tiny_folder: Path, environment: dict[str, st
     assert "Exception" not in notes
 
 
+def test_a_full_disk(tiny_folder: Path, environment: dict[str, str]) -> None:
+    with (
+        open("/dev/full", "wb") as full,
+        start_script(tiny_folder, environment, "--prompt", "你", stdout=full) as program,
+    ):
+        assert program.stderr is not None
+        notes = program.stderr.read().decode()
+    assert program.returncode == 1
+    assert "No space left on device" in notes
+    assert "Traceback" not in notes
+
+
 def test_help_is_complete_and_light(environment: dict[str, str]) -> None:
     """Every flag with its variable is there, and no heavy library was imported to show it."""
     spy = (
@@ -248,9 +263,10 @@ def test_help_is_complete_and_light(environment: dict[str, str]) -> None:
     result = subprocess.run(argv, capture_output=True, env=environment, cwd=ROOT, timeout=240, check=False)
     assert result.returncode == 0, result.stderr.decode()
     page = result.stdout.decode()
-    for flag in (*MODEL_FLAGS, *ANSWER_FLAGS):
+    flags = (*MODEL_FLAGS, *ANSWER_FLAGS, *TERMINAL_FLAGS)
+    for flag in flags:
         assert f"{flag.name} {flag.metavar}" in page or f"{flag.name}, --no-{flag.key}" in page
         assert f"${flag.variable}" in page
-    assert page.count("(default: ") == len(MODEL_FLAGS) + len(ANSWER_FLAGS) + 2
-    for name in ("--prompt", "--verbose", "--help"):
+    assert page.count("(default: ") == len(flags) + 1
+    for name in ("--prompt", "--help"):
         assert name in page

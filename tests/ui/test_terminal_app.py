@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from chatglm.cli.flags import (
+    ALL_FLAGS,
     ANSWER_FLAGS,
     MODEL_FLAGS,
     Parser,
@@ -16,7 +17,8 @@ from chatglm.cli.flags import (
     answer_options,
     model_options,
 )
-from chatglm.ui.terminal.line_readers import PipeReader, TypingReader, make_reader
+from chatglm.ui.terminal.keyboard import Keyboard
+from chatglm.ui.terminal.line_readers import PipeReader, Reader, TypingReader, make_reader
 from chatglm.ui.terminal.screen import Screen
 from chatglm.ui.terminal.terminal_app import main
 from chatglm.ui.terminal.terminal_chat import BANNER
@@ -25,7 +27,7 @@ from chatglm.ui.terminal.terminal_chat import BANNER
 @pytest.fixture(autouse=True)
 def _clean_environment(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHATGLM_CACHE", environment["CHATGLM_CACHE"])
-    for flag in (*MODEL_FLAGS, *ANSWER_FLAGS):
+    for flag in ALL_FLAGS:
         monkeypatch.delenv(flag.variable, raising=False)
 
 
@@ -59,7 +61,7 @@ def test_missing_folder_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", "/no/such/folder", "--prompt", "你好"]) == 1
     streams = capsys.readouterr()
     [line] = streams.err.splitlines()
-    assert line.startswith("There is no folder /no/such/folder.")
+    assert line.startswith("没有文件夹 /no/such/folder。There is no folder /no/such/folder.")
     assert streams.out == ""
 
 
@@ -126,10 +128,14 @@ def test_flags_go_before_variables_before_defaults() -> None:
 
 def test_kind_of_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     """Editing needs a terminal on both sides that understands escape codes."""
+
+    def reader(**screen: bool) -> Reader:
+        return make_reader(Screen(**screen), Keyboard(is_used=False), keeps_history=False)
+
     monkeypatch.setenv("TERM", "dumb")
-    assert isinstance(make_reader(Screen(has_person=False, is_terminal=False)), PipeReader)
-    assert isinstance(make_reader(Screen(has_person=True, is_terminal=False)), TypingReader)
-    assert isinstance(make_reader(Screen(has_person=True, is_terminal=True)), TypingReader)
+    assert isinstance(reader(has_person=False, is_terminal=False), PipeReader)
+    assert isinstance(reader(has_person=True, is_terminal=False), TypingReader)
+    assert isinstance(reader(has_person=True, is_terminal=True), TypingReader)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setitem(sys.modules, "prompt_toolkit", None)
-    assert isinstance(make_reader(Screen(has_person=True, is_terminal=True)), TypingReader)
+    assert isinstance(reader(has_person=True, is_terminal=True), TypingReader)

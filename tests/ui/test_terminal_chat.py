@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from chatglm.progress import ProgressBar
 from chatglm.ui.session import ChatSession
-from chatglm.ui.terminal.line_readers import PipeReader, TypingReader, valid_text
+from chatglm.ui.terminal.commands import NOTHING_TO_RETRY
+from chatglm.ui.terminal.keyboard import Keyboard
+from chatglm.ui.terminal.line_readers import USER_LABEL, PipeReader, TypingReader, valid_text
 from chatglm.ui.terminal.screen import Screen
-from chatglm.ui.terminal.terminal_chat import HOW_TO_SAVE, NOTHING_TO_RETRY, TerminalChat
+from chatglm.ui.terminal.terminal_chat import TerminalChat
 from tests.ui.fake_pipeline import FakePipeline
 
 
@@ -22,8 +23,10 @@ class Lines:
 
     def __init__(self, *lines: str | BaseException) -> None:
         self._lines = iter((*lines, EOFError()))
+        self.prompts: list[tuple[str, str]] = []
 
-    def read(self) -> str:
+    def read(self, label: str = USER_LABEL, typed: str = "") -> str:
+        self.prompts.append((label, typed))
         line = next(self._lines)
         if isinstance(line, BaseException):
             raise line
@@ -32,10 +35,13 @@ class Lines:
 
 def chat(*lines: str | BaseException, has_person: bool = True, **kwargs: Any) -> tuple[FakePipeline, ChatSession, int]:
     """Run a chat over `lines`; returns pipeline, session and exit code."""
-    pipeline = kwargs.pop("pipeline", None) or FakePipeline()
-    session = ChatSession(pipeline)
-    code = TerminalChat(session, Screen(has_person, has_person), Lines(*lines), **kwargs).run()
-    return pipeline, session, code
+    talk = make_chat(Lines(*lines), has_person=has_person, **kwargs)
+    return talk.pipeline, talk.session, talk.run()
+
+
+def make_chat(lines: Lines, pipeline: Any = None, *, has_person: bool = True, **kwargs: Any) -> TerminalChat:
+    pipeline = pipeline or FakePipeline()
+    return TerminalChat(ChatSession(pipeline), Screen(has_person, has_person), lines, pipeline, **kwargs)
 
 
 def test_rounds_go_with_the_next_question(capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,7 +143,7 @@ def test_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         "save no/x",
     )
     streams = capsys.readouterr()
-    assert HOW_TO_SAVE in streams.out
+    assert "（用法 / usage: /save FILE）" in streams.out
     assert "**用户：**\n\n再见\n" in (tmp_path / "对话.md").read_text(
         encoding="utf-8"
     )  # our own file is brought up to date
@@ -152,15 +158,6 @@ def test_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 class Tty(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-def test_the_bar_comes_only_to_people_who_wait() -> None:
-    for stream, patience_s, is_drawn in ((Tty(), 3600.0, False), (Tty(), 0.0, True), (io.StringIO(), 0.0, False)):
-        with ProgressBar(stream, patience_s) as bar:
-            for share in range(4):
-                bar(share * 10**9, 3 * 10**9)
-        assert ("Loading" in stream.getvalue()) == is_drawn
-        assert stream.getvalue().endswith("\r") == is_drawn
 
 
 def test_answers_cannot_command_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +189,8 @@ def test_a_person_whose_answers_go_to_a_file_is_asked_on_stderr(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("一\n"))
-    assert TypingReader(Screen(has_person=True, is_terminal=False)).read() == "一\n"
+    screen = Screen(has_person=True, is_terminal=False)
+    assert TypingReader(screen, Keyboard(is_used=False)).read() == "一\n"
     assert capsys.readouterr() == ("", "\n用户：")
 
 

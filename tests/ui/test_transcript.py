@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import json
+from html import escape
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chatglm.errors import ChatGLMError
+from chatglm.ui.markdown import STYLE
 from chatglm.ui.rounds import FINISH_REASONS, Reply, Round
 from chatglm.ui.transcript import Transcript, finished_rounds, read_transcript
 
 
-def test_the_page_shows_formulas_code_and_tags_as_text() -> None:
-    pytest.importorskip("mdtex2html")
-    question = "<script>alert(1)</script> ![x](http://example.com/x.png) $\\frac{a}{b}<1$"
-    answer = "```python\nif a < b:\n\n    pass\n```\n\n**好**"
-    page = Transcript("chatglm-6b <1>", "简短", finished_rounds([(question, answer)])).html()
-    assert "<script" not in page
-    assert "<img" not in page
-    assert "<math" in page
-    assert "<mfrac>" in page
-    assert "if a &lt; b:" in page
-    assert "<strong>好</strong>" in page
-    assert "chatglm-6b &lt;1&gt;" in page
-    assert "default-src 'none'" in page
-    assert "简短" in page
+def test_the_page_shows_answers_as_markdown_and_the_rest_as_typed() -> None:
+    pytest.importorskip("markdown_it")
+    question = "<script>alert(1)</script> ![x](http://example.com/x.png)\n  # **a**"
+    answer = "```python\nif a < b:\n\n    pass\n```\n\n**好** $\\frac{a}{b}<1$"
+    page = Transcript("chatglm-6b <1>", "简短 **b**", finished_rounds([(question, answer)])).html()
+    assert escape(question) in page
+    assert "简短 **b**" in page
+    for shown in ("<mfrac>", "a &lt; b:", "<strong>好</strong>", "chatglm-6b &lt;1&gt;", "default-src 'none'"):
+        assert shown in page
+    assert STYLE in page
+    for tag in ("<script", "<img"):
+        assert tag not in page
 
 
 def test_markdown_and_json() -> None:

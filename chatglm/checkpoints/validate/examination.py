@@ -14,6 +14,7 @@ from chatglm.checkpoints import (
     list_file,
     read_config,
 )
+from chatglm.checkpoints.folder import CONFIG_NAME, folder_error
 from chatglm.checkpoints.validate.expected_weights import (
     check_quantization,
     compare_weights,
@@ -32,12 +33,7 @@ from chatglm.errors import (
 from chatglm.kernels.packing import check_bits, check_group_size
 from chatglm.model_spec import ModelSpec
 
-CONFIG_NAME = "config.json"
 DOWNLOAD_AGAIN = "Download this file again."
-DOWNLOAD_REMEDY = (
-    "Download the model where there is a network (`hf download zai-org/chatglm-6b --local-dir chatglm-6b`), "
-    "copy the folder here and give its path."
-)
 
 
 class _Findings(list[Finding]):
@@ -95,10 +91,8 @@ def validate_folder(
 
 
 def _absence(folder: Path) -> CheckpointError | None:
-    if not folder.exists():
-        return ModelNotFoundError(f"There is no folder {folder}.", DOWNLOAD_REMEDY)
-    if not folder.is_dir():
-        return ModelNotFoundError(f"{folder} is a file, not a model folder.", f"Give the folder: {folder.parent}")
+    if (error := folder_error(folder)) is not None:
+        return error
     if (folder / "adapter_config.json").exists() and not (folder / CONFIG_NAME).exists():
         return UnsupportedModelError(
             f"{folder} holds a LoRA adapter of the peft library, not a model.", "Give the folder of its base model."

@@ -9,7 +9,7 @@ from typing import Any, Self
 from chatglm.checkpoints import read_json
 from chatglm.errors import DamagedFileError
 from chatglm.generation.detokenizer import LeadingSpaces, join_surfaces
-from chatglm.generation.text import clean_up_spaces
+from chatglm.generation.text import clean_up_spaces, whole_characters
 from chatglm.models.chatglm.vocabulary import PieceVocabulary
 
 VOCABULARY_NAME = "ice_text.model"
@@ -103,9 +103,10 @@ class ChatGLMTextTokenizer:
         image = token.removeprefix("<image_").removesuffix(">")
         if token == f"<image_{image}>" and image.isdecimal() and int(image) < self.num_image_tokens:
             return int(image)
-        return self.pieces.piece_to_id(token) + self.num_image_tokens
+        return self.pieces.piece_to_id(whole_characters(token)) + self.num_image_tokens
 
     def preprocess_text(self, text: str) -> str:
+        text = whole_characters(text)  # SentencePiece cannot take half a surrogate pair
         text = " ".join(text.strip().split()) if self.remove_space else text
         return text.lower() if self.do_lower_case else text
 

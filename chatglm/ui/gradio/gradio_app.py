@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chatglm.cli.console import EXIT_CODES, program_name, report, run_command
 from chatglm.cli.flags import (
@@ -34,7 +34,8 @@ DEFAULT_PORT = 7860
 DESCRIPTION = """\
 用网页与 ChatGLM-6B 对话。
 Chat with ChatGLM-6B on a web page."""
-PACKAGES = {"gradio": "gradio", "mdtex2html": "mdtex2html"}
+SPARE_THREADS = 32  # of those who are refused, and of everything but answers
+PACKAGES = {"gradio": "gradio", "markdown_it": "markdown-it-py", "latex2mathml": "latex2mathml"}
 OPEN_TO_ALL = (
     "注意：未设置 --auth，网络中的任何人都可以使用本页面\n"
     "Note: without --auth anybody in the network can use this page."
@@ -121,11 +122,14 @@ def serving(pipeline: Pipeline, arguments: argparse.Namespace, port: int) -> Ite
         ChatGLMError: the port is in use by now.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+    os.environ["GRADIO_RUN_HISTORY"] = "False"  # it would keep all questions and answers in the browser a second time
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from chatglm.ui.gradio.gradio_page import CSS, THEME, WORDS, GradioPage
+    from starlette.middleware import Middleware
 
-    page = GradioPage(pipeline, answer_options(arguments), arguments.max_running)
-    options: dict[str, Any] = {"theme": THEME, "css": CSS, "i18n": WORDS, "footer_links": []}
+    from chatglm.ui.gradio.first_paint import FirstPaint
+    from chatglm.ui.gradio.gradio_page import THEME, GradioPage
+
+    page = GradioPage(pipeline, answer_options(arguments))
     try:
         with redirect_stdout(sys.stderr):  # stdout is for the address only
             _, _, public = page.blocks.launch(
@@ -138,7 +142,11 @@ def serving(pipeline: Pipeline, arguments: argparse.Namespace, port: int) -> Ite
                 quiet=not arguments.share,
                 ssr_mode=False,
                 pwa=False,
-                **options,
+                theme=THEME,
+                footer_links=[],
+                # The engine has the queue, not Gradio: everybody is let in, to see their place or be refused.
+                max_threads=arguments.max_running + arguments.max_waiting + SPARE_THREADS,
+                app_kwargs={"middleware": [Middleware(FirstPaint)]},
             )
     except OSError:
         raise ChatGLMError(f"Port {port} on {arguments.host} is in use.", "Give another one with --port.") from None

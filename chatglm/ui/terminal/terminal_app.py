@@ -6,12 +6,13 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from chatglm.cli.console import program_name, run_command
-from chatglm.cli.flags import ANSWER_FLAGS, MODEL_FLAGS, Parser, add_flags, answer_options
+from chatglm.cli.console import program_name, report, run_command
+from chatglm.cli.flags import ANSWER_FLAGS, MODEL_FLAGS, TERMINAL_FLAGS, Parser, add_flags, answer_options
 from chatglm.cli.loading import LOADING_CANCELLED, load_from_flags
 from chatglm.cli.signals import INTERRUPTED, exit_on_interrupt
 from chatglm.demo import BANNER as DEMO_BANNER
 from chatglm.ui.session import ChatSession
+from chatglm.ui.terminal.keyboard import Keyboard
 from chatglm.ui.terminal.line_readers import make_reader, valid_text
 from chatglm.ui.terminal.screen import Screen
 from chatglm.ui.terminal.terminal_chat import TerminalChat
@@ -30,8 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_command(make_parser(), argv, _chat)
     except KeyboardInterrupt:  # in the moment between two handlers
         return INTERRUPTED
-    except BrokenPipeError:
-        # `cli_demo.py | head`: without this, Python would fail once more when it flushes stdout at exit.
+    except OSError as error:  # a full disk; or a reader that has left, as in `cli_demo.py | head`
+        if not isinstance(error, BrokenPipeError):
+            report(f"输出失败 / The output failed: {error}")
+        # Without this, it would fail once more when stdout is flushed at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
 
@@ -42,17 +45,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=prog, description=DESCRIPTION, epilog=EPILOG)
     add_flags(parser, "模型 model", MODEL_FLAGS)
     add_flags(parser, "回答 answers", ANSWER_FLAGS)
-    group = parser.add_argument_group("终端 terminal")
+    group = add_flags(parser, "终端 terminal", TERMINAL_FLAGS)
     group.add_argument(
         "--prompt",
         metavar="TEXT",
         type=_question,
         help="回答这一个问题后退出\nanswer this one question and exit (default: chat)",
-    )
-    group.add_argument(
-        "--verbose",
-        action="store_true",
-        help="每次回答后显示 token 数、速度和结束原因\nshow tokens, speed and finish reason (default: off)",
     )
     return parser
 
@@ -64,21 +62,23 @@ def _question(text: str) -> str:
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    with exit_on_interrupt(LOADING_CANCELLED):
-        chat = _make_chat(arguments)
-    return chat.run() if arguments.prompt is None else chat.answer_once(arguments.prompt)
+    screen = Screen.of_streams(has_prompt_flag=arguments.prompt is not None, is_plain=arguments.plain)
+    with Keyboard(is_used=screen.is_terminal) as keyboard:
+        keyboard.on_continue = screen.keep_lines
+        with exit_on_interrupt(LOADING_CANCELLED, keyboard.restore):
+            chat = _make_chat(arguments, screen, keyboard)
+        return chat.run() if arguments.prompt is None else chat.answer_once(arguments.prompt)
 
 
-def _make_chat(arguments: argparse.Namespace) -> TerminalChat:
+def _make_chat(arguments: argparse.Namespace, screen: Screen, keyboard: Keyboard) -> TerminalChat:
     """Everything up to the first question, greeting included."""
     pipeline = load_from_flags(arguments)
-    screen = Screen.of_streams(has_prompt_flag=arguments.prompt is not None)
     options = answer_options(arguments)
     if options["system"] is not None:
         options["system"] = valid_text(options["system"])
-    session = ChatSession(pipeline, options)
-    chat = TerminalChat(session, screen, make_reader(screen), is_verbose=arguments.verbose)
-    if pipeline.is_demo:
+    reader = make_reader(screen, keyboard, keeps_history=arguments.history)
+    chat = TerminalChat(ChatSession(pipeline, options), screen, reader, pipeline, is_verbose=arguments.verbose)
+    if pipeline.is_demo and not screen.is_terminal:
         screen.note(DEMO_BANNER)
     if arguments.prompt is None:
         chat.greet()

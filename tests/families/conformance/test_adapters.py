@@ -60,8 +60,8 @@ def prefixed(folder: Path, prefix: Path) -> Iterator[Pipeline]:
 
 
 def test_lora_for_each_request(pipe: Pipeline, tuned: Pipeline) -> None:
-    spec = tuned.network.spec
-    attached = [module for module in tuned.network.modules() if isinstance(module, LowRankLinear)]
+    spec = tuned.model.spec
+    attached = [module for module in tuned.model.modules() if isinstance(module, LowRankLinear)]
     assert len(attached) == spec.num_layers * len(spec.linears)
     _assert_for_each_request(pipe, tuned)
 
@@ -95,8 +95,8 @@ def test_lora_of_another_shape(case: FamilyCase, pipe: Pipeline, folder: Path, t
 
 
 def test_prefix_for_each_request(pipe: Pipeline, prefixed: Pipeline) -> None:
-    spec = prefixed.network.spec
-    encoder = prefixed.network.get_submodule(spec.prefix_encoder)
+    spec = prefixed.model.spec
+    encoder = prefixed.model.get_submodule(spec.prefix_encoder)
     pairs = encoder(1, torch.float32)
     assert len(pairs) == spec.num_layers
     for key, value in pairs:
@@ -107,7 +107,7 @@ def test_prefix_for_each_request(pipe: Pipeline, prefixed: Pipeline) -> None:
 def test_prefix_cached_and_not(prefixed: Pipeline) -> None:
     ids = [*prompt_ids(prefixed), 7, 8]
     with torch.inference_mode():
-        whole = prefixed.network(torch.tensor([ids]))[0, -3:]
+        whole = prefixed.model(torch.tensor([ids]))[0, -3:]
     assert error(cached_logits(prefixed, ids, 2), whole) < 1e-5
 
 

@@ -168,6 +168,17 @@ def test_registered_specials_take_the_white_space_around_them_along(name: str) -
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_half_a_surrogate_pair_is_an_unknown_character(name: str) -> None:
+    """Text that JavaScript or Java cut in the middle of an emoji; SentencePiece itself ends with a traceback."""
+    tok = tokenizer(name)
+    for half, whole in (("a\ud83d", "a\ufffd"), ("\ude00b", "\ufffdb"), ("\ud83d\ude00", "😀")):
+        assert tok.encode(half) == tok.encode(whole)
+        assert tok.tokenize(half) == tok.tokenize(whole)
+        assert tok.encode_plain(half) == tok.plain.encode_plain(half) == tok.encode_plain(whole)
+        assert tok.plain.token_to_id(half) == tok.plain.token_to_id(whole)
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_ids_that_are_no_token_decode_to_nothing(name: str) -> None:
     """The published embedding has 184 rows more than the vocabulary; upstream raised IndexError on them."""
     tok = tokenizer(name)

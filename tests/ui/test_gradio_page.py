@@ -1,0 +1,143 @@
+"""The Gradio page's answers to any request, and a conversation as HTML, without a browser."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("gradio", reason="The page needs gradio: pip install -r requirements-web.txt")
+
+from chatglm.errors import ChatGLMError, InvalidLogitsError, InvalidRequestError, PromptTooLongError, QueueFullError
+from chatglm.ui.gradio.conversation_html import pending_html, round_html
+from chatglm.ui.gradio.gradio_page import GradioPage
+from chatglm.ui.gradio.page_texts import STARTERS, TEXTS, error_text
+from chatglm.ui.rounds import Reply, Round
+from tests.ui.echo_pipeline import EchoPipeline
+
+DONE = Reply("one\ntwo", "stop", 10, 21, first_s=1.0, latest_s=3.0)
+
+
+@pytest.fixture(scope="module")
+def page() -> GradioPage:
+    return GradioPage(EchoPipeline(), {})  # type: ignore[arg-type]
+
+
+def conversation(*rounds: Round) -> dict[str, Any]:
+    return {"rounds": [round_.to_json() for round_ in rounds], "settings": {}, "system": ""}
+
+
+def answers(page: GradioPage, **request: Any) -> list[dict[str, Any]]:
+    event: Any = SimpleNamespace(_data={"key": "k", "language": "en", **request})
+    return list(page.answer(event))
+
+
+def test_the_answer_grows_and_ends_as_a_round(page: GradioPage) -> None:
+    messages = answers(page, action="ask", question="hello", conversation=conversation(Round("a", (DONE,))))
+    assert [message["running"] for message in messages] == [True] * (len(messages) - 1) + [False]
+    assert {message["index"] for message in messages} == {1}
+    (version,) = messages[-1]["round"]["versions"]
+    assert (version["text"], version["finish_reason"]) == ("hello", "stop")
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+@pytest.mark.parametrize(
+    "request_",
+    [
+        None,
+        [],
+        {},
+        {"key": 1, "action": "ask"},
+        {"key": "k", "action": "ask", "question": "x", "conversation": 5},
+        {"key": "k", "action": "ask", "question": "x", "conversation": {"rounds": None}},
+        {"key": "k", "action": "ask", "question": "x", "conversation": {"rounds": [{"question": 1}]}},
+        {"key": "k", "action": "ask", "question": "x", "conversation": {"rounds": [], "settings": {"top_p": "x"}}},
+        {"key": "k", "action": "ask", "question": "x", "conversation": {"rounds": [], "system": ["x"]}},
+        {"key": "k", "action": "ask", "question": " ", "conversation": {"rounds": []}},
+        {"key": "k", "action": "ask", "question": "\ud800", "conversation": {"rounds": []}},
+        {"key": "k", "action": "ask", "question": "x" * 20_000_000, "conversation": {"rounds": []}},
+        {"key": "k", "action": "retry", "index": 0, "conversation": {"rounds": []}},
+        {"key": "k", "action": "retry", "index": True, "conversation": {"rounds": []}},
+        {"key": "k", "action": "no such", "index": 0, "conversation": conversation(Round("a", (DONE,)))},
+    ],
+)
+def test_a_request_in_any_form_gets_a_message(page: GradioPage, request_: Any, language: str) -> None:
+    request = {**request_, "language": language} if isinstance(request_, dict) else request_
+    (message,) = page.answer(SimpleNamespace(_data=request))  # type: ignore[arg-type]
+    assert message["error"]
+    assert not message["running"]
+
+
+def test_calls_in_any_form_get_a_message(page: GradioPage) -> None:
+    served: Any = next(block for block in page.blocks.blocks.values() if hasattr(block, "show"))
+    for bad in (None, [], {"conversation": {"rounds": 1}}, {"conversation": {"rounds": []}, "form": "exe", "file": ""}):
+        for name in ("save", "open"):
+            assert getattr(served, name)(bad)["error"]
+        served.stop(bad)
+    assert served.open({"file": '{"messages": [{"role": "user", "content": "a"}]}'})["rounds"] == []
+    assert served.show({"conversation": conversation()}) == {"html": ""}
+
+
+def test_a_finished_round() -> None:
+    """Questions are text, answers Markdown; each has its buttons, named in the page's language."""
+    html = round_html(Round("# <b>", (DONE,)), 3, "en", 1024)
+    assert "# &lt;b&gt;" in html
+    assert "10.0 tokens/s · context 31 / 1024" in html
+    assert 'data-round="3"' in html
+    for name in ("Copy", "Edit", "Take back", "Try again"):
+        assert f'aria-label="{name}"' in html
+    assert "Continue" not in html
+    assert "versions" not in html
+
+
+def test_what_can_be_done_depends_on_the_answer() -> None:
+    cut, failed = Reply("text", "length"), Reply("", "error", error="<broken>")
+    assert 'data-action="continue"' in round_html(Round("q", (cut,)), 0, "zh", 1024)
+    assert "已达到长度上限" in round_html(Round("q", (cut,)), 0, "zh", 1024)
+    html = round_html(Round("q", (DONE, failed), selected=1), 0, "zh", 1024)
+    assert "2/2" in html
+    assert "&lt;broken&gt;" in html
+    assert 'data-action="retry"' in html
+    assert 'data-version="0"' in html
+    assert (
+        round_html(Round("q", (Reply("```cpp\nx\n```", "stop"),)), 0, "zh", 1024).count('data-action="copy_code"') == 1
+    )
+
+
+def test_an_answer_that_waits() -> None:
+    assert "排队中，第 2 位" in pending_html("q", Reply(), 2, 0, "zh", 1024)
+    assert "thinking" in pending_html("q", Reply(), 0, 0, "en", 1024)
+    assert "context 7 / 1024" in pending_html("q", Reply("x", None, 6, 1), 0, 0, "en", 1024)
+
+
+def test_both_languages_have_every_text() -> None:
+    assert TEXTS["zh"].keys() == TEXTS["en"].keys()
+    assert len(STARTERS["zh"]) == len(STARTERS["en"])
+
+
+@pytest.mark.parametrize(
+    ("error", "chinese", "english"),
+    [
+        (
+            QueueFullError("1 requests run and 2 wait; no more are taken.", "Try again in a moment."),
+            "已有 1 个问题正在回答，2 个在排队，暂时不再接收。请稍后重试。",
+            "1 requests run and 2 wait; no more are taken. Try again in a moment.",
+        ),
+        (
+            PromptTooLongError("The message is 6000 tokens long; fewer than 1024 fit.", "Shorten it."),
+            "问题太长，放不进 1024 个 token。请缩短问题，或调大“最大长度”。",
+            "The message is 6000 tokens long; fewer than 1024 fit. Shorten it.",
+        ),
+        (ChatGLMError("文件坏了。", "The file is broken."), "文件坏了。", "The file is broken."),
+        (InvalidRequestError("top_p is odd."), "请求无效：top_p is odd.", "top_p is odd."),
+        (
+            RuntimeError("secret"),
+            "服务器内部出错，详情见服务器的终端。",
+            "Internal error; the server's terminal says more.",
+        ),
+    ],
+)
+def test_errors_speak_one_language(error: Exception, chinese: str, english: str) -> None:
+    assert (error_text(error, "zh"), error_text(error, "en")) == (chinese, english)
+    assert "NaN" in error_text(InvalidLogitsError("The model produced NaN."), "zh")
