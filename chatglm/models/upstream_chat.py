@@ -13,6 +13,13 @@ from chatglm.generation.deltas import Delta, fold
 from chatglm.generation.sampling import LogitsProcessor
 from chatglm.generation.text import run_stages
 from chatglm.messages import History, check_history, to_messages
+from chatglm.models.library_generation import (
+    OF_BEAMS,
+    library_arguments,
+    split_parameters,
+    stream_by_library,
+    stream_ids,
+)
 
 
 class UpstreamChat:
@@ -32,7 +39,19 @@ class UpstreamChat:
         **parameters: Any,
     ) -> Iterator[Delta]:
         """The answer as deltas; oldest rounds are dropped to make room. Errors as `chat`; a bad argument at once."""
-        ids, config, dropped_rounds = self._prompt(tokenizer, query, history, system, parameters)
+        own, others = split_parameters(parameters)
+        ids, config, dropped_rounds = self._prompt(tokenizer, query, history, system, own)
+        if others.keys() - OF_BEAMS:
+            return stream_by_library(
+                self,
+                tokenizer,
+                ids,
+                config,
+                dropped_rounds=dropped_rounds,
+                processors=processors,
+                is_cancelled=is_cancelled,
+                others=others,
+            )
         return stream_alone(
             BatchDecoder(self),  # type: ignore[arg-type]
             tokenizer,
@@ -93,7 +112,8 @@ class UpstreamChat:
             do_sample: None = as the checkpoint's generation_config.json says, else True.
             top_p, temperature: None = likewise, else 0.7 and 0.95; temperature 0 = greedy.
             logits_processor: transformers' processors, run before penalties and temperature.
-            **kwargs: top_k, repetition_penalty, min_new_tokens, max_new_tokens, seed, stop, system.
+            **kwargs: top_k, repetition_penalty, min_new_tokens, max_new_tokens, seed, stop, system; and what else
+                transformers' `generate` takes, such as stopping_criteria, prefix_allowed_tokens_fn, bad_words_ids.
 
         Raises:
             InvalidRequestError: a bad parameter, query or history, or a query too long by itself.
@@ -107,6 +127,30 @@ class UpstreamChat:
         else:
             response = fold(self.stream_deltas(tokenizer, query, past, processors=processors, **kwargs)).text
         return response, [*past, (query, response)]
+
+    def stream_generate(
+        self,
+        input_ids: Any = None,
+        generation_config: Any = None,
+        logits_processor: Sequence[LogitsProcessor] | None = None,
+        stopping_criteria: Any = None,
+        prefix_allowed_tokens_fn: Callable[[int, Any], list[int]] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[Any]:
+        """The ids so far, int64 [B, n] with the prompt, after each token; arguments as of transformers' `generate`.
+
+        Each row ends before its end token, beams are not searched. Raises InvalidRequestError at once for an argument
+        that cannot be used, InvalidLogitsError while iterating.
+        """
+        return stream_ids(
+            self,
+            input_ids,
+            generation_config=generation_config,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            **kwargs,
+        )
 
     def _prompt(
         self,
@@ -133,19 +177,15 @@ class UpstreamChat:
         **parameters: Any,
     ) -> str:
         import torch
-        from transformers import LogitsProcessorList
 
         model: Any = self
-        ids, config, _ = self._prompt(tokenizer, query, past, system, parameters)
-        names = () if config.is_greedy else ("temperature", "top_p", "top_k")
+        own, others = split_parameters(parameters)
+        ids, config, _ = self._prompt(tokenizer, query, past, system, own)
+        arguments = library_arguments(config, len(ids), model.spec.context_limit)
         output = model.generate(
             torch.tensor([ids], device=model.device),
-            max_length=min(config.max_length, model.spec.context_limit),
-            num_beams=num_beams,
-            do_sample=not config.is_greedy,
-            repetition_penalty=config.repetition_penalty,
-            logits_processor=LogitsProcessorList(processors),
-            **{name: getattr(config, name) for name in names},
+            logits_processor=list(processors),
+            **{**arguments, **others, "num_beams": num_beams, "return_dict_in_generate": False},
         )
         new_ids = [i for i in output[0, len(ids) :].tolist() if i not in model.spec.eos_ids]
         return run_stages(model.spec.clean_up(), tokenizer.decode(new_ids))

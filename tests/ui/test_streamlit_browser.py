@@ -1,8 +1,8 @@
-"""The Streamlit page in Chromium, with a model whose answers hardly ever end."""
+"""The Streamlit page in Chromium, with a model that does what the question says."""
 
 from __future__ import annotations
 
-import re
+import json
 import socket
 import subprocess
 import sys
@@ -14,170 +14,220 @@ import pytest
 
 pytest.importorskip("streamlit", reason="the page needs Streamlit: pip install streamlit")
 
-from chatglm.ui.notes import STOPPED
-from chatglm.ui.streamlit.streamlit_page import CLEAR, STOP, TITLE
-from tests import forking
+from chatglm.ui.streamlit.page_texts import texts_for
 from tests.serving.servers import eventually
 from tests.ui.browser import Profile, started_browser
 
 pytestmark = pytest.mark.xdist_group("streamlit")
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = str(ROOT / "web_demo2.py")
 PATIENCE_S = 60
+CHINESE = texts_for("zh-CN")
+PAGE = "document.querySelector('.stMainBlockContainer')"
 
-HOSTILE = """\
-<script>document.title = "taken"</script><img src="http://outside.test/1.png" onerror="document.title = 'taken'">
-![图](http://outside.test/2.png) ![图][ref] 公式 $E=mc^2$ **重点**
 
-[ref]: http://outside.test/3.png
-```python
-print("<b>", end="![](http://outside.test/4.png)")
-```
-$$\\frac{1}{2}$$"""
-# Remembers every state of the last message.
-WATCH = """() => {
-    window.seen = new Set();
-    const look = () => {
-        const last = [...document.querySelectorAll('[data-testid=stChatMessage]')].pop();
-        if (last) window.seen.add(last.innerText);
-    };
-    new MutationObserver(look).observe(document.body, {subtree: true, childList: true, characterData: true});
-}"""
+class Server:
+    """`streamlit run` in a process of its own."""
+
+    def __init__(self, log: Path, environment: dict[str, str]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self._log = log
+        script = str(ROOT / "tests" / "ui" / "streamlit_script.py")
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "streamlit", "run", script, "--server.port", str(self.port)],
+                env={**environment, "PYTHONPATH": str(ROOT)}, cwd=ROOT,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    def wait(self) -> None:
+        """Until it listens."""
+        eventually(lambda: self.process.poll() is not None or self._can_connect())
+        assert self.process.poll() is None, self.log
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(PATIENCE_S)
+        finally:
+            self.process.kill()
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def _can_connect(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def server(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("streamlit") / "server.log", environment)
+    try:
+        yield server
+    finally:
+        server.stop()
+    assert "Traceback" not in server.log
+
+
+@pytest.fixture(scope="module")
+def browser(server: Server) -> Iterator[Any]:
     pytest.importorskip("playwright", reason="The tests in a browser need playwright: pip install playwright")
     with started_browser() as browser:
+        server.wait()  # which takes as long to start
         yield browser
-
-
-@pytest.fixture(scope="module")
-def address(tiny_folder: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", SCRIPT, "--server.port", str(port)]
-    log = tmp_path_factory.mktemp("streamlit") / "server.log"
-    with log.open("wb") as output:
-        server = forking.Popen(
-            [*command, "--", "--model", str(tiny_folder), "--temperature", "0"],
-            env=environment, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    try:
-        eventually(lambda: server.poll() is not None or can_connect(port))
-        assert server.poll() is None, log.read_text()
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        try:
-            server.wait(PATIENCE_S)
-        finally:
-            server.kill()
-    assert "Traceback" not in log.read_text()
-
-
-def can_connect(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 class Guest:
     """Somebody at the page."""
 
-    def __init__(self, page: Any) -> None:
+    def __init__(self, page: Any, texts: Any = CHINESE) -> None:
         self.page = page
+        self._texts = texts
         self.box = page.get_by_test_id("stChatInputTextArea")
         self.box.wait_for()
         self.messages = page.get_by_test_id("stChatMessage")
-        self.stop = page.get_by_role("button", name=STOP)
-        self.clear = page.get_by_role("button", name=CLEAR)
+        self.answers = page.locator(".markdown")
+
+    def button(self, name: str) -> Any:
+        return self.page.get_by_role("button", name=self._texts(name)).last
 
     def ask(self, text: str) -> None:
         self.box.fill(text)
         self.box.press("Enter")
-        self.stop.wait_for()
 
-    def wait_for_text(self, length: int = 1) -> None:
-        """Until the last message has so many characters."""
-        eventually(lambda: self.messages.count() and len(self.messages.last.inner_text()) >= length)
+    def ask_and_wait(self, text: str) -> None:
+        """Until the answer has ended."""
+        index = self.messages.count() // 2
+        self.ask(text)
+        self.page.locator(f".st-key-actions-{index}").wait_for()
 
-    def end_answer(self) -> None:
-        """Press stop, unless the answer has just reached its length limit."""
-        self.page.evaluate("document.querySelector('.st-key-stop button')?.click()")
-        self.clear.wait_for()
+    def says(self, text: str) -> None:
+        """Wait until the page has a text."""
+        self.page.get_by_text(text).filter(visible=True).last.wait_for()
 
 
 @pytest.fixture(scope="module")
-def guest(browser: Any, address: str) -> Iterator[Guest]:
+def guest(browser: Any, server: Server) -> Iterator[Guest]:
     """With a wide screen."""
-    with Profile(browser) as profile:
-        yield Guest(profile.open(address))
+    with Profile(browser, permissions=["clipboard-read", "clipboard-write"]) as profile:
+        yield Guest(profile.open(server.address))
 
 
-@pytest.fixture(scope="module")
-def phone(browser: Any, address: str) -> Iterator[Guest]:
-    """At the same time, on a phone."""
-    with Profile(browser, viewport={"width": 390, "height": 780}) as profile:
-        yield Guest(profile.open(address))
+def test_an_answer_is_read_while_it_grows_then_stopped_continued_and_kept(guest: Guest, server: Server) -> None:
+    page = guest.page
+    assert page.title() == CHINESE("title")
+    guest.ask("endless")
+    guest.says("第 3 行")
+    page.evaluate("document.querySelector('.markdown p').mark = 'drawn once'")
+    page.wait_for_function(f"{PAGE}.scrollTop > 100")  # the page follows
+    page.get_by_role("slider").nth(2).press("ArrowRight")  # Streamlit runs the page anew for it, and the answer goes on
+    page.mouse.move(700, 300)
+    page.mouse.wheel(0, -100_000)
+    page.wait_for_function(f"{PAGE}.scrollTop === 0")
+    num_lines = page.locator(".markdown p").count()
+    page.wait_for_function(f"document.querySelectorAll('.markdown p').length > {num_lines + 5}")
+    assert page.evaluate(f"{PAGE}.scrollTop") == 0
+    assert page.evaluate("document.querySelector('.markdown p').mark") == "drawn once"
+    page.keyboard.press("Escape")
+    guest.says(CHINESE("stopped"))
+    assert "0.61" in page.get_by_test_id("stSlider").nth(2).inner_text()
+
+    guest.button("copy").click()
+    guest.button("copied").wait_for()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.startswith("第 1 行\n\n第 2 行\n\n")
+    guest.button("continue").click()
+    guest.says("第 1 行")
+    guest.button("stop").click()
+    guest.says(CHINESE("stopped"))
+
+    guest.ask_and_wait("# 问题\n  **缩进** <b>")
+    assert page.locator(".plain").last.inner_text() == "# 问题\n  **缩进** <b>"
+    page.reload()  # the server has an empty session for it, as after a restart
+    guest.button("retry").wait_for()
+    assert guest.messages.count() == 4
+    guest.button("retry").click()
+    guest.says("2/2")
+    guest.button("earlier").click()
+    guest.says("1/2")
 
 
-def test_streaming_and_stop(guest: Guest) -> None:
-    assert guest.page.title() == TITLE
-    guest.page.evaluate(WATCH)
-    guest.ask("长")
-    guest.wait_for_text(100)
-    top_p = guest.page.get_by_role("slider").nth(1)
-    top_p.press("ArrowRight")  # Streamlit runs the page anew for it, and the answer goes on
-    guest.wait_for_text(len(guest.messages.last.inner_text()) + 20)
-    guest.stop.click()
-    guest.clear.wait_for()
-    assert STOPPED in guest.messages.last.inner_text()
-    assert "0.61" in guest.page.get_by_test_id("stSlider").nth(1).inner_text()
-    growing = {len(seen) for seen in guest.page.evaluate("[...window.seen]") if "AI正在回复" in seen}
-    assert len(growing) >= 3
+def test_markdown_on_a_phone(browser: Any, server: Server) -> None:
+    with Profile(browser, viewport={"width": 390, "height": 780}, color_scheme="dark") as profile:
+        phone = Guest(profile.open(server.address))
+        phone.ask_and_wait("markdown")
+        answer = phone.answers.last
+        shown = answer.inner_text()
+        for part in (
+            '<script>document.title = "taken"</script>',
+            "onerror=",
+            "$5 和 $10",
+            "[链接](javascript:alert(1))",
+        ):
+            assert part in shown
+        assert answer.locator("math").count() == 2
+        assert answer.locator("math mfrac").count() == 1
+        assert answer.locator("strong").inner_text() == "重点："
+        assert answer.locator("code").inner_text() == "int main() { return 0 < 1; }"
+        assert answer.locator(".code .k").count() == 2
+        assert answer.locator("a").get_attribute("href") == "http://outside.test/2.png"
+        assert phone.page.locator(".stMain :is(img, script, iframe)").count() == 0
+        assert phone.page.title() == CHINESE("title")
+        assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert phone.page.evaluate("getComputedStyle(document.querySelector('.markdown')).colorScheme") == "dark"
+        for part_of_page in (phone.box, phone.button("undo")):
+            place = part_of_page.bounding_box()
+            assert place["x"] >= 0
+            assert place["x"] + place["width"] <= 390
 
 
-def test_hostile_text_on_a_phone(phone: Guest) -> None:
-    phone.ask(HOSTILE)
-    phone.wait_for_text(50)
-    phone.end_answer()
-    question = phone.messages.nth(-2)
-    shown = question.inner_text()
-    for part in ('<script>document.title = "taken"</script>', "![图](http://outside.test/2.png)", "onerror="):
-        assert part in shown
-    assert 'print("<b>", end="![](http://outside.test/4.png)")' in question.locator("code").inner_text()
-    assert question.locator(".katex").count() == 2
-    assert question.locator("strong").inner_text() == "重点"
-    assert phone.page.locator("[data-testid=stChatMessage] :is(img, script, iframe)").count() == 0
-    assert phone.page.title() == TITLE
-    assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
-    for part_of_page in (phone.clear, phone.box):
-        place = part_of_page.bounding_box()
-        assert place["x"] >= 0
-        assert place["x"] + place["width"] <= 390
+def test_two_at_once_wait_for_their_own_turns_and_leave(browser: Any, server: Server, guest: Guest) -> None:
+    num_cancelled = server.log.count("cancelled")
+    with Profile(browser, locale="en-US") as profile:
+        english = texts_for("en-US")
+        other = Guest(profile.open(server.address), english)
+        other.ask("queued")
+        other.says(english("queued", place=3))
+        other.button("stop").click()
+        other.says(english("nothing"))
+        assert server.log.count("cancelled") == num_cancelled + 1
+        other.ask("endless")
+        other.says("第 3 行")
+        guest.ask_and_wait("甲的问题")
+        assert "甲的问题" not in other.page.inner_text("body")
+    eventually(lambda: server.log.count("cancelled") == num_cancelled + 2)  # nobody reads it any more
 
 
-def test_two_at_once_see_their_own_chats(guest: Guest, phone: Guest) -> None:
-    guest.ask("甲的问题")
-    phone.ask("乙的问题")
-    for one, own, other in ((guest, "甲", "乙"), (phone, "乙", "甲")):
-        one.wait_for_text(50)
-        one.end_answer()
-        content = one.page.inner_text("body")
-        assert f"{own}的问题" in content
-        assert f"{other}的问题" not in content
-    guest.clear.click()
-    guest.messages.first.wait_for(state="detached")
-    assert guest.messages.count() == 0
-    assert phone.messages.count() >= 2
+def test_a_conversation_as_a_file(guest: Guest, tmp_path: Path) -> None:
+    page = guest.page
+    page.get_by_role("textbox", name=CHINESE("system")).fill("简短")
+    guest.ask_and_wait("存下来")
+    num = guest.messages.count()
+    guest.button("save").click()
+    with page.expect_download() as download:
+        guest.button("json").click()
+    saved = json.loads(download.value.path().read_text())
+    assert saved["history"][-1] == ["存下来", "存下来"]
+    assert saved["system"] == "简短"
+    page.keyboard.press("Escape")
 
-
-def test_the_server_says_where_it_is_and_looks_nowhere_else(environment: dict[str, str]) -> None:
-    """The settings are read from the folder of the project."""
-    settings = forking.run(
-        [sys.executable, "-m", "streamlit", "config", "show"],
-        capture_output=True, text=True, env=environment, cwd=ROOT, timeout=PATIENCE_S, check=True,
-    ).stdout  # fmt: skip
-    for line in ("gatherUsageStats = false", 'address = "127.0.0.1"', "headless = true", "fastReruns = false"):
-        assert re.search(f"^{re.escape(line)}$", settings, re.MULTILINE), line
+    bad, good = tmp_path / "bad.json", tmp_path / "good.json"
+    bad.write_text('{"history": null}')
+    good.write_text(json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}))
+    page.locator("input[type=file]").set_input_files(bad)
+    page.get_by_test_id("stAlert").wait_for()
+    assert guest.messages.count() == num
+    guest.button("clear").click()
+    guest.button("unclear").click()
+    guest.messages.nth(num - 1).wait_for()
+    page.locator("input[type=file]").set_input_files(good)
+    guest.messages.nth(2).wait_for(state="detached")
+    assert guest.answers.inner_text() == "b"
+    guest.button("edit").click()
+    page.get_by_role("textbox", name=CHINESE("edit")).fill("新的问题")
+    page.get_by_role("textbox", name=CHINESE("edit")).press("Control+Enter")
+    guest.says("新的问题")

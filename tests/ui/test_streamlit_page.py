@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -12,6 +14,7 @@ import pytest
 
 pytest.importorskip("streamlit", reason="the page needs Streamlit: pip install streamlit")
 
+from streamlit import config, context
 from streamlit.runtime.scriptrunner import RerunData, RerunException, StopException
 from streamlit.testing.v1 import AppTest
 
@@ -19,21 +22,25 @@ from chatglm.cli.flags import ANSWER_FLAGS, MODEL_FLAGS
 from chatglm.pipeline import Pipeline
 from chatglm.ui.rounds import Reply, Round
 from chatglm.ui.session import ChatSession
-from chatglm.ui.streamlit.streamlit_page import CLEAR, DEMO, MAX_ROUNDS, PLACEHOLDER, TITLE, show_pending
-from tests.ui.fake_pipeline import FakePipeline
+from chatglm.ui.streamlit import streamlit_page
+from chatglm.ui.streamlit.conversation import show_conversation
+from chatglm.ui.streamlit.page_texts import TEXTS, texts_for
+from chatglm.ui.streamlit.settings import FORMS, MAX_ROUNDS
+from tests.ui.streamlit_script import TalkingPipeline
 
 pytestmark = pytest.mark.xdist_group("streamlit")
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "web_demo2.py")
 PATIENCE_S = 60
+CHINESE = texts_for("zh-CN")
 
 
 class Interrupted(ChatSession):
     """A session whose pending answer is being shown when Streamlit takes the thread back."""
 
     def __init__(self, interruption: BaseException) -> None:
-        super().__init__(FakePipeline())  # type: ignore[arg-type]
+        super().__init__(TalkingPipeline())  # type: ignore[arg-type]
         self._interruption = interruption
         self.deltas = self.ask("你好")
 
@@ -49,7 +56,7 @@ def test_an_answer_ends_when_its_reader_leaves_but_not_on_a_rerun(
 ) -> None:
     session = Interrupted(interruption)
     with pytest.raises(type(interruption)):
-        show_pending(session)
+        show_conversation(session, 2048, CHINESE)
     assert (session.pending is not None) == is_pending
 
 
@@ -85,76 +92,174 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str,
     return asked
 
 
+@pytest.fixture
+def talking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page has a model that does what the question says."""
+    pipeline = TalkingPipeline()
+    monkeypatch.setattr(streamlit_page, "load", lambda _: pipeline)
+
+
 def ask(page: AppTest, text: str) -> AppTest:
     page.chat_input[0].set_value(text).run()
     assert not page.exception
     return page
 
 
-def texts(page: AppTest) -> list[str]:
-    return ["\n".join(part.value for part in message.markdown) for message in page.chat_message]
+def press(page: AppTest, key: str) -> AppTest:
+    page.button(key).click().run()
+    assert not page.exception
+    return page
 
 
-def test_a_chat(open_page: Callable[..., AppTest], requests: list[Any]) -> None:
+def history(page: AppTest) -> list[tuple[str, str]]:
+    return list(page.session_state["chat"].history)
+
+
+def test_a_chat_with_the_demo(open_page: Callable[..., AppTest], requests: list[Any]) -> None:
     page = open_page("--seed", "7")
-    assert page.title[0].value == TITLE
-    assert page.info[0].value == DEMO
-    assert page.chat_input[0].placeholder == PLACEHOLDER
-    sliders = {slider.label: (slider.min, slider.max, slider.value) for slider in page.sidebar.slider}
-    assert sliders == {"max_length": (0, 4096, 2048), "top_p": (0, 1, 0.6), "temperature": (0, 1, 0.95)}
-    assert not page.button
-
-    page.sidebar.slider[2].set_value(0.0)
-    ask(page, " 你好 ")
-    answer = texts(page)[1]
+    assert page.sidebar.header[0].value == CHINESE("title")
+    assert "--model" in page.info[0].value
+    assert page.chat_input[0].placeholder == CHINESE("placeholder")
+    sliders = {slider.key: (slider.min, slider.max, slider.value) for slider in page.sidebar.slider}
+    assert sliders == {
+        "max_length": (1, 1024, 1024), "temperature": (0, 1, 0.95), "top_p": (0, 1, 0.6), "top_k": (0, 100, 50),
+    }  # fmt: skip
+    info = page.sidebar.caption[0].value.replace("\\", "")
+    for part in ("demo", "fp32 on cpu", "1024"):
+        assert part in info
+    page.slider("temperature").set_value(0.0)
+    page.text_area("system").set_value(" 简短 ")
+    press(page, "starter-0")
+    [(question, answer)] = history(page)
     assert answer
-    assert texts(page) == ["你好", answer]
-    page.sidebar.slider[0].set_value(0)
-    page.sidebar.slider[1].set_value(0.25)
-    ask(page, "你是谁")
-    same = {"top_k": None, "seed": 7, "temperature": 0.0}
+    page.slider("max_length").set_value(1000)
+    page.slider("top_p").set_value(0.25)
+    page.text_area("system").set_value("")
+    page.number_input("seed").set_value(None)
+    ask(page, "你是谁\n  ？\n")
+    same = {"top_k": 50, "temperature": 0.0}
     assert requests == [
-        (["你好"], {**same, "max_length": 2048, "top_p": 0.6}),
-        (["你好", answer, "你是谁"], {**same, "max_length": None, "top_p": 0.25}),
+        (["简短", question], {**same, "max_length": 1024, "top_p": 0.6, "seed": 7}),
+        ([question, answer, "你是谁\n  ？"], {**same, "max_length": 1000, "top_p": 0.25, "seed": None}),
     ]
-    assert len(page.chat_message) == 4
-
-    assert [button.label for button in page.button] == [CLEAR]
-    page.button[0].click().run()
-    assert not page.chat_message
-    assert texts(ask(page, "你好")) == ["你好", answer]
-    assert requests[-1][0] == ["你好"]
+    figures = [caption.value.replace("\\", "") for caption in page.main.caption]
+    assert all(re.search(r"上下文 \d+ / 1024", text) for text in figures)
+    assert all("token/秒" in text for text in figures)
 
 
-def test_a_question_that_cannot_be_answered_is_shown_with_the_reason(
-    open_page: Callable[..., AppTest], requests: list[Any]
-) -> None:
-    page = ask(open_page("--temperature", "0"), "长" * 3000)
+def test_what_can_be_done_to_rounds(open_page: Callable[..., AppTest], talking: None) -> None:
+    page = ask(open_page(), "一")
+    session = page.session_state["chat"]
+    session.rounds = [*session.rounds, Round("二三四", (Reply("二", "length"),))]
+    assert CHINESE("length") in page.run().main.caption[-1].value
+    press(page, "continue-1")
+    assert history(page) == [("一", "一"), ("二三四", "二三四")]
+    press(page, "icons-undo-1")
+    press(page, "icons-retry-0")
+    assert [len(session.rounds[0].versions), session.rounds[0].selected] == [2, 1]
+    assert page.button("icons-later-0").disabled
+    press(page, "icons-earlier-0")
+    assert session.rounds[0].selected == 0
+    assert page.button("icons-earlier-0").disabled
+    press(page, "icons-edit-0")
+    page.text_area("edited-0").set_value("二")
+    next(button for button in page.main.button if button.label == CHINESE("send")).click().run()
+    assert history(page) == [("二", "二")]
+    assert [area.key for area in page.text_area] == ["system"]
+    ask(page, "broken")
     [error] = page.error
-    assert "tokens" in error.value
-    assert not ask(page, "你好").button[0].disabled
-    assert texts(page)[3]
-    assert requests[-1][0] == ["你好"]  # the model is not told of the other
+    assert "NaN" in error.value
+    assert history(page) == [("二", "二")]
+    press(page, "clear")
+    assert session.rounds == []
+    press(page, "unclear")
+    assert history(page) == [("二", "二")]
+    assert page.button("icons-retry-1").label == CHINESE("retry")
 
 
-def test_old_rounds_fall_out_visibly(open_page: Callable[..., AppTest]) -> None:
+def test_files_hold_the_settings(
+    open_page: Callable[..., AppTest], talking: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = ask(open_page("--system", "简短"), "一")
+    content = json.loads(FORMS["json"][2](page.session_state["chat"].transcript))
+    assert (content["system"], content["settings"]["top_p"]) == ("简短", 0.6)
+    content |= {
+        "system": "详细",
+        "settings": {"top_p": 0.5, "max_length": 4096, "top_k": 200, "repetition_penalty": 1.5},
+    }
+
+    def opening(session: ChatSession, *_: object) -> None:
+        streamlit_page.open_conversation(session, json.dumps(content).encode())
+
+    other = open_page()
+    with monkeypatch.context() as patch:
+        patch.setattr(streamlit_page, "_ask", opening)
+        press(other.run(), "starter-0")
+    values = {slider.key: slider.value for slider in other.sidebar.slider}
+    assert values == {"max_length": 1024, "temperature": 0.95, "top_p": 0.5, "top_k": 200}
+    assert other.text_area("system").value == "详细"
+    assert other.session_state["chat"].options["repetition_penalty"] == 1.5
+    assert history(other) == history(page)
+
+
+@pytest.fixture
+def locale(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Sets the browser's language."""
+    return lambda name: monkeypatch.setattr(type(context), "locale", name)
+
+
+def shown_texts(page: AppTest) -> list[str]:
+    """Labels, tooltips and values of all elements."""
+    elements = [*page.main, *page.sidebar, *page.chat_input]
+    names = ("label", "help", "placeholder", "value", "body")
+    found = [getattr(getattr(element, "proto", element), name, "") for element in elements for name in names]
+    return [text for text in found if isinstance(text, str) and text]
+
+
+def test_the_page_speaks_the_language_of_the_browser(
+    open_page: Callable[..., AppTest], talking: None, locale: Callable[[str], None]
+) -> None:
+    chinese = re.compile("[\u4e00-\u9fff]")
+    assert all(chinese.search(text[0]) or text[0] == text[1] for text in TEXTS.values())
+    assert not any(chinese.search(text[1]) for text in TEXTS.values())
+    for name, is_chinese in (("zh-TW", True), ("fr", False)):
+        locale(name)
+        page = ask(open_page(), "long")
+        texts = shown_texts(page)
+        assert len(texts) > 25
+        assert any(chinese.search(text) for text in texts) == is_chinese
+        assert (texts_for(name)("length") in page.main.caption[-1].value) is True
+
+
+def test_old_rounds_fall_out_visibly(open_page: Callable[..., AppTest], talking: None) -> None:
     page = open_page()
     session = page.session_state["chat"]
     session.rounds = [Round(f"第{number}个", (Reply("好", "stop"),)) for number in range(MAX_ROUNDS)]
-    page.run()
-    assert not any("已移除" in caption.value for caption in page.main.caption)
+    forgotten = CHINESE("forgotten", limit=MAX_ROUNDS, rounds=1)
+    assert not any(forgotten in caption.value for caption in page.run().main.caption)
     ask(page, "你好")
+    assert history(page)[0][0] == "第1个"
     assert len(page.chat_message) == 2 * MAX_ROUNDS
-    assert texts(page)[0] == "第1个"
-    assert any("更早的 1 轮已移除" in caption.value for caption in page.main.caption)
+    assert any(forgotten in caption.value for caption in page.main.caption)
 
 
-def test_initial_values_of_the_sliders_are_those_of_flags_and_variables(
-    open_page: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch
+def test_initial_values_are_those_of_flags_and_variables(
+    open_page: Callable[..., AppTest], talking: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CHATGLM_MAX_LENGTH", "5000")
-    page = open_page("--top-p", "0.3", "--temperature", "1.5")
-    assert [(slider.max, slider.value) for slider in page.sidebar.slider] == [(5000, 5000), (1, 0.3), (1.5, 1.5)]
+    page = open_page("--top-p", "0.3", "--temperature", "1.5", "--seed", "3", "--system", "简短")
+    sliders = [(slider.key, slider.max, slider.value) for slider in page.sidebar.slider]
+    assert sliders[:3] == [("max_length", 1024, 1024), ("temperature", 1.5, 1.5), ("top_p", 1, 0.3)]
+    assert (page.number_input("seed").value, page.text_area("system").value) == (3, "简短")
+
+
+def test_the_server_says_where_it_is_and_looks_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings are read from the folder of the project."""
+    monkeypatch.chdir(ROOT)
+    options = config.get_config_options(force_reparse=True)
+    expected = {"browser.gatherUsageStats": False, "server.address": "127.0.0.1", "server.headless": True}
+    assert {name: options[name].value for name in expected} == expected
+    assert options["runner.fastReruns"].value is False
 
 
 @pytest.mark.parametrize(

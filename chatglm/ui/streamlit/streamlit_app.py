@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import shlex
 import sys
-from importlib.util import find_spec
 from typing import NoReturn
 
+from chatglm.cli.console import require_packages
 from chatglm.errors import ChatGLMError
 from chatglm.ui.streamlit.streamlit_flags import COMMAND, parse
+
+PACKAGES = {"streamlit": "streamlit", "markdown_it": "markdown-it-py", "latex2mathml": "latex2mathml"}
 
 
 def main() -> None:
     """Draw the page where Streamlit runs this, else print how to start it and exit."""
-    if find_spec("streamlit") is None:
-        _exit(ChatGLMError("这个页面需要 streamlit。/ This page needs streamlit.", "Run: pip install streamlit"))
+    try:
+        require_packages(PACKAGES)
+    except ChatGLMError as error:
+        _exit(error)
     from streamlit import runtime
 
     if runtime.exists():
