@@ -138,6 +138,7 @@ def test_ctrl_c_while_loading_leaves_with_a_message(tiny_folder: Path, environme
         person.type(CTRL_C)
         assert person.wait_for_end() == 130
         assert LOADING_CANCELLED in person.lines
+        assert person.has_echo
         assert "Traceback" not in person.text
 
 
