@@ -40,10 +40,14 @@ $$\\sigma = 4\\sqrt{\\frac{p(1-p)}{n}}, \\qquad p = \\frac{\\pi}{4}$$""",
 ]
 # Name, browser profile, questions.
 PICTURES: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
-    ("web-chinese", {"viewport": {"width": 1000, "height": 860}}, CHAT),
-    ("web-code", {"viewport": {"width": 1000, "height": 860}}, ()),
-    ("web-dark", {"viewport": {"width": 1000, "height": 860}, "color_scheme": "dark"}, CHAT),
-    ("web-phone", {"viewport": {"width": 375, "height": 740}, "locale": "en-US"}, ("hello", "who are you")),
+    ("web-chinese", {"viewport": {"width": 1280, "height": 800}}, CHAT),
+    ("web-code", {"viewport": {"width": 1280, "height": 800}}, ()),
+    ("web-dark", {"viewport": {"width": 1280, "height": 800}, "color_scheme": "dark"}, CHAT),
+    (
+        "web-phone",
+        {"viewport": {"width": 375, "height": 740}, "locale": "en-US", "is_mobile": True, "has_touch": True},
+        ("hello", "who are you"),
+    ),
 )
 
 

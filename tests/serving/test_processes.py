@@ -152,7 +152,7 @@ def test_help_imports_little_and_does_not_show_the_key() -> None:
     assert not {"torch", "transformers", "fastapi", "uvicorn", "flask"} & set(modules)
 
 
-@pytest.mark.parametrize(("command", "package"), [(serve, "uvicorn"), (serve_polling, "waitress")])
+@pytest.mark.parametrize(("command", "package"), [(serve, "uvicorn"), (serve_polling, "fastapi")])
 def test_a_missing_package_is_one_sentence(
     command: Command, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,8 +6,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-
 from chatglm.generation.deltas import Delta
 from chatglm.messages import Message
 from tests.ui.fake_pipeline import FakeHandle
@@ -18,11 +16,10 @@ PAUSE = "⏸"
 class EchoPipeline:
     """Answers with the question, line by line; at each `PAUSE` it waits for `go_on`."""
 
-    name, is_demo, context_limit = "echo", False, 1024
+    name, precision, is_demo, context_limit = "echo", "fp32 on cpu", False, 1024
     defaults = {"max_length": 1024, "temperature": 0.9, "top_p": 0.7, "top_k": 50}
 
     def __init__(self) -> None:
-        self.model = torch.nn.Linear(1, 1)
         self._permits = threading.Semaphore(0)
 
     def go_on(self) -> None:

@@ -28,14 +28,17 @@ def chat(environment: dict[str, str], folder: Path, *flags: str, **variables: st
 def test_keys_typed_during_an_answer_wait_at_the_prompt(environment: dict[str, str], tmp_path: Path) -> None:
     with chat(environment, tmp_path) as person:
         person.wait_for_prompt()
-        person.type("keys 16 answer\r")
+        person.type("keys 42 answer\r")
         person.wait_for("ChatGLM-6B：answer")
-        person.type("二\x7f三\x1b[A问\r")  # 3 + 1 + 3 + 3 + 3 + 1 bytes, and more below
-        person.type("\r\r")
-        person.wait_for(f"{PROMPT}三问")
+        person.type("二" + BACKSPACE + "三问\r")  # 11 bytes
+        person.type(PASTE.format("四\r五") + "\r")  # 20 bytes
+        person.type("六" + ALT_ENTER + "七six")  # 11 bytes
+        person.wait_for("ChatGLM-6B：三问")  # lines that are complete are sent
+        person.wait_for("ChatGLM-6B：四")
+        person.wait_for(f"{PROMPT}六")  # another waits for the rest
+        person.wait_for("七six")
         assert "ChatGLM-6B：answer" in person.lines  # and nothing behind it
-        person.type("\r")
-        person.wait_for("ChatGLM-6B：三问")
+        person.type(CTRL_C)
         person.wait_for_prompt()
         person.type("forever\r")
         person.wait_for("on and on")
@@ -60,6 +63,7 @@ def test_the_terminal_is_itself_again_after_sigterm(line: str, environment: dict
         person.send_signal(signal.SIGTERM)
         assert person.wait_for_end() == -signal.SIGTERM
         assert person.has_echo
+        assert person.text.rpartition("\x1b[?2004")[2].startswith("l")  # pastes have no marks in the shell
 
 
 def test_a_chat_that_is_stopped_and_brought_back(environment: dict[str, str], tmp_path: Path) -> None:
@@ -153,9 +157,10 @@ def test_the_next_chat_remembers_what_was_typed(environment: dict[str, str], tmp
 def test_without_prompt_toolkit_keys_wait_as_well(environment: dict[str, str], tmp_path: Path) -> None:
     with chat(environment, tmp_path, TERM="dumb") as person:
         person.wait_for_prompt()
-        person.type("keys 5 answer\r")
+        person.type("keys 6 answer\r")
         person.wait_for("ChatGLM-6B：answer")
-        person.type("next\r")
+        person.type("a\rnext")
+        person.wait_for("ChatGLM-6B：a", times=2)
         person.wait_for(f"{PROMPT}next")
         assert "ChatGLM-6B：answer" in person.lines
         person.type(BACKSPACE + "\r")

@@ -43,7 +43,7 @@ FORMS: dict[str, tuple[str, str, Callable[[Transcript], str]]] = {
 SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_CHARACTERS = 10_000_000  # browsers keep less than that
 # Text comes faster than a page can be drawn, and every drawing costs the server time: at most a fifth of it.
-DRAW_EVERY_S = 0.05
+DRAW_EVERY_S = 0.1
 PAUSE_PER_DRAWING = 4
 BEAT_S = 1.0
 
@@ -66,7 +66,11 @@ class GradioPage:
                 texts=TEXTS,
                 starters=STARTERS,
                 defaults={name: given.get(name) for name in (*SETTINGS, "system")},
-                model={"name": pipeline.name, "details": _details(pipeline), "demo": pipeline.is_demo},
+                model={
+                    "name": pipeline.name,
+                    "details": pipeline.precision.split(" (")[0].replace(" on ", " · "),
+                    "demo": pipeline.is_demo,
+                },
                 limit=self._limit,
             )
             chat.answer(
@@ -172,6 +176,7 @@ def _messages(
         started = time.monotonic()
         reply, round_ = pending.reply, session.round_so_far
         drawn = pending_html(pending.round.question, reply, pending.queue_place, index, language, limit)
+        pause = PAUSE_PER_DRAWING * (time.monotonic() - started)
         yield {
             "key": key,
             "running": True,
@@ -180,7 +185,7 @@ def _messages(
             "round": round_ and round_.to_json(),
             "beat": round(started, 1),
         }
-        time.sleep(max(DRAW_EVERY_S, PAUSE_PER_DRAWING * (time.monotonic() - started)))
+        time.sleep(min(BEAT_S, max(DRAW_EVERY_S, pause)))
         text = session.wait(len(text), BEAT_S)
     error = error_text(pending.error, language) if pending.error else ""
     if session.rounds is pending.before:
@@ -219,9 +224,3 @@ def _text(request: Mapping[str, Any], name: str) -> str:
 
 def _transcript(request: Mapping[str, Any]) -> Transcript:
     return transcript_of(request.get("conversation"))
-
-
-def _details(pipeline: Pipeline) -> str:
-    """Where the model runs and how exactly."""
-    weight = next(pipeline.model.parameters())
-    return f"{weight.device.type} · {str(weight.dtype).removeprefix('torch.')}"
