@@ -34,6 +34,9 @@ ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
 # Some 200 kB of chunks.
 MUCH = {"messages": [{"role": "user", "content": "hello"}], "n": 8, "max_tokens": 120, "stream": True}
+HALF_HEADERS = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-"
+HALF_BODY = b'POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"prompt":'
+BEGINNINGS = {"silent": b"", "half of the headers": HALF_HEADERS, "half of the body": HALF_BODY}
 BROKEN = "The model produced NaN or infinite logits."
 
 
@@ -45,6 +48,13 @@ def eventually(is_true: Callable[[], Any], seconds: float = PATIENCE_S) -> Any:
             return result
         time.sleep(0.02)
     raise AssertionError("it did not happen in time")
+
+
+def connect(address: str, sent: bytes = b"") -> socket.socket:
+    """A connection that has sent this."""
+    connection = socket.create_connection(("127.0.0.1", int(address.rsplit(":", 1)[1])), PATIENCE_S)
+    connection.sendall(sent)
+    return connection
 
 
 class Server:
