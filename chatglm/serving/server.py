@@ -23,6 +23,8 @@ from chatglm.serving.service import RequestService
 
 # How long the server waits for clients that do not read the end of their answer.
 CLOSING_SECONDS = 3
+# Longer than clients keep an idle connection (httpx: 5 seconds), or both might use and close it at the same moment.
+KEEP_ALIVE_SECONDS = 30
 
 
 class DrainingServer(uvicorn.Server):
@@ -84,6 +86,7 @@ def make_server(
         ws="none",
         lifespan="off",
         backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         log_level="warning",
         access_log=False,
         server_header=False,
