@@ -173,12 +173,7 @@ def invalid_logits() -> InvalidLogitsError:
     )
 
 
-class RequireFinite:
-    """A transformers logits processor that raises `invalid_logits` for NaN, infinity, and a row of nothing else than
-    minus infinity: single tokens were forbidden by the processors before.
-    """
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if not bool(torch.isfinite(scores.amax(dim=-1)).all()):
-            raise invalid_logits()
-        return scores
+def require_finite(logits: Tensor) -> None:
+    """Raise `invalid_logits` for NaN and infinity."""
+    if not bool(torch.isfinite(logits).all()):
+        raise invalid_logits()

@@ -77,8 +77,8 @@ def _steps(
         with torch.no_grad():
             inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=length, **model_inputs)
             outputs = model(**inputs, return_dict=True)
+            model_inputs, length = model._update_model_kwargs_for_generation(outputs, model_inputs), 1
             logits = logits_processor(input_ids, outputs.logits[:, -1].float())
-        model_inputs, length = model._update_model_kwargs_for_generation(outputs, model_inputs), 1
         if generation_config.do_sample:
             tokens = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
         else:

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from chatglm.errors import InvalidRequestError, UnsupportedModelError
 from chatglm.generation.config import CHAT_DEFAULTS
-from chatglm.generation.sampling import RequireFinite
+from chatglm.generation.sampling import require_finite
 from chatglm.kernels.packing import check_bits, check_group_size
 from chatglm.models import refuse_later_families
 from chatglm.models.chatglm.config import ALIASES, ChatGLMNetworkConfig
@@ -257,8 +257,14 @@ class ChatGLMForConditionalGeneration(UpstreamChat, ChatGLMNetwork, PreTrainedMo
             # The last row sees every real token; positions are derived again from ids and pads.
             kwargs["attention_mask"] = (~mask[:, 0, -1].bool()).long()
         kwargs.pop("position_ids", None)
-        processors = LogitsProcessorList([RequireFinite(), *(kwargs.pop("logits_processor", None) or ())])
-        return super().generate(inputs, *args, logits_processor=processors, **kwargs)
+        if kwargs.get("logits_processor") is not None:
+            kwargs["logits_processor"] = LogitsProcessorList(kwargs["logits_processor"])
+        return super().generate(inputs, *args, **kwargs)
+
+    def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: Any, *args: Any, **kwargs: Any) -> Any:
+        # Every way of decoding comes here with the logits as they are; processors see those that others have changed.
+        require_finite(outputs.logits[:, -1])
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
