@@ -181,8 +181,8 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 @contextmanager
-def started(flags: list[str]) -> Iterator[str]:
-    """api.py on a free port: its address."""
+def server_process(flags: list[str]) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """api.py on a free port: its address and its process, which is gone after the block."""
     command = [sys.executable, "api.py", "--port", "0", "--no-log-requests", *flags]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
         assert process.stdout is not None
@@ -190,10 +190,10 @@ def started(flags: list[str]) -> Iterator[str]:
             found = re.search(r"http://\S+", process.stdout.readline())
             if found is None:
                 raise SystemExit("api.py did not start.")
-            yield found[0]
+            yield found[0], process
         finally:
             process.terminate()
-            print(f"api.py ended with {process.wait(60)}")
+            process.wait(60)
 
 
 def main() -> None:
@@ -208,7 +208,7 @@ def main() -> None:
     if args.url:
         report = asyncio.run(run(args.url, args.requests, args.clients, args.api_key))
     else:
-        with started(flags) as url:
+        with server_process(flags) as (url, _):
             report = asyncio.run(run(url, args.requests, args.clients, args.api_key))
     for name, value in report.items():
         print(f"{name:16} {value}")

@@ -71,3 +71,5 @@ class TrainingError(ChatGLMError):
 
 class QueueFullError(ChatGLMError):
     """As many requests run and wait as may; nothing is wrong with this one, and it can be sent again later."""
+
+    retry_after: int | None = None  # seconds after which there may be room

@@ -37,8 +37,6 @@ PROGRAM = (
     "fastapi",
     "uvicorn",
     "sse_starlette",
-    "flask",
-    "waitress",
 )
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PR_SET_CHILD_SUBREAPER = 36

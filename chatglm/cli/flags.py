@@ -106,6 +106,10 @@ def _origins(text: str) -> tuple[str, ...]:
     return origins
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip().lower() for name in text.split(",") if name.strip())
+
+
 def _key(text: str) -> str:
     """An API key; an empty one would leave the server open when a variable has no value."""
     if not text or not text.isascii() or not text.isprintable() or " " in text:
@@ -205,6 +209,15 @@ SERVER_FLAGS = (
         "允许调用的网页来源，逗号分隔，* 为全部",
         "origins of web pages that may call, comma-separated, * = all",
         parse=_origins,
+        default=(),
+        shown_default="none",
+    ),
+    Flag(
+        "--allowed-hosts",
+        "NAMES",
+        "只监听本机且无密钥时，除 localhost 外还接受的主机名，逗号分隔，* 为全部",
+        "names beside localhost that a server on this machine without a key answers to, comma-separated, * = all",
+        parse=_names,
         default=(),
         shown_default="none",
     ),

@@ -96,11 +96,11 @@ class StopSignals:
 
 @contextmanager
 def record_stop_signals() -> Iterator[StopSignals]:
-    """Inside the block both signals are only recorded."""
+    """Inside the block both signals are only recorded. After one of them Ctrl+C is ignored: the process ends anyway."""
     signals = StopSignals()
     previous = {number: signal.signal(number, signals.record) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield signals
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if signals.count and number == signal.SIGINT else handler)

@@ -38,6 +38,14 @@ def url(bound: socket.socket) -> str:
     return f"http://{shown}:{port}"
 
 
+def is_loopback(host: str) -> bool:
+    """Whether an address, or a name, reaches this machine only."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
 def is_public(bound: socket.socket) -> bool:
     """Whether other machines can reach it."""
-    return not ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback
+    return not is_loopback(bound.getsockname()[0])

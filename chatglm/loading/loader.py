@@ -39,7 +39,7 @@ from chatglm.loading.prefix_checkpoint import (
 )
 from chatglm.loading.sources import examine, find_folder, licence_notice
 from chatglm.loading.tensor_parallel import init_process_group, shard_network
-from chatglm.loading.tied_embedding import EMBEDDING_BITS, EMBEDDING_MESSAGE, wants_packed_embedding
+from chatglm.loading.tied_embedding import EMBEDDING_BITS, wants_packed_embedding
 from chatglm.models import Family
 from chatglm.progress import Progress
 from chatglm.quantization.layer_swap import check_packed
@@ -143,7 +143,7 @@ def load(
     settings = _generation_settings(folder)
     if quantize is not None:
         _ask_for_quantized(folder, examined.config, quantize, is_limited=limit is not None)
-    network = _empty_network(examined, adapters, chosen_device, report, wraps=wraps)
+    network = _empty_network(examined, adapters, chosen_device, wraps=wraps)
     shards = shard_network(network, ranks) if ranks is not None else NOT_SHARDED
     kept = kept_tensors(network, examined.tensors).values()
     chosen_dtype = type_for(dtype, chosen_device, kept)
@@ -227,9 +227,7 @@ def _ask_for_quantized(folder: Path, config: Any, bits: int, *, is_limited: bool
     config.quantization_bit = bits
 
 
-def _empty_network(
-    examined: ValidationReport, adapters: _Adapters, device: torch.device, report: Report, *, wraps: bool
-) -> Any:
+def _empty_network(examined: ValidationReport, adapters: _Adapters, device: torch.device, *, wraps: bool) -> Any:
     """The network of a validated folder on the meta device, with room for a prefix; its adapters fit."""
     config, family = examined.config, cast(Family, examined.family)
     spec = family.spec(config)
@@ -238,7 +236,6 @@ def _empty_network(
         check_prefix_fits(adapters.prefix, spec, config)
     if spec.ties_embedding and wants_packed_embedding(config, spec, examined.tensors, device):
         config.quantization_embedding_bit = EMBEDDING_BITS
-        report(EMBEDDING_MESSAGE)
     network = family.empty_model(config) if wraps else family.empty_network(config)
     if adapters.lora is not None:
         check_lora_fits(network, adapters.lora)

@@ -91,11 +91,13 @@ def type_for(name: str | torch.dtype, device: torch.device, tensors: Iterable[to
 
 
 def precision_name(config: Any, dtype: torch.dtype, device: torch.device | None = None) -> str:
-    """What a network computes with, and where: "bf16 on cpu", "int4 on cuda:0 (activations fp16)"."""
+    """What a network computes with, and where: "bf16 on cpu", "int4 on cpu (activations fp32, embedding int8)"."""
     place = f" on {device}" if device is not None else ""
     if not config.quantization_bit:
         return f"{DTYPE_NAMES[dtype]}{place}"
-    return f"int{config.quantization_bit}{place} (activations {DTYPE_NAMES[dtype]})"
+    bits = config.quantization_embedding_bit
+    embedding = f", embedding int{bits}" if bits else ""
+    return f"int{config.quantization_bit}{place} (activations {DTYPE_NAMES[dtype]}{embedding})"
 
 
 def check_memory(
@@ -113,16 +115,18 @@ def check_memory(
         raise OutOfMemoryError(f"{folder} does not fit: {message}", _smaller(config, dtype, device))
     report(message)
     if free is not None and need.total_bytes > free:
-        report("Long conversations may not fit; give a smaller --max-length.")
+        report(
+            f"Long conversations may not fit: their cache takes up to {format_bytes(need.cache_bytes)}; "
+            "give a smaller --max-length."
+        )
     if warning := dtype_warning(dtype, device):
         report(warning)
 
 
 def memory_message(need: MemoryEstimate, precision: str, free: int | None) -> str:
-    """What runs, what it needs (the cache of a conversation that fills the context included) and what is free."""
-    have = f"{format_bytes(free)} free" if free is not None else "free memory unknown"
-    weights, cache = format_bytes(need.weights_bytes), format_bytes(need.cache_bytes)
-    return f"{precision}: needs {weights}, full cache {cache}; {have}."
+    """What runs, what its weights need and what is free: short, since every start shows it."""
+    have = format_bytes(free) if free is not None else "memory unknown"
+    return f"{precision}: needs {format_bytes(need.weights_bytes)}, free {have}."
 
 
 def _smaller(config: Any, dtype: torch.dtype, device: torch.device) -> str:

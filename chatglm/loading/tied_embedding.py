@@ -12,10 +12,6 @@ from chatglm.checkpoints import StoredTensor, WeightReader
 from chatglm.model_spec import ModelSpec
 
 EMBEDDING_BITS = 8
-EMBEDDING_MESSAGE = (
-    "The tied embedding is rounded to int8 while it is read, as the fast kernels want it; CHATGLM_KERNEL=exact or "
-    "torch keeps it as it is stored."
-)
 
 
 def may_tie(network: Any) -> bool:

@@ -6,7 +6,6 @@ import argparse
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from chatglm.cli.console import EXIT_CODES, program_name, report, run_command
@@ -28,6 +27,14 @@ from chatglm.demo import BANNER as DEMO_BANNER
 if TYPE_CHECKING:
     from chatglm.pipeline import Pipeline
 
+# Modules that both servers need, and the packages that have them.
+PACKAGES = {
+    "fastapi": "fastapi",
+    "uvicorn": "uvicorn",
+    "sse_starlette": "sse-starlette",
+    "prometheus_client": "prometheus-client",
+    "fastapi_offline": "fastapi-offline",
+}
 OPEN_TO_ALL = (
     "注意：未设置 --api-key，网络中的任何人都可以使用本服务\n"
     "Note: without --api-key anybody in the network can use this server."
@@ -41,8 +48,7 @@ class ServerCommand:
     script: str  # the file users start
     otherwise: str  # the command that starts the same server
     description: str  # for `--help`
-    module: str  # has `run(start) -> exit code`
-    packages: dict[str, str]  # {module: package} it needs
+    run: str  # the function of chatglm.serving.server that serves until a signal comes
     own_flags: tuple[Flag, ...] = ()  # those the other server does not have
 
 
@@ -70,14 +76,7 @@ API = ServerCommand(
 HTTP 服务：POST /（与原版 api.py 相同）、POST /stream（SSE）、OpenAI 兼容接口 /v1/...、/health、/metrics、/docs。
 HTTP server: POST / (as upstream's api.py), POST /stream (SSE), OpenAI-compatible /v1/..., /health, /metrics, /docs.
 不给 --model 时运行随附的迷你演示模型 / without --model the bundled toy model runs.""",
-    module="chatglm.serving.server",
-    packages={
-        "fastapi": "fastapi",
-        "uvicorn": "uvicorn",
-        "sse_starlette": "sse-starlette",
-        "prometheus_client": "prometheus-client",
-        "fastapi_offline": "fastapi-offline",
-    },
+    run="run",
 )
 POLLING = ServerCommand(
     script="stream_api.py",
@@ -86,13 +85,7 @@ POLLING = ServerCommand(
 轮询式 HTTP 服务：POST /chat 提交问题，POST /get_response 读取目前为止的回答，POST /cancel 取消。
 HTTP server to poll: POST /chat asks, POST /get_response reads the answer so far, POST /cancel ends it.
 不给 --model 时运行随附的迷你演示模型 / without --model the bundled toy model runs.""",
-    module="chatglm.serving.polling.waitress_server",
-    packages={
-        "flask": "flask",
-        "waitress": "waitress",
-        "pydantic": "pydantic",
-        "prometheus_client": "prometheus-client",
-    },
+    run="run_polling",
     own_flags=POLLING_FLAGS,
 )
 
@@ -116,8 +109,10 @@ def _run(command: ServerCommand, argv: Sequence[str] | None) -> int:
     add_flags(parser, "服务 server", [*SERVER_FLAGS, *command.own_flags])
 
     def run(arguments: argparse.Namespace) -> int:
+        from chatglm.serving import server
+
         settings = Settings.from_flags(arguments, answer_options(arguments))
         with bind(settings.host, settings.port) as bound, load_for_server(arguments, settings) as pipeline:
-            return int(import_module(command.module).run(StartedServer(settings, bound, pipeline)))
+            return int(getattr(server, command.run)(StartedServer(settings, bound, pipeline)))
 
-    return run_command(parser, argv, run, command.packages)
+    return run_command(parser, argv, run, PACKAGES)

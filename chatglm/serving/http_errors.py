@@ -36,6 +36,10 @@ class BodyTooLargeError(InvalidRequestError):
     """The body has more bytes than the server accepts."""
 
 
+class BodyTimeoutError(InvalidRequestError):
+    """The body did not arrive in time."""
+
+
 class WrongContentTypeError(InvalidRequestError):
     """The header names a format other than JSON."""
 
@@ -76,6 +80,7 @@ KINDS: tuple[tuple[type[Exception], ErrorKind], ...] = (
     (InvalidBodyError, ErrorKind(400, "invalid_request_error")),
     (InvalidFieldError, ErrorKind(422, "invalid_request_error")),
     (BodyTooLargeError, ErrorKind(413, "invalid_request_error")),
+    (BodyTimeoutError, ErrorKind(408, "invalid_request_error")),
     (WrongContentTypeError, ErrorKind(415, "invalid_request_error")),
     (WrongKeyError, ErrorKind(401, "authentication_error", "invalid_api_key")),
     (UnknownModelError, ErrorKind(404, "invalid_request_error", "model_not_found")),
@@ -99,6 +104,7 @@ class ErrorResponse:
     kind: ErrorKind  # status and OpenAI's words
     message: str  # one sentence
     field: str = ""  # the request's field it is about; may be empty
+    retry_after: int | None = None  # seconds, where the error knows better than its kind
 
     @classmethod
     def of(cls, error: Exception) -> ErrorResponse:
@@ -107,17 +113,21 @@ class ErrorResponse:
         if not isinstance(error, ChatGLMError):
             logger.error("An answer failed.", exc_info=error)
             return cls(kind, INTERNAL_ERROR)
-        return cls(kind, str(error), error.field if isinstance(error, InvalidFieldError) else "")
+        field = error.field if isinstance(error, InvalidFieldError) else ""
+        return cls(kind, str(error), field, getattr(error, "retry_after", None) or kind.retry_after)
 
     @property
     def headers(self) -> dict[str, str]:
         if self.kind.status == 401:
             return {"WWW-Authenticate": "Bearer"}
-        return {} if self.kind.retry_after is None else {"Retry-After": str(self.kind.retry_after)}
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
     @property
     def openai_body(self) -> dict[str, object]:
-        error = {"message": self.message, "type": self.kind.type, "param": self.field or None, "code": self.kind.code}
+        message = self.message
+        if self.kind.code == "context_length_exceeded":  # the words by which clients recognise it
+            message += " This model's maximum context length is exceeded."
+        error = {"message": message, "type": self.kind.type, "param": self.field or None, "code": self.kind.code}
         return {"error": error}
 
 

@@ -16,8 +16,16 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chatglm.errors import ChatGLMError
-from chatglm.serving.http_errors import OPENAI_PREFIX, BodyTooLargeError, ErrorResponse, InvalidBodyError, WrongKeyError
+from chatglm.errors import ChatGLMError, InvalidRequestError
+from chatglm.serving.http_errors import (
+    OPENAI_PREFIX,
+    BodyTimeoutError,
+    BodyTooLargeError,
+    ErrorResponse,
+    InvalidBodyError,
+    WrongContentTypeError,
+    WrongKeyError,
+)
 from chatglm.serving.schemas import check_content_type, parse_json
 from chatglm.serving.service import RequestService
 
@@ -25,17 +33,27 @@ from chatglm.serving.service import RequestService
 OPEN_PATHS = ("/health", "/docs", "/redoc", "/openapi.json", "/static-offline-docs/")
 # So many times the limit is read and discarded of a body that is too long, so that its sender reads the response.
 DISCARD_FACTOR = 8
+CLIENT_LEFT = "499"  # the status counted for a client that did not wait for its response, as nginx has it
 _BODY_ERROR = "chatglm.body_error"  # in the ASGI scope
 
 
-def error_response(error: Exception, path: str) -> JSONResponse:
-    """An error as a response: OpenAI's shape below /v1, `{"detail": ...}` elsewhere."""
-    response = ErrorResponse.of(error)
-    status = response.kind.status
+# Makes a response of an error at a path; each application has one, in `app.state.error_shape`.
+ErrorShape = Callable[[ErrorResponse, str], JSONResponse]
+
+
+def http_error(error: ErrorResponse, path: str) -> JSONResponse:
+    """OpenAI's shape below /v1, `{"detail": ...}` elsewhere."""
+    status = error.kind.status
     if not path.startswith(OPENAI_PREFIX):
-        return JSONResponse({"detail": response.message}, status, response.headers)
+        return JSONResponse({"detail": error.message}, status, error.headers)
     # OpenAI's own server has no 422.
-    return JSONResponse(response.openai_body, 400 if status == 422 else status, response.headers)
+    return JSONResponse(error.openai_body, 400 if status == 422 else status, error.headers)
+
+
+def error_response(error: Exception, scope: Scope) -> JSONResponse:
+    """An error as a response of the application that the request is for."""
+    shape: ErrorShape = scope["app"].state.error_shape
+    return shape(ErrorResponse.of(error), scope["path"])
 
 
 class RequestCounter:
@@ -45,13 +63,21 @@ class RequestCounter:
         self._app, self._counter, self._paths = app, counter, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_left = False
+
+        async def watch() -> Message:
+            nonlocal has_left
+            message = await receive()
+            has_left = has_left or message["type"] == "http.disconnect"
+            return message
+
         async def count(message: Message) -> None:
             if message["type"] == "http.response.start":
                 path = scope["path"] if scope["path"] in self._paths else "other"
-                self._counter.labels(path, str(message["status"])).inc()
+                self._counter.labels(path, CLIENT_LEFT if has_left else str(message["status"])).inc()
             await send(message)
 
-        await self._app(scope, receive, count)
+        await self._app(scope, watch, count)
 
 
 class Authentication:
@@ -65,7 +91,7 @@ class Authentication:
             try:
                 self._service.authenticate(Headers(scope=scope).get("authorization"))
             except WrongKeyError as error:
-                await error_response(error, scope["path"])(scope, receive, send)
+                await error_response(error, scope)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -75,19 +101,25 @@ class Authentication:
 
 
 class BodyLimit:
-    """ASGI middleware: 413 for bodies of more than `limit` bytes, whether or not their length is announced."""
+    """ASGI middleware: 413 for bodies of more than `limit` bytes, announced or not, 408 after `timeout` seconds."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app, self._limit = app, limit
+    def __init__(self, app: ASGIApp, limit: int, timeout: float) -> None:
+        self._app, self._limit, self._timeout = app, limit, timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = await self._read(receive)
-        if body is None:
-            error = BodyTooLargeError(f"The body is longer than {self._limit // 1024**2} MB.")
-            await error_response(error, scope["path"])(scope, receive, send)
+        try:
+            _check_encoding(Headers(scope=scope).get("content-encoding", ""))
+            async with asyncio.timeout(self._timeout):
+                body = await self._read(receive)
+        except TimeoutError:
+            error = BodyTimeoutError(f"The body did not arrive within {self._timeout:g} seconds.")
+            await error_response(error, scope)(scope, receive, send)
+            return
+        except InvalidRequestError as refusal:
+            await error_response(refusal, scope)(scope, receive, send)
             return
         pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -96,9 +128,9 @@ class BodyLimit:
 
         await self._app(scope, replay, send)
 
-    async def _read(self, receive: Receive) -> bytes | None:
-        """The whole body; None if it is too long. If the client disconnects, what it has sent until then."""
-        chunks: list[bytes] = []
+    async def _read(self, receive: Receive) -> bytes:
+        """The whole body. If the client disconnects, what it has sent until then. Raises BodyTooLargeError."""
+        body = bytearray()
         num_bytes = 0
         while num_bytes <= self._limit * DISCARD_FACTOR:
             message = await receive()
@@ -106,10 +138,19 @@ class BodyLimit:
                 break
             num_bytes += len(message.get("body", b""))
             if num_bytes <= self._limit:
-                chunks.append(message.get("body", b""))
+                body += message.get("body", b"")
             if not message.get("more_body", False):
                 break
-        return b"".join(chunks) if num_bytes <= self._limit else None
+        if num_bytes > self._limit:
+            raise BodyTooLargeError(f"The body is longer than {self._limit // 1024**2} MB.")
+        return bytes(body)
+
+
+def _check_encoding(encoding: str) -> None:
+    if encoding.strip().lower() not in ("", "identity"):
+        raise WrongContentTypeError(
+            f"The body is encoded as {encoding[:100]!r}.", "Send it as it is, without Content-Encoding."
+        )
 
 
 class StrictJsonRequest(Request):
@@ -118,7 +159,7 @@ class StrictJsonRequest(Request):
     async def json(self) -> Any:
         try:
             return parse_json(await self.body())
-        except InvalidBodyError as error:
+        except (InvalidBodyError, BodyTooLargeError) as error:
             # FastAPI replaces every error of reading by its own; this one is kept where the route finds it.
             self.scope[_BODY_ERROR] = error
             raise
@@ -145,7 +186,7 @@ class StrictJsonRoute(APIRoute):
                 if isinstance(error, (ChatGLMError, HTTPException, RequestValidationError)):
                     raise
                 # Starlette would answer an internal error too, but close the connection.
-                return error_response(error, request.url.path)
+                return error_response(error, request.scope)
 
         return read_and_handle
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -20,6 +21,7 @@ from chatglm.engine import Stats
 from chatglm.generation.deltas import Delta
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # of what `generate_latest` gives
+_WEIGHT_OF_LATEST = 0.2
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 
 
@@ -43,9 +45,19 @@ class ServerMetrics:
             registry=self._registry,
             buckets=_SECONDS,
         )
+        self._usual_seconds = 1.0
         self.duration = Histogram(
             "chatglm_answer_seconds", "From admission to the end.", registry=self._registry, buckets=_SECONDS
         )
+
+    def seconds_until_free(self, num_slots: int) -> int:
+        """When one of so many busy slots will be free, by what answers took of late: whole seconds, 1 to 600."""
+        return min(600, max(1, math.ceil(self._usual_seconds / num_slots)))
+
+    def note_duration(self, seconds: float) -> None:
+        """An answer took so long, waiting included."""
+        self.duration.observe(seconds)
+        self._usual_seconds += (seconds - self._usual_seconds) * _WEIGHT_OF_LATEST
 
     def start_answer(self) -> AnswerTimer:
         return AnswerTimer(self)
@@ -75,7 +87,7 @@ class AnswerTimer:
         if not self._has_ended:
             self._has_ended = True
             self._metrics.answers.labels(reason).inc()
-            self._metrics.duration.observe(time.perf_counter() - self._start)
+            self._metrics.note_duration(time.perf_counter() - self._start)
 
 
 class _EngineCollector(Collector):

@@ -80,6 +80,7 @@ def status_router(service: RequestService) -> APIRouter:
     """`GET /health` and `GET /metrics`."""
     router = APIRouter(tags=["status"])
 
+    @router.head("/health", include_in_schema=False)
     @router.get("/health", summary="Whether requests are taken", responses={503: {"model": Health}})
     async def health() -> Response:
         stats = service.stats()

@@ -6,12 +6,14 @@ Every range is part of the JSON schema, so the documentation page and the checks
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from chatglm.serving.http_errors import InvalidBodyError, InvalidFieldError, WrongContentTypeError
+from chatglm.serving.http_errors import BodyTooLargeError, InvalidBodyError, InvalidFieldError, WrongContentTypeError
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -41,7 +43,14 @@ MAX_STOP_STRINGS = 16
 NUM_SEEDS = 2**63  # larger seeds wrap around
 RequestId = Annotated[str, Field(min_length=1, max_length=256)]
 Text = Annotated[str, Field(min_length=1)]
-Round = Annotated[list[str], Field(min_length=2, max_length=2)]
+# Some clients have no question for an answer that came first and send null for it.
+_Said = Annotated[str, BeforeValidator(lambda text: "" if text is None else text, json_schema_input_type=str | None)]
+Round = Annotated[list[_Said], Field(min_length=2, max_length=2)]
+# Parts of a JSON text: strings, and what begins or separates values. More of them than any conversation needs would
+# take many times the memory of their text.
+MAX_JSON_PARTS = 20_000
+_JSON_PART = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{,]', re.DOTALL)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _whole(value: Any) -> Any:
@@ -137,6 +146,24 @@ class PollingChat(AnswerOptions):
     history: list[Round] | None = None
 
 
+class PollingAnswer(BaseModel):
+    """A question's answer so far."""
+
+    is_finished: bool
+    is_handled: bool
+    response: str
+    timestamp: float
+    error: str = ""
+
+
+class PollingResponse(BaseModel):
+    """Every response of the polling API."""
+
+    code: int
+    msg: str
+    response: PollingAnswer | None = None
+
+
 class PollingId(Strict):
     """`POST /get_response` and `POST /cancel` of the polling API."""
 
@@ -178,16 +205,17 @@ def check_content_type(content_type: str | None, forgives: bool) -> None:
 def parse_json(body: bytes) -> Any:
     """The value of a JSON text in UTF-8; NaN and Infinity are not JSON.
 
-    Raises InvalidBodyError if it is not JSON, or not UTF-8, or has a lone surrogate as `\\ud800`.
+    Raises InvalidBodyError if it is not JSON, or not UTF-8, or has a lone surrogate as `\\ud800`, BodyTooLargeError if
+    it has too many parts.
     """
+    if sum(1 for _ in islice(_JSON_PART.finditer(body), MAX_JSON_PARTS + 1)) > MAX_JSON_PARTS:
+        raise BodyTooLargeError(f"The body has more than {MAX_JSON_PARTS} strings and values.", "Send fewer rounds.")
     try:
         value = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
-        if rb"\ud" in body.lower():
-            json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate cannot be encoded
+        if any(map(_SURROGATE.search, _strings(value))):
+            raise InvalidBodyError("The body holds half of a surrogate pair, which is no character.")
     except UnicodeDecodeError as error:
         raise InvalidBodyError(f"The body is not UTF-8 at byte {error.start}.") from None
-    except UnicodeEncodeError:
-        raise InvalidBodyError("The body holds half of a surrogate pair, which is no character.") from None
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise InvalidBodyError(f"The body is not JSON at {place}: {error.msg}.") from None
@@ -198,6 +226,16 @@ def parse_json(body: bytes) -> Any:
     except ValueError:
         raise InvalidBodyError("The body holds a number of thousands of digits.") from None
     return value
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All strings of a JSON value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        yield from (key for key in value if isinstance(value, dict))
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
 
 
 def validate(model: type[Model], value: Any) -> Model:

@@ -12,7 +12,7 @@ from typing import Any
 
 from chatglm.cli.settings import Settings
 from chatglm.engine import Completion, Handle, Stats
-from chatglm.errors import PromptTooLongError
+from chatglm.errors import PromptTooLongError, QueueFullError
 from chatglm.generation.deltas import Delta
 from chatglm.messages import Message, check_history, to_messages
 from chatglm.pipeline import Pipeline
@@ -64,7 +64,11 @@ class RequestService:
         if self.is_closed:
             raise ShuttingDownError("The server is shutting down.", "Try again when it is back.")
         given = {name: value for name, value in parameters.items() if value is not None}
-        handle = submit(prompt, deadline=self.settings.request_timeout, **{**self.settings.defaults, **given})
+        try:
+            handle = submit(prompt, deadline=self.settings.request_timeout, **{**self.settings.defaults, **given})
+        except QueueFullError as error:
+            error.retry_after = self.metrics.seconds_until_free(self.settings.max_running)
+            raise
         with self._lock:
             self._handles.add(handle)
             if self._cancels_all:

@@ -6,6 +6,7 @@ Lexers made for editors take cubic time on texts that models do write, such as t
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from html import escape
@@ -140,13 +141,24 @@ def _pattern(family: _Family) -> re.Pattern[str]:
     return family.pattern()
 
 
-def highlight(code: str, language: str) -> str:
-    """HTML whose text is `code`, coloured by classes if the language, in any spelling, is known."""
+def tokens(code: str, language: str) -> Iterator[tuple[str, str]]:
+    """All of `code` as (text, kind): c comment, s string, k keyword, f function, m number, a key, b variable or tag,
+    i inserted, d deleted; "" for the rest, and for everything where the language, in any spelling, is not known.
+    """
     family = _FAMILY_OF.get(language.lower())
-    if family is None or len(code) > MAX_LENGTH:
-        return escape(code)
-    parts, end = [], 0
-    for match in _pattern(family).finditer(code):
-        parts += [escape(code[end : match.start()]), f'<span class="{match.lastgroup}">{escape(match[0])}</span>']
-        end = match.end()
-    return "".join([*parts, escape(code[end:])])
+    end = 0
+    if family is not None and len(code) <= MAX_LENGTH:
+        for match in _pattern(family).finditer(code):
+            if match.start() > end:
+                yield code[end : match.start()], ""
+            yield match[0], match.lastgroup or ""
+            end = match.end()
+    if end < len(code):
+        yield code[end:], ""
+
+
+def highlight(code: str, language: str) -> str:
+    """HTML whose text is `code`, coloured by classes that are the kinds of its tokens."""
+    return "".join(
+        f'<span class="{kind}">{escape(text)}</span>' if kind else escape(text) for text, kind in tokens(code, language)
+    )

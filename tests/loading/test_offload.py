@@ -138,7 +138,7 @@ def test_the_message(folder: Path) -> None:
     kept, total, streamed = map(int, re.findall(r"\d+", sentence)[:3])
     assert 0 < kept < total == 7
     assert kept + streamed == 7
-    assert "full cache" in said[0]
+    assert "fp32 on cpu: needs" in said[0]
 
 
 # --- inference only ---

@@ -24,9 +24,7 @@ from chatglm.cli.sockets import bind, url
 from chatglm.engine.request import Request
 from chatglm.errors import InvalidLogitsError
 from chatglm.pipeline import Pipeline
-from chatglm.serving.app import create_app
-from chatglm.serving.polling.flask_app import create_polling_app
-from chatglm.serving.polling.waitress_server import make_polling_server
+from chatglm.serving.app import create_app, create_polling_app
 from chatglm.serving.polling.workers import PollingWorkers
 from chatglm.serving.server import make_server
 from chatglm.serving.service import RequestService
@@ -36,6 +34,9 @@ ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
 # Some 200 kB of chunks.
 MUCH = {"messages": [{"role": "user", "content": "hello"}], "n": 8, "max_tokens": 120, "stream": True}
+HALF_HEADERS = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-"
+HALF_BODY = b'POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"prompt":'
+BEGINNINGS = {"silent": b"", "half of the headers": HALF_HEADERS, "half of the body": HALF_BODY}
 BROKEN = "The model produced NaN or infinite logits."
 
 
@@ -47,6 +48,13 @@ def eventually(is_true: Callable[[], Any], seconds: float = PATIENCE_S) -> Any:
             return result
         time.sleep(0.02)
     raise AssertionError("it did not happen in time")
+
+
+def connect(address: str, sent: bytes = b"") -> socket.socket:
+    """A connection that has sent this."""
+    connection = socket.create_connection(("127.0.0.1", int(address.rsplit(":", 1)[1])), PATIENCE_S)
+    connection.sendall(sent)
+    return connection
 
 
 class Server:
@@ -87,45 +95,35 @@ def break_after(patch: pytest.MonkeyPatch, num_steps: int, error: type[Exception
 
 @contextmanager
 def serving(pipeline: Pipeline, **settings: Any) -> Iterator[Server]:
-    """The FastAPI server on uvicorn."""
-    chosen = Settings(port=0, **settings)
-    service = RequestService(pipeline, chosen)
+    """The server of api.py."""
+    service = RequestService(pipeline, Settings(port=0, **settings))
+    with _running(create_app(service), service) as server:
+        yield server
+
+
+@contextmanager
+def polling(pipeline: Pipeline, **settings: Any) -> Iterator[Server]:
+    """The server of stream_api.py."""
+    service = RequestService(pipeline, Settings(port=0, **settings))
+    workers = PollingWorkers(service)
+    with _running(create_polling_app(service, workers), service, workers) as server:
+        yield server
+
+
+@contextmanager
+def _running(app: Any, service: RequestService, workers: PollingWorkers | None = None) -> Iterator[Server]:
     with bind("127.0.0.1", 0) as bound:
-        server = make_server(create_app(service), service)
+        server = make_server(app, service, workers=workers)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         try:
             eventually(lambda: server.started)
-            running = Server(url(bound), service)
+            running = Server(url(bound), service, workers)
             with running.client:
                 yield running
         finally:
             server.should_exit = True
             thread.join(PATIENCE_S)
-    assert not thread.is_alive()
-
-
-@contextmanager
-def polling(pipeline: Pipeline, **settings: Any) -> Iterator[Server]:
-    """The Flask server on waitress."""
-    chosen = Settings(port=0, **settings)
-    service = RequestService(pipeline, chosen)
-    workers = PollingWorkers(service)
-    with bind("127.0.0.1", 0) as bound:
-        address = url(bound)
-        server = make_polling_server(create_polling_app(service, workers), bound)
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        try:
-            running = Server(address, service, workers)
-            with running.client:
-                yield running
-        finally:
-            service.close()
-            workers.drain(0, lambda: True)
-            server.task_dispatcher.shutdown()
-            server.trigger.pull_trigger(server.close)
-            thread.join(PATIENCE_S)  # or the socket is closed under the loop that waits for it
     assert not thread.is_alive()
 
 
@@ -137,7 +135,12 @@ def open_socket(url: str, path: str, body: dict[str, Any], reads: bool = True) -
     client.settimeout(PATIENCE_S)
     client.connect(("127.0.0.1", int(url.rsplit(":", 1)[1])))
     content = json.dumps(body).encode()
-    head = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(content)}"]
+    head = [
+        f"POST {path} HTTP/1.1",
+        "Host: localhost",
+        "Content-Type: application/json",
+        f"Content-Length: {len(content)}",
+    ]
     client.sendall("\r\n".join([*head, "", ""]).encode() + content)
     return client
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from benchmarks.load import run, started
+from benchmarks.load import run, server_process
 from tests.serving.servers import Server
 
 GROWTH_MB = 60
@@ -23,7 +23,7 @@ def test_a_small_mix(server: Server) -> None:
 @pytest.mark.nightly
 @pytest.mark.timeout(3600)
 def test_two_thousand_requests_leave_nothing_behind() -> None:
-    with started([]) as url:
+    with server_process([]) as (url, _):
         report = asyncio.run(run(url, num_requests=2000, num_clients=25))
     assert report["wrong"] == []
     assert report["statuses"]["malformed"] == 200

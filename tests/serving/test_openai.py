@@ -175,7 +175,7 @@ def test_text_completions(endless_client: openai.OpenAI, endless_pipeline: Pipel
     [
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"logprobs": True}, "logprobs"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"n": 9}, "n"),
         ({"temperature": 3}, "temperature"),
         ({"stop": ["a"] * 17}, "stop"),
@@ -183,7 +183,7 @@ def test_text_completions(endless_client: openai.OpenAI, endless_pipeline: Pipel
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "messages"),
-        ({"messages": [{"role": "system", "content": "a"}]}, "messages"),
+        ({"messages": [{"role": "system", "content": ""}]}, "messages"),
         ({"messages": []}, "messages"),
     ],
 )
@@ -193,6 +193,46 @@ def test_unsupported_fields_are_rejected(client: openai.OpenAI, more: dict[str, 
         client.chat.completions.create(**asked)
     assert caught.value.param == param
     assert caught.value.type == "invalid_request_error"
+
+
+def test_refusals_say_what_to_do(server: Server) -> None:
+    for body, remedy in (
+        ({"messages": HELLO, "response_format": {"type": "json_object"}}, "ask for the format in the message"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "into a message of the user"),
+        ({"messages": [{"role": "function", "name": "f", "content": "x"}]}, "into a message of the user"),
+    ):
+        assert remedy in server.post("/v1/chat/completions", json=body).json()["error"]["message"]
+    assert "send" in server.post("/v1/completions", json={"prompt": None}).json()["error"]["message"]
+    too_long = server.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "a" * 10**6}]})
+    error = too_long.json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert "This model's maximum context length is" in error["message"]
+    packed = server.post("/v1/chat/completions", content=b"{}", headers={"content-encoding": "gzip"})
+    assert packed.status_code == 415
+    assert "Content-Encoding" in packed.json()["error"]["message"]
+
+
+def test_an_instruction_at_the_end_is_answered(endless: Server) -> None:
+    """A summary that is asked for after the conversation, and a task that comes alone."""
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    for before in ([], talk):
+        whole = [
+            endless.post(
+                "/v1/chat/completions",
+                json={"messages": [*before, {"role": role, "content": "hello"}], "max_tokens": 5, "temperature": 0},
+            ).json()
+            for role in ("system", "developer", "user")
+        ]
+        assert whole[0]["choices"] == whole[1]["choices"] == whole[2]["choices"]
+
+
+def test_dropped_rounds_are_told(endless: Server) -> None:
+    talk = [{"role": role, "content": "fox " * 30} for role in ("user", "assistant")] * 40
+    body = {"messages": [*talk, {"role": "user", "content": "hello"}], "max_tokens": 2}
+    whole = endless.post("/v1/chat/completions", json=body).json()
+    assert 0 < whole["dropped_rounds"] < 40
+    streamed = endless.post("/v1/chat/completions", json={**body, "stream": True}).text
+    assert f'"dropped_rounds":{whole["dropped_rounds"]}' in streamed
 
 
 def test_fields_sent_by_common_clients_are_ignored(client: openai.OpenAI) -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 
 from chatglm.cli import console
 from chatglm.serving.commands import serve, serve_polling
-from tests.serving.servers import MUCH, PATIENCE_S, ROOT, eventually, open_socket, process
+from tests.serving.servers import BEGINNINGS, MUCH, PATIENCE_S, ROOT, connect, eventually, open_socket, process
 from tests.tiny import make_tiny_checkpoint
 
 Command = Callable[[Sequence[str]], int]
@@ -53,11 +54,11 @@ def test_api_from_start_to_ctrl_c() -> None:
 
 
 def test_sigterm_ends_every_kind_of_connection(tiny: Path) -> None:
-    """One stream is read, one is not, one connection sends nothing: none of them delays the exit."""
+    """One stream is read, one is not, one connection sends nothing, others half of a request: none delays the exit."""
     flags = ["--model", str(tiny), "--shutdown-timeout", "0.5", "--no-log-requests"]
     with process("-m", "chatglm", "serve", *flags, environment=QUIET) as api:
         url = api.wait_until_listening()
-        idle = socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+        left = [connect(url, sent) for sent in BEGINNINGS.values()]
         stuck = open_socket(url, "/v1/chat/completions", MUCH, reads=False)
         with httpx.stream("POST", url + "/stream", json={"prompt": "hello", "seed": 1}, timeout=PATIENCE_S) as reply:
             lines = reply.iter_lines()
@@ -66,8 +67,8 @@ def test_sigterm_ends_every_kind_of_connection(tiny: Path) -> None:
             rest = list(lines)
         assert '"finish_reason":"' in rest[-2]
         assert api.wait() == 0
-        idle.close()
-        stuck.close()
+        for each in (stuck, *left):
+            each.close()
         assert "Traceback" not in api.stderr.text
 
 
@@ -85,12 +86,27 @@ def test_stream_api_from_start_to_end() -> None:
             assert "你好" in record["response"]
             assert client.post("/chat", json=ask).json()["code"] == 101
             assert client.post("/chat", json={**ask, "request_id": "2"}).json()["code"] == 0
+            left = [connect(url, sent) for sent in BEGINNINGS.values()]
             api.send(signal.SIGTERM)
             # What was accepted can still be read; nothing more is taken.
             assert eventually(lambda: client.post("/chat", json={**ask, "request_id": "3"}).status_code == 503)
             assert eventually(lambda: (found := read("2"))["is_finished"] and found)["response"] == record["response"]
         assert api.wait() == 0
         assert "Traceback" not in api.stderr.text
+        for each in left:
+            each.close()
+
+
+def test_ctrl_c_again_and_again(tiny: Path) -> None:
+    with process("api.py", "--model", str(tiny), "--shutdown-timeout", "60", environment=QUIET) as api:
+        busy = open_socket(api.wait_until_listening(), "/stream", {"prompt": "hello", "seed": 1})
+        busy.recv(1)
+        for _ in range(3):
+            api.send(signal.SIGINT)
+            time.sleep(0.05)
+        assert api.wait() == 130
+        assert "Traceback" not in api.stderr.text
+        busy.close()
 
 
 @pytest.mark.parametrize("command", [serve, serve_polling])
@@ -152,7 +168,7 @@ def test_help_imports_little_and_does_not_show_the_key() -> None:
     assert not {"torch", "transformers", "fastapi", "uvicorn", "flask"} & set(modules)
 
 
-@pytest.mark.parametrize(("command", "package"), [(serve, "uvicorn"), (serve_polling, "waitress")])
+@pytest.mark.parametrize(("command", "package"), [(serve, "uvicorn"), (serve_polling, "fastapi")])
 def test_a_missing_package_is_one_sentence(
     command: Command, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

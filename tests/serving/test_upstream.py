@@ -72,3 +72,15 @@ def test_max_length_is_obeyed(server: Server) -> None:
     cut = server.post("/", json={**HELLO, "max_length": 8}).json()["response"]
     assert cut != whole
     assert whole.startswith(cut)
+
+
+def test_rounds_without_a_question(server: Server) -> None:
+    """Some clients send null for it."""
+    told = [server.post("/", json={"prompt": "你好", "history": [[none, "我能帮你。"]]}) for none in (None, "")]
+    assert [reply.status_code for reply in told] == [200, 200]
+    assert told[0].json()["history"][0] == ["", "我能帮你。"]
+
+
+def test_head_of_health(server: Server) -> None:
+    reply = server.client.head("/health")
+    assert (reply.status_code, reply.text) == (200, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ from chatglm.ui.gradio.conversation_html import pending_html, round_html
 from chatglm.ui.gradio.gradio_page import GradioPage
 from chatglm.ui.gradio.page_texts import STARTERS, TEXTS, error_text
 from chatglm.ui.rounds import Reply, Round
-from tests.ui.echo_pipeline import EchoPipeline
+from tests.ui.echo_pipeline import PAUSE, EchoPipeline
 
 DONE = Reply("one\ntwo", "stop", 10, 21, first_s=1.0, latest_s=3.0)
 
@@ -39,6 +40,18 @@ def test_the_answer_grows_and_ends_as_a_round(page: GradioPage) -> None:
     assert {message["index"] for message in messages} == {1}
     (version,) = messages[-1]["round"]["versions"]
     assert (version["text"], version["finish_reason"]) == ("hello", "stop")
+
+
+def test_closing_the_page_ends_answers_and_keeps_their_text() -> None:
+    page = GradioPage(EchoPipeline(), {})  # type: ignore[arg-type]
+    request = {"key": "k", "action": "ask", "question": f"half{PAUSE}whole", "conversation": conversation()}
+    messages = page.answer(SimpleNamespace(_data=request))  # type: ignore[arg-type]
+    assert next(message for message in messages if "half" in message["html"])["running"]
+    closing = threading.Thread(target=page.close)
+    closing.start()
+    (version,) = list(messages)[-1]["round"]["versions"]
+    assert (version["text"], version["finish_reason"]) == ("half", "cancelled")
+    closing.join()
 
 
 @pytest.mark.parametrize("language", ["zh", "en"])

@@ -17,7 +17,7 @@ import pytest
 
 from chatglm.cli.flags import ANSWER_FLAGS, MODEL_FLAGS, TERMINAL_FLAGS
 from chatglm.cli.loading import LOADING, LOADING_CANCELLED
-from chatglm.ui.terminal.terminal_chat import DEMO_HINT, HOW_TO_LEAVE
+from chatglm.ui.terminal.terminal_chat import DEMO_HINT, DEMO_NOTE, HOW_TO_LEAVE
 from tests import forking
 from tests.ui.person import ALT_ENTER, BACKSPACE, CTRL_C, CTRL_D, UP, Person
 
@@ -64,11 +64,11 @@ def test_a_chat_with_every_command(person: Person, tmp_path: Path) -> None:
     label = next(index for index, line in enumerate(person.lines) if line.startswith("ChatGLM-6B："))
     assert person.lines[label - 1] == ""
 
-    num_answers = person.text.count("ChatGLM-6B：")
-    person.ask("   ")
-    assert person.text.count("ChatGLM-6B：") == num_answers
-    person.ask("retry")
-    assert person.text.count("ChatGLM-6B：") == num_answers + 1
+    person.type("   \r")  # is no question
+    person.type("retry\r")
+    person.wait_for("[prompt ", times=2)
+    person.wait_for_prompt()
+    assert person.text.count("ChatGLM-6B：") == 2
 
     person.ask("help")
     for name in ("clear", "retry", "save FILE", "help", "stop", "Ctrl+C"):
@@ -138,6 +138,7 @@ def test_ctrl_c_while_loading_leaves_with_a_message(tiny_folder: Path, environme
         person.type(CTRL_C)
         assert person.wait_for_end() == 130
         assert LOADING_CANCELLED in person.lines
+        assert person.has_echo
         assert "Traceback" not in person.text
 
 
@@ -180,6 +181,9 @@ def test_the_embedded_model_answers_in_a_fresh_process(environment: dict[str, st
     result = subprocess.run(argv, capture_output=True, env=environment, cwd=ROOT, timeout=240, check=False)
     assert result.returncode == 0
     assert "你好" in result.stdout.decode()
+    memory, demo = result.stderr.decode().splitlines()
+    assert memory.startswith("fp32 on cpu: needs ")
+    assert demo == DEMO_NOTE
 
 
 def test_pipe(tiny_folder: Path, environment: dict[str, str]) -> None:

@@ -17,9 +17,10 @@ from chatglm.cli.flags import (
     answer_options,
     model_options,
 )
+from chatglm.ui.terminal.history import MAX_BYTES, PrivateHistory
 from chatglm.ui.terminal.keyboard import Keyboard
 from chatglm.ui.terminal.line_readers import PipeReader, Reader, TypingReader, make_reader
-from chatglm.ui.terminal.screen import Screen
+from chatglm.ui.terminal.screen import Screen, has_style
 from chatglm.ui.terminal.terminal_app import main
 from chatglm.ui.terminal.terminal_chat import BANNER
 
@@ -124,6 +125,40 @@ def test_flags_go_before_variables_before_defaults() -> None:
     assert answer_options(arguments) == {**nothing, "top_p": 0.25}
     assert "(default: /models/100% real; $CHATGLM_MODEL)" in parser.format_help()
     assert parser.parse_args(["--no-mmap"]).mmap is False
+
+
+def test_when_answers_are_styled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On terminals that know colours, for people who do not mind."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for variables, is_plain, is_styled in (
+        ({"TERM": "xterm", "NO_COLOR": ""}, False, True),
+        ({"TERM": "xterm", "NO_COLOR": ""}, True, False),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, False, False),
+        ({"TERM": "dumb", "NO_COLOR": ""}, False, False),
+    ):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert has_style(is_plain=is_plain) == is_styled
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert not has_style()
+
+
+def test_a_history_is_short_and_does_without_its_file(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "file" / "inside", tmp_path / "history"):  # a folder; no folder; nothing yet
+        (tmp_path / "file").touch()
+        history = PrivateHistory(path)
+        history.append_string("一")
+        assert history.get_strings() == ["一"]
+    assert list(PrivateHistory(path).load_history_strings()) == ["一"]
+    path.write_bytes(b"\xff\x00 no history\n" * 10)
+    assert list(PrivateHistory(path).load_history_strings()) == []
+    history = PrivateHistory(path)
+    for number in range(12):
+        history.store_string(f"{number} {'x' * (MAX_BYTES // 10)}")
+    kept = [int(line.split()[0]) for line in PrivateHistory(path).load_history_strings()]
+    assert kept == list(range(11, 12 - len(kept) - 1, -1))  # the newest, first
+    assert 3 <= len(kept) <= 6
 
 
 def test_kind_of_reader(monkeypatch: pytest.MonkeyPatch) -> None:

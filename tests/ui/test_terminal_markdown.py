@@ -85,7 +85,7 @@ def test_styles() -> None:
     assert styles("# a **b**\n") == {"a ": "1;36", "b": "1;36;1"}
     assert styles("**b** *i* `c` ***x***") == {"b": "1", "i": "3", "c": "36", "x": "1;3"}
     code = styles(PROGRAM)
-    assert (code["def"], code["f"], code["list"], code["3.5"], code["# 注释"]) == ("35", "34", "36", "36", "90")
+    assert (code["def"], code["f"], code["3.5"], code["# 注释"]) == ("35", "34", "36", "90")
     assert code['    if lines."""'] == "32"  # a string goes on from line to line
     assert code["```python"] == code["```"] == "2"
     assert "\x1b" not in written("```no-such-language\nif x\n").split("\n")[1]

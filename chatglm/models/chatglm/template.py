@@ -19,6 +19,8 @@ from chatglm.models.encoded_prompt import EncodedPrompt
 # No token of the vocabulary stands for more characters: the longest is the run of 80 blanks. What is longer than so
 # many characters for every token that fits is dropped or refused unread: encoding megabytes takes seconds.
 LONGEST_TOKEN = 80
+# `[Round 0]`, `问：`, `答：` and their line ends are more tokens than this, whatever is asked and answered.
+LEAST_ROUND_TOKENS = 6
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,12 @@ class _Conversation:
     rounds: list[tuple[str, str]]
     query: str
 
-    def rounds_beyond(self, num_characters: int) -> int:
-        """How many of the oldest rounds lie beyond the newest so many characters."""
-        left = num_characters - len(self.system) - len(self.query)
+    def rounds_beyond(self, num_tokens: int) -> int:
+        """How many of the oldest rounds cannot be among the newest so many tokens, by their characters and number."""
+        left = num_tokens * LONGEST_TOKEN - len(self.system) - len(self.query)
         for number in reversed(range(len(self.rounds))):
             left -= len(self.rounds[number][0]) + len(self.rounds[number][1])
-            if left < 0:
+            if left < 0 or (len(self.rounds) - number) * LEAST_ROUND_TOKENS > num_tokens:
                 return number + 1
         return 0
 
@@ -68,14 +70,13 @@ def encode_chat(tokenizer: Any, messages: Sequence[Message], limit: int) -> Enco
             f"The message is {num_characters} characters long; fewer than {limit} tokens fit.",
             "Shorten it, or raise max_length.",
         )
-    beyond = conversation.rounds_beyond(limit * LONGEST_TOKEN)
-    input_ids = encode(beyond)
-    if len(input_ids) < limit:
-        return EncodedPrompt(input_ids, beyond)
-    num_rounds = len(conversation.rounds)
-    # Every dropped round shortens the prompt, so the fewest that help are found by halving.
-    dropped = bisect.bisect_left(range(num_rounds), True, lo=beyond, key=lambda number: len(encode(number)) < limit)
+    dropped = conversation.rounds_beyond(limit)
     input_ids = encode(dropped)
+    if len(input_ids) >= limit:
+        # Every dropped round shortens the prompt, so the fewest that help are found by halving.
+        last = len(conversation.rounds)
+        dropped = bisect.bisect_left(range(last), True, lo=dropped, key=lambda number: len(encode(number)) < limit)
+        input_ids = encode(dropped)
     if len(input_ids) >= limit:
         raise PromptTooLongError(
             f"The message is {len(input_ids)} tokens long; fewer than {limit} fit.", "Shorten it, or raise max_length."

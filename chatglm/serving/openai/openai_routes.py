@@ -74,9 +74,13 @@ def openai_router(service: RequestService) -> APIRouter:
             )
             for i, whole in enumerate(wholes)
         ]
-        usage = total_usage(wholes, body.n or 1)
         return ChatCompletion(
-            id=new_id("chatcmpl"), created=int(time.time()), model=card.id, choices=choices, usage=usage
+            id=new_id("chatcmpl"),
+            created=int(time.time()),
+            model=card.id,
+            choices=choices,
+            usage=total_usage(wholes, body.n or 1),
+            dropped_rounds=wholes[0].dropped_rounds,
         )
 
     @router.post("/completions", summary="Continue text", response_model=TextCompletion, responses=STREAMS)
@@ -153,7 +157,7 @@ async def _stream(
                 if delta.text:
                     yield _data(chunks.text(index, delta.text))
                 if delta.finish_reason in ("stop", "length"):
-                    yield _data(chunks.end(index, openai_reason(delta.finish_reason)))
+                    yield _data(chunks.end(index, delta))
         wholes = [require_complete(fold([delta])) for delta in last]
         if body.includes_usage:
             yield _data(chunks.usage(total_usage(wholes, body.n or 1)))

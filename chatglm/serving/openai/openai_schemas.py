@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from chatglm.generation.deltas import Completion
+from chatglm.generation.deltas import Completion, Delta
 from chatglm.messages import Message
 from chatglm.serving.http_errors import InvalidFieldError
 from chatglm.serving.schemas import (
@@ -60,10 +60,21 @@ class TextPart(Strict):
 Content = Annotated[str, BeforeValidator(_text_of, json_schema_input_type=str | list[TextPart] | None)]
 
 
+_Role = Literal["system", "developer", "user", "assistant"]
+
+
+def _check_role(role: Any) -> Any:
+    if role in ("tool", "function"):
+        raise ValueError(
+            f"cannot be {role!r}: this model knows no tools. Put the result of the tool into a message of the user"
+        )
+    return role
+
+
 class ChatMessage(Strict):
     """One message."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Annotated[_Role, BeforeValidator(_check_role, json_schema_input_type=_Role)]
     content: Content = ""
 
 
@@ -83,10 +94,23 @@ NoCount = Annotated[None, _unsupported("cannot be given by this server", Literal
 NoSuffix = Annotated[None, _unsupported("cannot be given: this model only continues text", Literal[""] | None)]
 
 
+def _check_format(value: Any) -> Any:
+    kind = value.get("type", "text") if isinstance(value, dict) else "text"
+    if kind != "text":
+        raise ValueError(
+            f"cannot be of type {str(kind)[:50]!r}: this model cannot be held to a format. Leave it out, ask for the "
+            "format in the message, and check the answer"
+        )
+    return value
+
+
 class PlainText(Strict):
     """The only form of answers: text."""
 
     type: Literal["text"] = "text"
+
+
+Format = Annotated[PlainText, BeforeValidator(_check_format, json_schema_input_type=PlainText)]
 
 
 class StreamOptions(Strict):
@@ -96,7 +120,15 @@ class StreamOptions(Strict):
 
 
 _PromptList = Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
-Prompts = Annotated[_PromptList, BeforeValidator(listed, json_schema_input_type=Text | _PromptList)]
+
+
+def _prompts(value: Any) -> Any:
+    if value is None:
+        raise ValueError('must be text. To begin without any, use /v1/chat/completions or send "\\n"')
+    return listed(value)
+
+
+Prompts = Annotated[_PromptList, BeforeValidator(_prompts, json_schema_input_type=Text | _PromptList)]
 
 
 class CompletionOptions(Strict):
@@ -140,13 +172,14 @@ class ChatRequest(CompletionOptions):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)] = Field(
-        examples=[[{"role": "user", "content": "你好"}]], description="The last one is the user's."
+        examples=[[{"role": "user", "content": "你好"}]],
+        description="The last one is the user's, or an instruction of the system, which is then answered.",
     )
     max_completion_tokens: FromOne | None = Field(None, description="As max_tokens, and before it.")
     tools: NoTools = None
     functions: NoTools = None
     logprobs: NoLogprobs = None
-    response_format: PlainText | None = None
+    response_format: Format | None = None
 
     def parameters(self, choice: int) -> dict[str, Any]:
         """As `CompletionOptions.parameters`."""
@@ -154,12 +187,20 @@ class ChatRequest(CompletionOptions):
         return {**parameters, "max_new_tokens": self.max_completion_tokens or self.max_tokens}
 
     def conversation(self) -> list[Message]:
-        """The messages, for `Pipeline.submit`; raises InvalidFieldError unless a non-empty user message is last."""
+        """The messages, for `Pipeline.submit`; raises InvalidFieldError unless something to be answered is last.
+
+        Clients that want a summary, or give a task, put a system message last: it is what is to be answered.
+        """
         messages = [Message("system" if m.role == "developer" else m.role, m.content) for m in self.messages]
         spoken = [message for message in messages if message.role != "system"]
+        if messages[-1].role == "system" and (not spoken or spoken[-1].role == "assistant"):
+            messages[-1] = Message("user", messages[-1].content)
+            spoken.append(messages[-1])
         query = list(takewhile(lambda message: message.role == "user", reversed(spoken)))
         if not query:
-            raise InvalidFieldError("The last message must be the user's.", "messages")
+            raise InvalidFieldError(
+                "The last message must be the user's: an answer cannot be continued here.", "messages"
+            )
         if not any(message.content for message in query):
             raise InvalidFieldError("The last message must not be empty.", "messages")
         return messages
@@ -207,7 +248,7 @@ class ChatChoice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """The answer of `/v1/chat/completions`."""
+    """The answer of `/v1/chat/completions`. Beyond OpenAI's: dropped_rounds, the oldest ones left out to fit."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -215,6 +256,7 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    dropped_rounds: int = 0
 
 
 class TextChoice(BaseModel):
@@ -299,10 +341,11 @@ class Chunks:
         content = {"delta": {"content": text}} if self.is_chat else {"text": text, "logprobs": None}
         return self._chunk([{"index": index, **content, "finish_reason": None}])
 
-    def end(self, index: int, reason: OpenAIFinishReason) -> dict[str, Any]:
+    def end(self, index: int, last: Delta) -> dict[str, Any]:
         """An answer has ended."""
         content: dict[str, Any] = {"delta": {}} if self.is_chat else {"text": "", "logprobs": None}
-        return self._chunk([{"index": index, **content, "finish_reason": reason}])
+        chunk = self._chunk([{"index": index, **content, "finish_reason": openai_reason(str(last.finish_reason))}])
+        return {**chunk, "dropped_rounds": last.dropped_rounds} if self.is_chat else chunk
 
     def usage(self, usage: Usage) -> dict[str, Any]:
         """The last chunk: usage and no choices."""

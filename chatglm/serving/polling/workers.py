@@ -14,6 +14,8 @@ from chatglm.serving.schemas import PollingChat
 from chatglm.serving.service import CANCELLED, Answer, RequestService, require_complete
 
 _POLL_S = 0.05
+# Clients poll about once a second; the last answers stay readable for this long.
+LAST_READS_SECONDS = 1.5
 
 
 class PollingWorkers:
@@ -62,13 +64,22 @@ class PollingWorkers:
         return PollingCode.OK
 
     def drain(self, timeout: float, is_urgent: Callable[[], bool]) -> None:
-        """Wait for unfinished requests up to `timeout` seconds or until it is urgent; then cancel them."""
+        """Wait for unfinished requests up to `timeout` seconds or until it is urgent; then cancel them.
+
+        Clients get a moment to read the last answers.
+        """
+        if not self.records.num_unfinished:
+            self._pool.shutdown()
+            return
         end = time.monotonic() + timeout
         while self.records.num_unfinished and time.monotonic() < end and not is_urgent():
             time.sleep(_POLL_S)
         for request_id, task in list(self._tasks.items()):
             self._end(request_id, *task)
         self._pool.shutdown()
+        end = time.monotonic() + LAST_READS_SECONDS
+        while not is_urgent() and time.monotonic() < end:
+            time.sleep(_POLL_S)
 
     def _end(self, request_id: str, answer: Answer, future: Future[None]) -> None:
         answer.cancel()

@@ -153,4 +153,4 @@ def serving(pipeline: Pipeline, arguments: argparse.Namespace, port: int) -> Ite
     try:
         yield public is not None
     finally:
-        page.blocks.close(verbose=False)
+        page.close()

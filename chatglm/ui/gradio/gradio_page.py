@@ -46,6 +46,8 @@ MAX_CHARACTERS = 10_000_000  # browsers keep less than that
 DRAW_EVERY_S = 0.1
 PAUSE_PER_DRAWING = 4
 BEAT_S = 1.0
+CLOSE_S = 2.0
+FLUSH_S = 0.3  # in which Gradio passes the last messages on; it waits for open streams for five seconds otherwise
 
 
 class GradioPage:
@@ -55,7 +57,7 @@ class GradioPage:
         self._pipeline = pipeline
         self._limit = pipeline.context_limit
         self._running: dict[str, ChatSession] = {}  # by the key that the browser has given the answer
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         given = {**pipeline.defaults, **{name: value for name, value in defaults.items() if value is not None}}
         with gr.Blocks(title=TITLE, fill_height=True, analytics_enabled=False) as self.blocks:
             chat = gr.HTML(
@@ -83,6 +85,17 @@ class GradioPage:
                 api_visibility="private",
             )
 
+    def close(self) -> None:
+        """End all answers, which keep their text, and the server."""
+        with self._changed:
+            sessions = list(self._running.values())
+            for session in sessions:
+                session.stop()
+            self._changed.wait_for(lambda: not self._running, CLOSE_S)
+        if sessions:
+            time.sleep(FLUSH_S)
+        self.blocks.close(verbose=False)
+
     def answer(self, data: gr.EventData) -> Iterator[dict[str, Any]]:
         """Answer a question; yields the round as it grows. Leaving the iteration ends the answer."""
         request = _object(data._data)
@@ -99,7 +112,7 @@ class GradioPage:
 
     def stop(self, request: dict[str, Any]) -> None:
         """End an answer and keep its text."""
-        with self._lock:
+        with self._changed:
             session = self._running.get(str(request.get("key")))
         if session is not None:
             session.stop()
@@ -147,14 +160,15 @@ class GradioPage:
     @contextmanager
     def _registered(self, key: str, session: ChatSession) -> Iterator[None]:
         """Let `stop` find the session inside the block; it has stopped after it."""
-        with self._lock:
+        with self._changed:
             self._running[key] = session
         try:
             yield
         finally:
             session.stop()
-            with self._lock:
+            with self._changed:
                 self._running.pop(key, None)
+                self._changed.notify_all()
 
 
 def _messages(

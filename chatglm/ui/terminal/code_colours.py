@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from itertools import accumulate
 
-from pygments.lexers import get_lexer_by_name
-from pygments.token import Comment, Keyword, Name, Number, Operator, String, Token
-from pygments.util import ClassNotFound
-
+from chatglm.ui.highlighting import tokens
 from chatglm.ui.terminal.inline_markup import Pieces
 
-# What the terminal's own palette names: readable on dark and light.
-COLOURS = (
-    (Comment, "90"),
-    (Keyword, "35"),
-    (Operator.Word, "35"),
-    (String, "32"),
-    (Number, "36"),
-    (Name.Function, "34"),
-    (Name.Class, "34"),
-    (Name.Builtin, "36"),
-    (Name.Decorator, "33"),
-    (Name.Tag, "34"),
-    (Name.Attribute, "36"),
-)
-# Of these more text changes nothing but the end.
-GROWING = (Comment, String, Token.Text)
-# They may begin on an earlier line.
-OPEN = (Comment, String)
+# What the terminal's own palette names, readable on dark and light, for the kinds of `highlighting.tokens`.
+COLOURS = {"c": "90", "k": "35", "s": "32", "m": "36", "f": "34", "a": "36", "b": "33", "i": "32", "d": "31"}
+# Of these more text changes nothing but the end; they may begin on an earlier line.
+OPEN = ("c", "s")
+# What more text may still turn into another kind: a word, or what may begin a comment, a variable or a tag.
+UNDECIDED = re.compile(r"[\w$@#./<&-]*\Z")
 MAX_OPEN = 4000
 
 
@@ -39,11 +25,8 @@ class CodeColours:
     """
 
     def __init__(self, language: str) -> None:
+        self._language = language
         self._open, self._line, self._num_given = "", "", 0
-        try:
-            self._lexer: Any = get_lexer_by_name(language, stripnl=False, ensurenl=False)
-        except ClassNotFound:
-            self._lexer = None
 
     def push(self, text: str) -> Pieces:
         """What is certain of the line with `text` added."""
@@ -63,33 +46,24 @@ class CodeColours:
         pieces: Pieces = []
         for end, kind in self._tokens(f"{self._open}{self._line}"):
             end -= len(self._open)
-            if not is_all and end == len(self._line) and not _is_in(kind, GROWING):
-                break
+            if not is_all and end == len(self._line) and kind not in OPEN:
+                end = UNDECIDED.search(self._line).start()  # type: ignore[union-attr]
             if end > self._num_given:
-                pieces.append((self._line[self._num_given : end], _colour(kind)))
+                pieces.append((self._line[self._num_given : end], COLOURS.get(kind, "")))
                 self._num_given = end
         return pieces
 
     def _still_open(self, text: str) -> str:
         """The end of `text` from the line on in which a string or comment begins that goes on after it; else ""."""
         start = len(text) + 1
-        ends = [(0, None), *self._tokens(f"{text}x")]
+        ends = [(0, ""), *self._tokens(f"{text}x")]
         for (before, _), (_, kind) in zip(reversed(ends[:-1]), reversed(ends), strict=False):
-            if not _is_in(kind, OPEN):
+            if kind not in OPEN:
                 break
             start = before
         return text[text.rfind("\n", 0, start) + 1 :] if start <= len(text) < start + MAX_OPEN else ""
 
-    def _tokens(self, text: str) -> list[tuple[int, Any]]:
+    def _tokens(self, text: str) -> list[tuple[int, str]]:
         """The end of each token and its kind."""
-        if self._lexer is None:
-            return [(len(text), Token.Text)]
-        return [(index + len(value), kind) for index, kind, value in self._lexer.get_tokens_unprocessed(text)]
-
-
-def _is_in(kind: Any, kinds: tuple[Any, ...]) -> bool:
-    return any(kind in known for known in kinds)
-
-
-def _colour(kind: Any) -> str:
-    return next((colour for known, colour in COLOURS if kind in known), "")
+        found = list(tokens(text, self._language))
+        return list(zip(accumulate(len(part) for part, _ in found), (kind for _, kind in found), strict=True))

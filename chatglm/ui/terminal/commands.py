@@ -28,7 +28,7 @@ KEYS = """\
   Ctrl+C 停止回答 stops an answer   Ctrl+D 退出 leaves   Tab 补全 completes
   Alt+Enter 换行 new line   \"\"\"...\"\"\" 多行 lines   ↑ ↓ 之前的输入 earlier lines
   //... 以 / 开头的问题 a question that begins with /
-回答时键入的内容留在下一个提示符处 / what you type during an answer waits there"""
+回答时键入的内容在回答之后生效 / keys pressed during an answer count after it"""
 # "save the whales" is a question: the plain word has one word after it, or something in quotes.
 PLAIN_SAVE = re.compile(r"""save\s+(?:"([^"\n]+)"|'([^'\n]+)'|(\S+))""")
 # "/home/x" and "/* */" are questions.

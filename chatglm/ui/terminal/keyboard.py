@@ -1,4 +1,4 @@
-"""Keys typed while the program loads or answers: not shown, not lost, and handed to the next prompt.
+"""Keys typed while the program loads or answers: not shown, not lost, and there for the next prompt to read.
 
 Where there is no POSIX terminal this does nothing: a Windows console neither shows nor loses such keys.
 """
@@ -6,8 +6,6 @@ Where there is no POSIX terminal this does nothing: a Windows console neither sh
 from __future__ import annotations
 
 import os
-import re
-import select
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -18,11 +16,9 @@ from typing import Any, Self
 with suppress(ImportError):
     import termios
 
-END_OF_PASTING = b"\x1b[?2004l"
-LOCAL_MODES = 3
-# Cursor keys and the like, and the marks around pasted text.
-ESCAPE_SEQUENCE = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|O.|[^\[O])?", re.DOTALL)
-BACKSPACE, CTRL_U, CTRL_W = "\x7f\b", "\x15", "\x17"
+# The terminal puts marks around what is pasted, by which line breaks in it are told from Enter.
+MARK_PASTES, MARK_NO_PASTES = b"\x1b[?2004h", b"\x1b[?2004l"
+INPUT_MODES, LOCAL_MODES = 0, 3
 
 
 class Keyboard:
@@ -36,6 +32,7 @@ class Keyboard:
         self._fd = sys.stdin.fileno() if is_used and "termios" in globals() else None
         self._found: list[Any] = []
         self._handled: list[int] = []
+        self._marks_pastes = False
         self.on_continue: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Self:
@@ -55,35 +52,34 @@ class Keyboard:
             signal.signal(number, signal.SIG_DFL)
         self.restore()
 
+    def mark_pastes(self) -> None:
+        """From now on what is pasted has marks, for a reader that knows them but turns them off after each line."""
+        self._marks_pastes = self._fd is not None
+        self._write(MARK_PASTES)
+
     def restore(self) -> None:
         """Bring back the mode that was found."""
+        self._write(MARK_NO_PASTES)
         self._set(self._found)
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Inside the block the terminal is as it was found, for somebody who reads lines from it."""
+        """Inside the block the terminal is as it was found, for a reader that begins with that."""
         self.restore()
         try:
             yield
         finally:
             self._hold()
 
-    def typed(self) -> str:
-        """The keys that were pressed and not read by anybody."""
-        keys = b""
-        while self._fd is not None and select.select([self._fd], [], [], 0)[0]:
-            chunk = os.read(self._fd, 4096)
-            if not chunk:
-                break
-            keys += chunk
-        return keys.decode("utf-8", "replace")
-
     def _hold(self) -> None:
-        if self._fd is not None:
-            mode = [*self._found]
-            # NOFLSH: Ctrl+C leaves what was typed before.
-            mode[LOCAL_MODES] = mode[LOCAL_MODES] & ~(termios.ECHO | termios.ICANON | termios.IEXTEN) | termios.NOFLSH
-            self._set(mode)
+        if self._fd is None:
+            return
+        mode = [*self._found]
+        mode[INPUT_MODES] &= ~(termios.ICRNL | termios.INLCR | termios.IGNCR)
+        # NOFLSH: Ctrl+C leaves what was typed before.
+        mode[LOCAL_MODES] = mode[LOCAL_MODES] & ~(termios.ECHO | termios.ICANON | termios.IEXTEN) | termios.NOFLSH
+        self._set(mode)
+        self._write(MARK_PASTES)
 
     def _set(self, mode: list[Any]) -> None:
         """Unless the terminal is gone, or the program in the background, where it would be stopped for this."""
@@ -92,10 +88,13 @@ class Keyboard:
                 if os.tcgetpgrp(self._fd) == os.getpgrp():
                     termios.tcsetattr(self._fd, termios.TCSANOW, mode)
 
+    def _write(self, code: bytes) -> None:
+        if self._marks_pastes:
+            with suppress(OSError):
+                os.write(1, code)
+
     def _end(self, number: int, frame: FrameType | None) -> None:
         self.restore()
-        if os.environ.get("TERM") not in ("dumb", "unknown"):
-            os.write(1, END_OF_PASTING)  # the signal may have come while a line was being edited
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
 
@@ -106,18 +105,3 @@ class Keyboard:
         signal.signal(number, self._stop)  # from here on the program has been continued
         self._hold()
         self.on_continue()
-
-
-def text_of_keys(keys: str) -> str:
-    """What stands in the line after these keys; Enter at its end waits to be pressed again."""
-    text = ""
-    for key in ESCAPE_SEQUENCE.sub("", keys).replace("\r\n", "\n").replace("\r", "\n"):
-        if key in BACKSPACE:
-            text = text[:-1]
-        elif key == CTRL_U:
-            text = ""
-        elif key == CTRL_W:
-            text = text.rstrip()[: len(text.rstrip()) - len(text.split()[-1])] if text.split() else ""
-        elif key >= " " or key in "\n\t":
-            text += key
-    return text.strip("\n")

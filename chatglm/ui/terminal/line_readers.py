@@ -7,7 +7,7 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any, Protocol
 
-from chatglm.ui.terminal.keyboard import Keyboard, text_of_keys
+from chatglm.ui.terminal.keyboard import Keyboard
 from chatglm.ui.terminal.screen import Screen, is_dumb
 
 USER_LABEL = "用户："
@@ -45,15 +45,11 @@ class TypingReader:
         if not self._screen.is_terminal:
             print(f"\n{label}", end="", file=sys.stderr, flush=True)
             return PipeReader().read()
-        typed += text_of_keys(self._keyboard.typed())
-        if self._readline is None:
-            label, typed_before = f"{label}{typed}", typed
-        else:
-            typed_before = ""
+        if self._readline is not None:
             self._readline.set_startup_hook(lambda: self._readline and self._readline.insert_text(typed))
         print()
         with self._keyboard.lent():
-            return typed_before + valid_text(input(label))
+            return valid_text(input(label))
 
 
 class EditingReader:
@@ -61,13 +57,14 @@ class EditingReader:
 
     def __init__(self, session: Any, keyboard: Keyboard) -> None:
         self._session, self._keyboard = session, keyboard
+        keyboard.mark_pastes()
 
     def read(self, label: str = USER_LABEL, typed: str = "") -> str:
-        from prompt_toolkit.input.typeahead import get_typeahead
-
-        keys = "".join(press.data for press in get_typeahead(self._session.app.input))
         print(flush=True)
-        return valid_text(self._session.prompt(label, default=typed + text_of_keys(keys + self._keyboard.typed())))
+        try:
+            return valid_text(self._session.prompt(label, default=typed))
+        finally:
+            self._keyboard.mark_pastes()
 
 
 def make_reader(screen: Screen, keyboard: Keyboard, *, keeps_history: bool) -> Reader:

@@ -81,7 +81,7 @@ class Screen:
 
     def note(self, text: str) -> None:
         if not self.is_terminal:
-            print(text, file=sys.stderr, flush=True)
+            report(text)
             return
         lines = "\n".join(wrap(text.translate(UNSAFE), self.width))
         print(f"{DIM}{lines}{END}" if self.is_styled and lines else lines, flush=True)

@@ -10,12 +10,11 @@ from chatglm.cli.console import program_name, report, run_command
 from chatglm.cli.flags import ANSWER_FLAGS, MODEL_FLAGS, TERMINAL_FLAGS, Parser, add_flags, answer_options
 from chatglm.cli.loading import LOADING_CANCELLED, load_from_flags
 from chatglm.cli.signals import INTERRUPTED, exit_on_interrupt
-from chatglm.demo import BANNER as DEMO_BANNER
 from chatglm.ui.session import ChatSession
 from chatglm.ui.terminal.keyboard import Keyboard
 from chatglm.ui.terminal.line_readers import make_reader, valid_text
 from chatglm.ui.terminal.screen import Screen
-from chatglm.ui.terminal.terminal_chat import TerminalChat
+from chatglm.ui.terminal.terminal_chat import DEMO_NOTE, TerminalChat
 
 DESCRIPTION = """\
 在终端与 ChatGLM-6B 对话。不给 --model 时运行随附的迷你演示模型。
@@ -79,7 +78,7 @@ def _make_chat(arguments: argparse.Namespace, screen: Screen, keyboard: Keyboard
     reader = make_reader(screen, keyboard, keeps_history=arguments.history)
     chat = TerminalChat(ChatSession(pipeline, options), screen, reader, pipeline, is_verbose=arguments.verbose)
     if pipeline.is_demo and not screen.is_terminal:
-        screen.note(DEMO_BANNER)
+        screen.note(DEMO_NOTE)
     if arguments.prompt is None:
         chat.greet()
     return chat

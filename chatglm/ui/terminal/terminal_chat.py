@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 BANNER = "欢迎使用 ChatGLM-6B 模型，输入内容即可进行对话，clear 清空对话历史，stop 终止程序"
 HINT = "/help 全部命令 all commands；Ctrl+C 停止回答 stops an answer"
+DEMO_NOTE = (
+    "随附的迷你演示模型，常答错；真正的模型：--model 文件夹 / "
+    "bundled toy model, often wrong; the real one: --model FOLDER"
+)
 DEMO_HINT = "演示模型 toy demo，真模型 real: --model FOLDER；/help 命令 commands"
 HOW_TO_LEAVE = "（输入 /bye 或按 Ctrl+D 退出 / type /bye or press Ctrl+D to leave）"
 CONTINUATION_LABEL = "... "

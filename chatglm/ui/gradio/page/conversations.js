@@ -90,7 +90,7 @@ async function show(conversation) {
 }
 
 function drawTitle() {
-  find("#title").textContent = titleOf(shown);
+  document.title = find("#title").textContent = titleOf(shown);
 }
 
 function drawState() {

@@ -8,6 +8,7 @@ const actions = {
   delete: (node) => remove(node.closest("li").dataset.id),
   open: () => find("#file").click(),
   save: (node) => save(node.dataset.form),
+  reset: resetFields,
   starter: (node) => ask(node.textContent),
   to_end: () => (toEnd(), focusBox()),
   copy_code: (node) => copy(find("code", node.closest(".code")).textContent, node),

@@ -22,6 +22,7 @@ function makeFields() {
   const system = make("textarea", { rows: 2, ...common("system") });
   find("#fields").append(make("div", { className: "field" }, label("seed"), seed, info("seed")));
   find("#fields").append(make("div", { className: "field" }, label("system"), system, info("system")));
+  find("#fields").append(make("button", { type: "button", "data-action": "reset" }, texts.reset));
 }
 
 function fillFields() {
@@ -40,6 +41,13 @@ function readFields() {
   const system = find("#system").value;
   write(SETTINGS, { ...settings, system });
   change(shown.id, { settings, system });
+}
+
+function resetFields() {
+  const { system, ...settings } = props.defaults;
+  shown = { ...shown, system, settings };
+  fillFields();
+  readFields();
 }
 
 function validFields() {
