@@ -7,6 +7,8 @@ class ChatGLMError(Exception):
     """An error that the user can fix: `problem` names the file or value, `remedy` says what to do (may be empty)."""
 
     def __init__(self, problem: str, remedy: str = "") -> None:
+        # Names out of files may hold what cannot be printed (half a surrogate pair).
+        problem, remedy = (text.encode("utf-8", "backslashreplace").decode() for text in (problem, remedy))
         super().__init__(problem, remedy)
         self.problem = problem
         self.remedy = remedy

@@ -13,7 +13,7 @@ from chatglm.engine.request import never
 from chatglm.errors import ChatGLMError, InvalidRequestError
 from chatglm.generation.config import GenerationConfig, chat_defaults
 from chatglm.generation.deltas import Delta, fold
-from chatglm.loading import LoadedModel, load
+from chatglm.loading import LoadedModel, load, model_name
 from chatglm.loading.memory_estimate import precision_name
 from chatglm.messages import History, Message, check_history, to_messages
 
@@ -29,7 +29,7 @@ class Pipeline:
         self.model: Any = loaded.model
         self.tokenizer: Any = loaded.tokenizer
         self.family = loaded.family
-        self.name = "demo" if loaded.is_demo else loaded.folder.name
+        self.name = "demo" if loaded.is_demo else model_name(loaded.folder)
         self.is_demo = loaded.is_demo
         self._engine: Engine | None = None
         self._engine_lock = threading.Lock()

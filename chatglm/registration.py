@@ -5,12 +5,21 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
 AUTO_CLASSES = "transformers.models.auto"
+# Modules of transformers that read a folder's JSON files.
+JSON_READERS = (
+    "configuration_utils",
+    "generation.configuration_utils",
+    "models.auto.tokenization_auto",
+    "tokenization_utils_base",
+    "utils.hub",
+)
 WATCHED = ("transformers.", "chatglm.")
 
 
@@ -21,6 +30,8 @@ def register() -> None:
     from chatglm.loading import checked_folder
     from chatglm.models import FAMILIES
 
+    for name in JSON_READERS:
+        vars(import_module(f"transformers.{name}"))["open"] = _open
     for family in FAMILIES:
         family.model_class.check_folder = staticmethod(checked_folder)
         AutoConfig.register(family.model_type, family.config_class, exist_ok=True)
@@ -30,6 +41,13 @@ def register() -> None:
         # example, makes the library look for the tokenizer's remote file instead of taking ours.
         name_only = type(f"{family.prefix}TokenizerName", (family.config_class,), {})
         AutoTokenizer.register(name_only, tokenizer_class=family.tokenizer_class, exist_ok=True)
+
+
+def _open(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+    """The built-in function, also for text that begins with a byte-order mark, as Windows editors write it."""
+    if mode == "r" and kwargs.get("encoding") == "utf-8":
+        kwargs["encoding"] = "utf-8-sig"
+    return open(file, mode, *args, **kwargs)
 
 
 def register_when_needed() -> None:

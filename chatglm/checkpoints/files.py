@@ -19,6 +19,10 @@ from chatglm.errors import DamagedFileError, MismatchError, MissingFileError, Po
 SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")
 SHARD_NAME = re.compile(r"(?:pytorch_)?model-(\d+)-of-(\d+)\.(?:safetensors|bin)")
 
+# A file of settings has some kB, the index of a model with a thousand tensors 100 kB.
+MAX_JSON_BYTES = 4_000_000
+MOST_SHARDS = 10_000
+
 POINTER_START = b"version https://git-lfs.github.com/spec/"
 WEB_PAGE_STARTS = (b"<!doctype html", b"<html")
 
@@ -56,7 +60,9 @@ def _indexed_files(index: Path) -> WeightFiles:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise DamagedFileError(f"{index} has no `weight_map`.", "Download this file again.")
-    names = sorted({str(name) for name in weight_map.values()})
+    if not all(type(name) is str for name in weight_map.values()):
+        raise DamagedFileError(f"{index} holds a `weight_map` that does not give file names.", "Download it again.")
+    names = sorted(set(weight_map.values()))
     for name in names:
         # A name with a folder in it would let an index read files outside its own folder.
         if Path(name).name != name or "\\" in name:
@@ -70,6 +76,8 @@ def _numbered_shards(folder: Path) -> tuple[Path, ...]:
         match = SHARD_NAME.fullmatch(path.name)
         if match:
             first, count = match.span(1), int(match.group(2))
+            if count > MOST_SHARDS:
+                raise DamagedFileError(f"{path} is named as one of {count:,} files.", "Check the names of the files.")
             number = "{:0" + str(len(match.group(1))) + "d}"
             names = (path.name[: first[0]] + number.format(i) + path.name[first[1] :] for i in range(1, count + 1))
             return tuple(folder / name for name in names)
@@ -105,10 +113,15 @@ def _promised_size(pointer: bytes) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in the JSON file `path`; raises as `check_usable`, or DamagedFileError for anything else."""
+    """The object in the JSON file `path`, with or without a byte-order mark.
+
+    Raises as `check_usable`, or DamagedFileError for anything else.
+    """
     check_usable(path)
+    if (size := path.stat().st_size) > MAX_JSON_BYTES:
+        raise DamagedFileError(f"{path} has {size:,} bytes, too many for such a file.", "Download this file again.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_bytes())  # of bytes it recognises UTF-8 and UTF-16 by their marks
     except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{path} is not readable JSON: {error}.", "Download this file again.") from None
     if not isinstance(content, dict):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from chatglm.errors import InvalidRequestError
+from chatglm.schema import FLAG, Rules, first_mistake, list_of, number, text, whole
 
 # Upstream's chat() defaults. top_k = 50 was active there without being visible: it was the library's default.
 CHAT_DEFAULTS: dict[str, Any] = {
@@ -22,6 +25,22 @@ CHAT_DEFAULTS: dict[str, Any] = {
 
 # Scores divided by less would leave the range of float32; sampling is greedy long before.
 LEAST_TEMPERATURE = 1e-6
+LARGEST = sys.float_info.max
+
+
+TOKEN_ID, COUNT = whole(0, 2**31 - 1), whole(0, 10_000_000)
+LIBRARY_RULES: Rules = {
+    **dict.fromkeys(("bos_token_id", "pad_token_id"), TOKEN_ID.or_none()),
+    "eos_token_id": TOKEN_ID.or_list().or_none(),
+    **dict.fromkeys(("max_new_tokens", "min_new_tokens", "min_length", "no_repeat_ngram_size"), COUNT.or_none()),
+    "num_beams": whole(1, 1000).or_none(),
+    **dict.fromkeys(("length_penalty", "typical_p", "min_p"), number().or_none()),
+    "bad_words_ids": list_of(list_of(TOKEN_ID)).or_none(),
+    "suppress_tokens": list_of(TOKEN_ID).or_none(),
+    "early_stopping": FLAG.or_none(),
+    "use_cache": FLAG.or_none(),
+    "transformers_version": text(100).or_none(),
+}
 
 
 @dataclass(frozen=True)
@@ -58,12 +77,16 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        if self.do_sample not in (True, False):
+            raise InvalidRequestError(f"do_sample must be true or false, not {reprlib.repr(self.do_sample)}.")
         _require_integer("max_length", self.max_length, 1)
         _require_integer("max_new_tokens", self.max_new_tokens, 1, optional=True)
         _require_integer("top_k", self.top_k, 0)
         _require_integer("min_new_tokens", self.min_new_tokens, 0)
         _require_integer("min_length", self.min_length, 0)
         _require_integer("eos_token_id", self.eos_token_id, 0, optional=True)
+        if self.eos_token_id is not None and self.eos_token_id >= 2**31:
+            raise InvalidRequestError(f"eos_token_id {reprlib.repr(self.eos_token_id)} is no token of any vocabulary.")
         _require_integer("seed", self.seed, 0, optional=True)
         _require_number("temperature", self.temperature, 0, math.inf, includes_low=True)
         _require_number("top_p", self.top_p, 0, 1, includes_low=True)
@@ -104,17 +127,28 @@ def stored_settings(content: Mapping[str, Any]) -> dict[str, Any]:
     return named
 
 
+def library_settings(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers may read of a generation_config.json; raises InvalidRequestError for a wrong value.
+
+    The rest is left out: it names classes, files and code, or belongs to kinds of decoding that nobody stores.
+    """
+    if mistake := first_mistake(content, LIBRARY_RULES):
+        raise InvalidRequestError(f"{mistake}.")
+    return {name: content[name] for name in LIBRARY_RULES if name in content} | stored_settings(content)
+
+
 def _require_integer(name: str, value: Any, low: int, optional: bool = False) -> None:
     if optional and value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise InvalidRequestError(f"{name} must be a whole number of at least {low}, not {value!r}.")
+        raise InvalidRequestError(f"{name} must be a whole number of at least {low}, not {reprlib.repr(value)}.")
 
 
 def _require_number(name: str, value: Any, low: float, high: float, includes_low: bool = False) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared, not converted: JSON may hold whole numbers that no float can.
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
     if not is_number or value > high or value < low or (value == low and not includes_low):
         upper = f" and at most {high:g}" if high < math.inf else ""
         raise InvalidRequestError(
-            f"{name} must be {'at least' if includes_low else 'above'} {low:g}{upper}, not {value!r}."
+            f"{name} must be {'at least' if includes_low else 'above'} {low:g}{upper}, not {reprlib.repr(value)}."
         )

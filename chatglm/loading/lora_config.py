@@ -14,8 +14,8 @@ from time import monotonic
 from typing import Any
 
 from chatglm.checkpoints import read_json
-from chatglm.checkpoints.schema import FLAG, Rule, check_keys, number, table_of, text, whole
 from chatglm.errors import MismatchError, UnsupportedModelError
+from chatglm.schema import FLAG, Rule, check_keys, number, table_of, text, whole
 
 CONFIG_NAME = "adapter_config.json"
 PATTERN_SECONDS, LONGEST_PATTERN, MOST_REPEATS = 1.0, 2000, 10_000

@@ -9,12 +9,13 @@ from typing import Any
 
 from chatglm.cache import cache_folder, make_private_folder
 from chatglm.checkpoints import find_weight_files
-from chatglm.checkpoints.folder import folder_error, similar_folder
+from chatglm.checkpoints.folder import CONFIG_NAME, folder_error, similar_folder
 from chatglm.checkpoints.validate import ValidationReport, validate_folder
 from chatglm.demo import CHECKPOINT, DEMO_NAME
 from chatglm.errors import CheckpointError, ModelNotFoundError
 from chatglm.models import family_of
 
+HUB_CACHE = re.compile(r"models--.+--.+")
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 # No *.py: code that comes with a checkpoint is neither needed nor wanted here.
 HUB_FILES = ("*.json", "*.model", "*.safetensors", "*.bin")
@@ -44,10 +45,38 @@ def find_folder(model: str | Path | None) -> Path:
     except RuntimeError:  # ~somebody, of whom no home folder is known
         path = Path(str(model))
     if (error := folder_error(path)) is None:
-        return path
+        return snapshot_of(path)
     if isinstance(model, str) and HUB_ID.fullmatch(model) and not os.path.lexists(path):
         return _from_hub(model)
     raise error
+
+
+def snapshot_of(folder: Path) -> Path:
+    """The folder itself, or what a folder `models--OWNER--NAME` of the hub's cache holds as its main version.
+
+    Raises ModelNotFoundError if that is not there.
+    """
+    snapshots, main = folder / "snapshots", folder / "refs" / "main"
+    if not HUB_CACHE.fullmatch(folder.name) or not snapshots.is_dir() or (folder / CONFIG_NAME).exists():
+        return folder
+    versions = [path.name for path in snapshots.iterdir()]
+    try:
+        wanted = main.read_text(encoding="utf-8", errors="replace").strip()[:100]
+    except OSError:
+        wanted = versions[0] if len(versions) == 1 else "refs/main"
+    if wanted in versions:
+        return snapshots / wanted
+    raise ModelNotFoundError(
+        f"{folder} 没有主版本。The hub's cache folder has no version {wanted!r} in {snapshots} "
+        f"(there: {', '.join(sorted(versions)[:5]) or 'none'}).",
+        "请重新下载，或给出其中的一个文件夹。Download the model again, or give one of the folders in snapshots.",
+    )
+
+
+def model_name(folder: Path) -> str:
+    """The last part of the folder's path, or of the hub id for a version in the hub's cache."""
+    is_cached = folder.parent.name == "snapshots" and HUB_CACHE.fullmatch(folder.parents[1].name)
+    return folder.parents[1].name.rpartition("--")[2] if is_cached else folder.name
 
 
 def _from_hub(model_id: str) -> Path:
@@ -94,6 +123,7 @@ def _has_all_files(folder: Path) -> bool:
 
 def examine(folder: str | Path, **options: Any) -> ValidationReport:
     """`validate_folder` with the registry of families."""
+    folder = snapshot_of(Path(folder))
     return validate_folder(folder, family_of, default_family=family_of({"model_type": "chatglm"}), **options)
 
 

@@ -11,7 +11,8 @@ import pytest
 from chatglm.errors import (
     ModelNotFoundError,
 )
-from chatglm.loading import find_folder, load, loader, sources
+from chatglm.loading import examine, find_folder, load, loader, sources
+from chatglm.pipeline import load_pipeline
 from tests.loading.folders import load_cpu
 
 
@@ -91,6 +92,38 @@ def test_a_hub_model_that_does_not_exist(hub: Callable[[Download], None]) -> Non
     hub(download)
     with pytest.raises(ModelNotFoundError, match="no model zai-org/chatglm-7b on the hub"):
         find_folder("zai-org/chatglm-7b")
+
+
+@pytest.fixture
+def cached(folder: Path, tmp_path: Path) -> Path:
+    """The model as it lies in the cache of huggingface_hub: links from snapshots/VERSION into blobs/."""
+    root = tmp_path / "models--THUDM--chatglm-6b"
+    for version in ("a" * 40, "b" * 40):
+        (root / "snapshots" / version).mkdir(parents=True)
+    (root / "blobs").mkdir()
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text("b" * 40 + "\n")
+    for number, path in enumerate(sorted(folder.iterdir())):
+        path.rename(root / "blobs" / f"{number:040d}")
+        (root / "snapshots" / ("b" * 40) / path.name).symlink_to(f"../../blobs/{number:040d}")
+    return root
+
+
+def test_a_folder_of_the_hub_s_cache_means_its_main_version(cached: Path) -> None:
+    snapshot = cached / "snapshots" / ("b" * 40)
+    assert find_folder(cached) == find_folder(snapshot) == snapshot
+    assert examine(cached).is_healthy
+    with load_pipeline(cached) as pipe:
+        assert pipe.name == "chatglm-6b"
+        assert pipe.chat("hello", max_new_tokens=2)
+    (cached / "refs" / "main").unlink()
+    with pytest.raises(ModelNotFoundError, match=r"no version 'refs/main'.*aaa.*bbb.*one of the folders in snapshots"):
+        find_folder(cached)
+    (cached / "snapshots" / ("a" * 40)).rmdir()
+    assert find_folder(cached) == snapshot
+    (cached / "refs" / "main").write_text("../..")
+    with pytest.raises(ModelNotFoundError, match=r"no version '\.\./\.\.'"):
+        find_folder(cached)
 
 
 # --- licence ---

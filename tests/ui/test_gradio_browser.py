@@ -622,3 +622,12 @@ def test_a_port_in_use(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         port = taken.getsockname()[1]
         assert main(["--port", str(port)]) == 1
     assert capsys.readouterr().err == f"Port {port} on 127.0.0.1 is in use. Give another one with --port.\n"
+
+
+def test_pages_of_other_sites_uploads_and_monitoring_are_refused(demo: str) -> None:
+    for headers in ({"host": "evil.example"}, {"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}):
+        assert httpx.get(demo, headers=headers).status_code == 403
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    assert httpx.get(demo, headers=link).status_code == 200
+    assert httpx.post(f"{demo}/gradio_api/upload", files={"files": b"12"}).status_code >= 400
+    assert httpx.get(f"{demo}/monitoring").status_code >= 400

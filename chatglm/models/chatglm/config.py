@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from chatglm.errors import InvalidRequestError
 from chatglm.kernels.packing import BITS, GROUP_SIZES
+from chatglm.schema import FLAG, Rules, first_mistake, number, one_of, whole
 
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "mask_token_id", "gmask_token_id", "pad_token_id")
 # The names that transformers uses for the same things.
 ALIASES = {
     "num_hidden_layers": "num_layers",
     "intermediate_size": "inner_hidden_size",
     "max_position_embeddings": "max_sequence_length",
+}
+
+TOKEN_ID = whole(0, 2**31 - 1)
+# What the values must be after those left out are filled in. A hundred times the published sizes: a file that says more
+# is damaged or hostile.
+RULES: Rules = {
+    "vocab_size": whole(1, 10_000_000),
+    "hidden_size": whole(1, 100_000),
+    "num_layers": whole(1, 1000),
+    "num_attention_heads": whole(1, 2000),
+    "inner_hidden_size": whole(1, 1_000_000),
+    "layernorm_epsilon": number(0, 1),
+    "max_sequence_length": whole(1, 1_000_000),
+    "position_encoding_2d": FLAG,
+    "use_cache": FLAG,
+    **dict.fromkeys(SPECIAL_TOKENS, TOKEN_ID),
+    "quantization_bit": one_of(0, *BITS),
+    "quantization_embeddings": FLAG,
+    "quantization_embedding_bit": one_of(0, *BITS),
+    "quantization_group_size": one_of(0, *GROUP_SIZES),
+    "pre_seq_len": whole(1, 100_000).or_none(),
+    "prefix_projection": FLAG,
+    "tie_word_embeddings": FLAG,
 }
 
 
@@ -55,48 +81,42 @@ class ChatGLMNetworkConfig:
 
     def __post_init__(self) -> None:
         self.inner_hidden_size = self.inner_hidden_size or 4 * self.hidden_size
-        if self.mask_token_id is None:
-            self.mask_token_id = self.bos_token_id - 4
-        if self.gmask_token_id is None:
-            self.gmask_token_id = self.bos_token_id - 3
+        for name, before in (("mask_token_id", 4), ("gmask_token_id", 3)):
+            if getattr(self, name) is None and type(self.bos_token_id) is int:
+                setattr(self, name, self.bos_token_id - before)
         self.quantization_bit = self.quantization_bit or 0
-        self.quantization_embeddings = bool(self.quantization_embeddings)
+        self.quantization_embeddings = self.quantization_embeddings or False
         if self.quantization_embedding_bit is None:
             self.quantization_embedding_bit = self.quantization_bit if self.quantization_embeddings else 0
         self.quantization_group_size = self.quantization_group_size or 0
-        self._check_sizes()
-        self._check_quantization()
+        self._check()
 
     @classmethod
     def from_keys(cls, keys: Mapping[str, Any]) -> Self:
         """From the content of a config.json; keys that are not of the network are ignored."""
-        named = {ALIASES.get(name, name): value for name, value in keys.items()}
+        named = own_names(keys)
         return cls(**{field.name: named[field.name] for field in fields(cls) if field.name in named})
 
-    def _check_sizes(self) -> None:
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_attention_heads", "inner_hidden_size"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise InvalidRequestError(f"{name} is {value!r}, which is no size.")
+    def _check(self) -> None:
+        if mistake := first_mistake(vars(self), RULES):
+            raise InvalidRequestError(f"{mistake}.")
         if self.hidden_size % self.num_attention_heads:
             raise InvalidRequestError(
                 f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}."
             )
-
-    def _check_quantization(self) -> None:
-        allowed = {
-            "quantization_bit": (0, *BITS),
-            "quantization_embedding_bit": (0, *BITS),
-            "quantization_group_size": (0, *GROUP_SIZES),
-        }
-        for key, values in allowed.items():
-            value = getattr(self, key)
-            if type(value) is not int or value not in values:
-                choices = f"{', '.join(map(str, values[:-1]))} or {values[-1]}"
-                raise InvalidRequestError(f"{key} is {choices}, not {value!r}.")
         if self.quantization_embeddings and self.quantization_embedding_bit != self.quantization_bit:
             raise InvalidRequestError(
                 f"quantization_embeddings means {self.quantization_bit} bits for embedding and lm_head, "
                 f"but quantization_embedding_bit says {self.quantization_embedding_bit}.",
                 "Leave one of the two out.",
             )
+
+
+def own_names(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys with transformers' names replaced; raises InvalidRequestError if both are there and contradict."""
+    named: dict[str, Any] = {}
+    for key, value in keys.items():
+        name = ALIASES.get(key, key)
+        if named.setdefault(name, value) != value:
+            raise InvalidRequestError(f"{key} {reprlib.repr(value)} contradicts {name} {reprlib.repr(named[name])}.")
+    return named

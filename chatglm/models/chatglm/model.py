@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -20,19 +21,28 @@ from chatglm.generation.config import CHAT_DEFAULTS
 from chatglm.generation.sampling import require_finite
 from chatglm.kernels.packing import check_bits, check_group_size
 from chatglm.models import refuse_later_families
-from chatglm.models.chatglm.config import ALIASES, ChatGLMNetworkConfig
+from chatglm.models.chatglm.config import ALIASES, ChatGLMNetworkConfig, own_names
 from chatglm.models.chatglm.network import ChatGLMNetwork, uses_adapter
 from chatglm.models.chatglm.positions import causal_after, find_layout, some_visible
 from chatglm.models.chatglm.template import encode_chat
+from chatglm.models.library_folder import stored_generation_config, with_index_metadata
 from chatglm.models.upstream_chat import UpstreamChat
 from chatglm.nn.kv_cache import AnyCache
 from chatglm.nn.lora import merged_state, updates_for
 from chatglm.nn.sharding import check_ranks
 from chatglm.quantization.layer_swap import make_room, quantize_network
+from chatglm.schema import FLAG, Rules, first_mistake, list_of, one_of, text
 
 logger = logging.getLogger(__name__)
 
 NETWORK_FIELDS = tuple(field.name for field in fields(ChatGLMNetworkConfig))
+# What transformers reads in a config.json beside the network's keys.
+LIBRARY_RULES: Rules = {
+    "architectures": list_of(text(200)).or_none(),
+    "transformers_version": text(100).or_none(),
+    **dict.fromkeys(("dtype", "torch_dtype"), one_of("float32", "float16", "bfloat16").or_none()),
+    **dict.fromkeys(("return_dict", "output_attentions", "output_hidden_states"), FLAG.or_none()),
+}
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -45,12 +55,24 @@ class ChatGLMConfig(PreTrainedConfig):
 
     def __init__(self, **kwargs: Any) -> None:
         refuse_later_families(kwargs)
-        named = {ALIASES.get(name, name): value for name, value in kwargs.items()}
+        named = own_names(kwargs)
         own = ChatGLMNetworkConfig(**{name: named.pop(name) for name in NETWORK_FIELDS if name in named})
         for name in NETWORK_FIELDS:
             if name not in SPECIAL_IDS:
                 setattr(self, name, getattr(own, name))
         super().__init__(**{name: getattr(own, name) for name in SPECIAL_IDS}, **named)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As the library's, without the keys of a config.json that are unknown here: some make it fetch and run code.
+
+        Raises InvalidRequestError for a wrong value of the others.
+        """
+        refuse_later_families(config_dict)
+        if mistake := first_mistake(config_dict, LIBRARY_RULES):
+            raise InvalidRequestError(f"{mistake}.")
+        known = {*NETWORK_FIELDS, *ALIASES, *LIBRARY_RULES}
+        return super().from_dict({key: config_dict[key] for key in config_dict if key in known}, **kwargs)
 
 
 class ChatGLMForConditionalGeneration(UpstreamChat, ChatGLMNetwork, PreTrainedModel, GenerationMixin):
@@ -131,13 +153,23 @@ class ChatGLMForConditionalGeneration(UpstreamChat, ChatGLMNetwork, PreTrainedMo
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As the library's; raises CheckpointError first for files of a local folder that cannot work."""
-        is_folder = isinstance(pretrained_model_name_or_path, str | os.PathLike) and os.path.isdir(
-            pretrained_model_name_or_path
-        )
-        if is_folder and cls.check_folder is not None and "state_dict" not in kwargs:
-            cls.check_folder(pretrained_model_name_or_path)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        """As the library's, running no code of the folder.
+
+        Raises CheckpointError first for files of a local folder that cannot work.
+        """
+        kwargs.pop("trust_remote_code", None)
+        path = pretrained_model_name_or_path
+        if not isinstance(path, str | os.PathLike) or not os.path.isdir(path) or "state_dict" in kwargs:
+            return super().from_pretrained(path, *args, **kwargs)
+        if cls.check_folder is not None:
+            cls.check_folder(path)
+        if kwargs.get("generation_config") is None:
+            kwargs["generation_config"] = stored_generation_config(Path(path))
+        with with_index_metadata(Path(path)) as folder:
+            loaded = super().from_pretrained(folder, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.name_or_path = model.config.name_or_path = str(path)
+        return loaded
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """As the library's, with LoRA merged into the files; raises InvalidRequestError if it is on packed weights."""

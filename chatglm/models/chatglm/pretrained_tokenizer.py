@@ -6,17 +6,18 @@ are no token; only real `<n>` tokens decode to a newline; masks and positions ar
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from transformers import AddedToken, PreTrainedTokenizer
 from transformers.utils.generic import PaddingStrategy
 
-from chatglm.errors import InvalidRequestError, MissingFileError
+from chatglm.errors import ChatGLMError, DamagedFileError, InvalidRequestError, MissingFileError
 from chatglm.generation.detokenizer import LeadingSpaces, join_surfaces
 from chatglm.generation.text import clean_up_spaces
 from chatglm.models.chatglm.padding import pad_row
-from chatglm.models.chatglm.tokenizer import VOCABULARY_NAME, ChatGLMTextTokenizer, release_names
+from chatglm.models.chatglm.tokenizer import VOCABULARY_NAME, ChatGLMTextTokenizer, read_settings, release_names
 
 
 class ChatGLMTokenizer(PreTrainedTokenizer):
@@ -84,6 +85,21 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         # What save_pretrained writes beside the tokens that transformers itself knows.
         own = ("num_image_tokens", "gmask_token", "end_token", "do_lower_case", "remove_space")
         self.init_kwargs.update({name: getattr(self, name) for name in own})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the library's; raises CheckpointError for files of a local folder that cannot be used."""
+        if not os.path.isdir(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        read_settings(Path(pretrained_model_name_or_path))
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except ChatGLMError:
+            raise
+        except Exception as error:  # the library fails in its own ways for the other files and keys that it reads
+            raise DamagedFileError(
+                f"The tokenizer in {pretrained_model_name_or_path} cannot be read: {error}.", "Download it again."
+            ) from None
 
     @property
     def vocab_size(self) -> int:

@@ -7,13 +7,51 @@ from pathlib import Path
 from typing import Any, Self
 
 from chatglm.checkpoints import read_json
-from chatglm.errors import DamagedFileError
 from chatglm.generation.detokenizer import LeadingSpaces, join_surfaces
 from chatglm.generation.text import clean_up_spaces, whole_characters
 from chatglm.models.chatglm.vocabulary import PieceVocabulary
+from chatglm.schema import FLAG, Rule, Rules, check_keys, list_of, number, one_of, table_of, text, whole
 
 VOCABULARY_NAME = "ice_text.model"
 SETTINGS_NAME = "tokenizer_config.json"
+SPECIAL_TOKENS = [
+    "unk_token",
+    "bos_token",
+    "eos_token",
+    "eop_token",
+    "end_token",
+    "mask_token",
+    "gmask_token",
+    "pad_token",
+]
+
+
+def _is_token(value: Any) -> bool:
+    content = value.get("content") if type(value) is dict else value
+    return type(content) is str and len(content) <= 100
+
+
+TOKEN = Rule("a token, as text or as the content of an object", _is_token)
+TOKENS = Rule("a list of tokens", lambda value: list_of(TOKEN).accepts(value) or table_of(TOKEN).accepts(value))
+OPTIONS: Rules = {
+    "num_image_tokens": whole(0, 100_000),
+    "do_lower_case": FLAG,
+    "remove_space": FLAG,
+    "clean_up_tokenization_spaces": FLAG.or_none(),
+}
+# Also of what transformers reads in the same file.
+RULES: Rules = {
+    **OPTIONS,
+    **dict.fromkeys((*SPECIAL_TOKENS, "sep_token", "cls_token"), TOKEN.or_none()),
+    "additional_special_tokens": TOKENS.or_none(),
+    "extra_special_tokens": TOKENS.or_none(),
+    "added_tokens_decoder": table_of(TOKEN),
+    "padding_side": one_of("left", "right"),
+    "truncation_side": one_of("left", "right"),
+    "model_max_length": number(1, 1e31).or_none(),
+    "model_input_names": list_of(text(100)),
+    "split_special_tokens": FLAG,
+}
 
 
 class ChatGLMTextTokenizer:
@@ -56,15 +94,9 @@ class ChatGLMTextTokenizer:
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
         """The tokenizer of a model folder (tokenizer_config.json); raises CheckpointError for an unusable file."""
-        settings = read_json(folder / SETTINGS_NAME) if (folder / SETTINGS_NAME).exists() else {}
+        settings = read_settings(folder)
         names = {name: _text_of(settings[name]) for name in (*cls.NAMES, "eop_token") if settings.get(name)}
-        options = ("num_image_tokens", "do_lower_case", "remove_space", "clean_up_tokenization_spaces")
-        given = {name: settings[name] for name in options if name in settings}
-        if type(given.get("num_image_tokens", 0)) is not int:
-            raise DamagedFileError(
-                f"{folder / SETTINGS_NAME} says num_image_tokens {given['num_image_tokens']!r}, which is no number.",
-                "Download this file again.",
-            )
+        given = {name: settings[name] for name in OPTIONS if settings.get(name) is not None}
         return cls(folder / VOCABULARY_NAME, names=release_names(names), **given)
 
     @property
@@ -130,6 +162,16 @@ class ChatGLMTextTokenizer:
         """The text of token ids; ids that are no token are passed over."""
         text = join_surfaces(map(self.surface, token_ids), self.leading_spaces)
         return clean_up_spaces(text) if self.clean_up_tokenization_spaces else text
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The content of a folder's tokenizer_config.json, {} without one; raises CheckpointError for a wrong value."""
+    path = folder / SETTINGS_NAME
+    if not path.exists():
+        return {}
+    settings = read_json(path)
+    check_keys(path, settings, RULES)
+    return settings
 
 
 def release_names(names: Mapping[str, str]) -> dict[str, str]:

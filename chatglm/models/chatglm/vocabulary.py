@@ -20,6 +20,7 @@ from chatglm.generation.detokenizer import SPACE_MARK, LeadingSpaces
 NEWLINE, TAB = "<n>", "<|tab|>"
 SPECIAL_PIECES = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
 LONGEST_BLANK = 80
+MAX_FILE_BYTES = 64 * 2**20  # the published file has 2.7 MB
 _CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6  # SentencePiece's own piece types
 _WHITE_SPACE = re.compile(r"(\n|\t|  +)")
 
@@ -136,6 +137,8 @@ def blank(length: int) -> str:
 
 def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
     check_usable(path)
+    if (size := path.stat().st_size) > MAX_FILE_BYTES:  # SentencePiece ends the process at two gigabytes
+        raise DamagedFileError(f"{path} has {size:,} bytes, too many for a vocabulary.", "Download it again.")
     content = path.read_bytes()
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=content)

@@ -23,11 +23,11 @@ BOUNDS = {8: 0.05, 4: 0.6}  # of the logits of three layers with random weights
 @pytest.mark.parametrize("bits", [8, 4])
 def test_quantized_while_loading(pipe: Pipeline, folder: Path, bits: int, kernel: str) -> None:
     with kernels.use(kernel), load_pipeline(folder, device="cpu", dtype="fp32", quantize=bits) as packed:
-        spec = packed.network.spec
-        assert packed.network.config.quantization_bit == bits
+        spec = packed.model.spec
+        assert packed.model.config.quantization_bit == bits
         for number in range(spec.num_layers):
             for linear in spec.linears:
-                layer = packed.network.get_submodule(f"{spec.layers}.{number}.{linear.name}")
+                layer = packed.model.get_submodule(f"{spec.layers}.{number}.{linear.name}")
                 assert isinstance(layer, QuantizedLinear)
                 assert (layer.bits, layer.in_features, layer.out_features) == (bits, linear.columns, linear.rows)
                 assert layer.weight.shape == (linear.rows, linear.columns * bits // 8)
@@ -47,7 +47,7 @@ def test_quantized_folders(
         if not options:
             assert torch.equal(logits(packed), logits_of(folder, quantize=bits))
         elif options == ["--embeddings"]:
-            assert getattr(packed.network.lm_head, "bits", None) == bits
+            assert getattr(packed.model.lm_head, "bits", None) == bits
 
 
 def test_gptq(pipe: Pipeline, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

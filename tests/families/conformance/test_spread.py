@@ -41,9 +41,9 @@ def test_parts_of_a_network(case: FamilyCase) -> None:
 def test_placed_answers(case: FamilyCase, pipe: Pipeline, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All devices are the CPU here: every weight goes through its place, every layer through its hooks."""
     monkeypatch.setattr(placement, "choose_device", lambda name: torch.device("cpu"))
-    with Pipeline(load(folder, device="cpu", dtype="fp32", num_gpus=3)) as placed:
-        spec = placed.network.spec
-        layers = [placed.network.get_submodule(f"{spec.layers}.{number}") for number in range(spec.num_layers)]
+    with Pipeline(load(folder, device="cpu", dtype="fp32", num_gpus=3, wraps=False)) as placed:
+        spec = placed.model.spec
+        layers = [placed.model.get_submodule(f"{spec.layers}.{number}") for number in range(spec.num_layers)]
         assert all(hasattr(layer, "_hf_hook") for layer in layers)
         assert error(logits(placed), logits(pipe)) < 1e-6
         assert answers(placed) == answers(pipe)
