@@ -150,6 +150,10 @@ class Person:
     def note(self) -> str:
         return str(self.answers.last.locator(".note").inner_text())
 
+    def distance(self) -> int:
+        """From the end of the conversation, in pixels."""
+        return int(self.scroller.evaluate("e => e.scrollHeight - e.clientHeight - e.scrollTop"))
+
     def do(self, action: str, round_: int = -1, of: str = "answer") -> None:
         """Press a button under a question or an answer."""
         article = self.page.locator(f"article.{of}").nth(round_)
@@ -179,6 +183,16 @@ class Person:
     def new(self) -> None:
         self.page.keyboard.press("Control+Shift+O")
         self.page.locator("#starters").wait_for()
+
+    def swipe_down(self) -> None:
+        """Move a finger down over the conversation, which scrolls it up."""
+        session = self.page.context.new_cdp_session(self.page)
+        for number in range(12):
+            kind = "touchMove" if number else "touchStart"
+            points = [{"x": 180, "y": 200 + 25 * number}]
+            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        self.page.wait_for_timeout(200)  # a finger that rests throws nothing
+        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
     def reload(self) -> None:
         self.page.reload()
@@ -324,7 +338,7 @@ def test_reading_upwards_while_an_answer_grows(reader: Person, pipeline: EchoPip
     part = "\n\n".join(f"第 {number} 段" for number in range(40))
     reader.ask(f"{PAUSE}\n\n".join([part] * 6) + "\n\n完")
     top = lambda: reader.scroller.evaluate("e => e.scrollTop")  # noqa: E731
-    at_end = lambda: reader.scroller.evaluate("e => e.scrollHeight - e.clientHeight - e.scrollTop < 3")  # noqa: E731
+    at_end = lambda: reader.distance() < 3  # noqa: E731
     to_end = reader.page.locator("#to-end")
 
     def grow() -> None:
@@ -524,8 +538,11 @@ def test_a_server_that_goes_and_comes_back(browser: Any, pipeline: EchoPipeline)
             person.ask_and_wait("五")
 
 
-def test_english_on_a_phone_in_the_dark(browser: Any, demo: str) -> None:
-    """Nothing sticks out or jumps, the side bar is a drawer, the theme is remembered and there before the page is."""
+def test_english_on_a_phone_in_the_dark(browser: Any, demo: str, echo: str, pipeline: EchoPipeline) -> None:
+    """Nothing sticks out or jumps, the side bar is a drawer, the theme is remembered and there before the page is.
+
+    A finger scrolls while an answer grows.
+    """
     options = {"locale": "en-US", "viewport": {"width": 375, "height": 740}, "color_scheme": "dark"}
     with Profile(browser, **options, is_mobile=True, has_touch=True) as phone:
         page = phone.open("about:blank")
@@ -554,6 +571,18 @@ def test_english_on_a_phone_in_the_dark(browser: Any, demo: str) -> None:
         person.until(lambda: person.answers.count() == 1)
         assert page.evaluate(background) == light
         assert page.evaluate(SHIFTS) < 0.02
+
+        page.goto(echo)
+        reader = Person(page)
+        reader.ask(f"{PAUSE}\n\n".join(["\n\n".join(["line"] * 40)] * 2))
+        reader.until(lambda: reader.distance() == 0 and reader.texts.count())
+        reader.swipe_down()
+        reader.until(lambda: reader.distance() > 100)
+        before = reader.distance()
+        pipeline.go_on()
+        reader.until(lambda: reader.distance() > before + 1000)
+        page.locator("#to-end").tap()
+        reader.until(lambda: reader.distance() == 0)
 
 
 @pytest.mark.parametrize("locale", ["zh-CN", "en-US"])
@@ -593,3 +622,12 @@ def test_a_port_in_use(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         port = taken.getsockname()[1]
         assert main(["--port", str(port)]) == 1
     assert capsys.readouterr().err == f"Port {port} on 127.0.0.1 is in use. Give another one with --port.\n"
+
+
+def test_pages_of_other_sites_uploads_and_monitoring_are_refused(demo: str) -> None:
+    for headers in ({"host": "evil.example"}, {"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}):
+        assert httpx.get(demo, headers=headers).status_code == 403
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    assert httpx.get(demo, headers=link).status_code == 200
+    assert httpx.post(f"{demo}/gradio_api/upload", files={"files": b"12"}).status_code >= 400
+    assert httpx.get(f"{demo}/monitoring").status_code >= 400

@@ -67,7 +67,7 @@ def _answer(round_: Round, index: int, language: Language, context_limit: int) -
     if reply.can_continue:
         buttons += _button("continue", language, shows_text=True)
     note = "" if reply.error else figures(reply, language, context_limit)
-    return _article("answer", index, language, content, note, buttons)
+    return _article("answer failed" if reply.error else "answer", index, language, content, note, buttons)
 
 
 def _article(role: str, index: int, language: Language, content: str, note: str, buttons: str = "") -> str:

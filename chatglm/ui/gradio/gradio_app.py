@@ -22,12 +22,15 @@ from chatglm.cli.flags import (
     switch,
 )
 from chatglm.cli.loading import load_for_server
+from chatglm.cli.local_access import LocalAccess
 from chatglm.cli.settings import Settings
 from chatglm.cli.signals import record_stop_signals
-from chatglm.cli.sockets import bind, is_public, url
+from chatglm.cli.sockets import bind, is_loopback, is_public, url
 from chatglm.errors import ChatGLMError
 
 if TYPE_CHECKING:
+    from starlette.middleware import Middleware
+
     from chatglm.pipeline import Pipeline
 
 DEFAULT_PORT = 7860
@@ -61,6 +64,7 @@ PAGE_FLAGS = (
         "--share", "", "通过 Gradio 的服务得到公开链接", "a public link through Gradio's service", switch, False, "off"
     ),
     Flag("--inbrowser", "", "在浏览器中打开页面", "open the page in the browser", switch, False, "off"),
+    _SHARED["allowed_hosts"],
     _SHARED["max_running"],
     _SHARED["max_waiting"],
     _SHARED["cache_memory"],
@@ -114,6 +118,15 @@ def _run(arguments: argparse.Namespace) -> int:
         return signals.exit_code
 
 
+def _protection(arguments: argparse.Namespace) -> list[Middleware]:
+    """Against pages of other sites, where nobody else could open this one anyway."""
+    from starlette.middleware import Middleware
+
+    if arguments.auth or arguments.share or not is_loopback(arguments.host):
+        return []
+    return [Middleware(LocalAccess, hosts=arguments.allowed_hosts)]
+
+
 @contextmanager
 def serving(pipeline: Pipeline, arguments: argparse.Namespace, port: int) -> Iterator[bool]:
     """Serve the page inside the block; yields whether there is a public link.
@@ -146,7 +159,9 @@ def serving(pipeline: Pipeline, arguments: argparse.Namespace, port: int) -> Ite
                 footer_links=[],
                 # The engine has the queue, not Gradio: everybody is let in, to see their place or be refused.
                 max_threads=arguments.max_running + arguments.max_waiting + SPARE_THREADS,
-                app_kwargs={"middleware": [Middleware(FirstPaint)]},
+                max_file_size=1,  # the page uploads nothing
+                enable_monitoring=False,
+                app_kwargs={"middleware": [*_protection(arguments), Middleware(FirstPaint)]},
             )
     except OSError:
         raise ChatGLMError(f"Port {port} on {arguments.host} is in use.", "Give another one with --port.") from None

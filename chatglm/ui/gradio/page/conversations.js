@@ -14,7 +14,8 @@ function listItem(conversation) {
   if (isShown) open.setAttribute("aria-current", "true");
   const buttons = [button("rename", `${texts.rename}: ${title}`), button("delete", `${texts.delete}: ${title}`)];
   const isBusy = running && running.id === conversation.id;
-  return make("li", { "data-id": conversation.id, className: isBusy ? "busy" : "" }, open, ...buttons);
+  const className = `${isShown ? "shown" : ""} ${isBusy ? "busy" : ""}`;
+  return make("li", { "data-id": conversation.id, className }, open, ...buttons);
 }
 
 function rename(item) {
