@@ -108,6 +108,8 @@ def open_terminal(argv: list[str], rows: int, columns: int, **options: Any) -> t
     """The process and the other end of its terminal, which the caller closes."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    given = options.pop("env", None) or os.environ
+    options["env"] = {name: value for name, value in given.items() if name not in ("COLUMNS", "LINES")}  # of another
     try:
         process = Popen(
             argv, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, preexec_fn=_take_terminal, **options
