@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -30,8 +31,7 @@ def register() -> None:
     from chatglm.loading import checked_folder
     from chatglm.models import FAMILIES
 
-    for name in JSON_READERS:
-        vars(import_module(f"transformers.{name}"))["open"] = _open
+    accept_marks(JSON_READERS)
     for family in FAMILIES:
         family.model_class.check_folder = staticmethod(checked_folder)
         AutoConfig.register(family.model_type, family.config_class, exist_ok=True)
@@ -43,10 +43,23 @@ def register() -> None:
         AutoTokenizer.register(name_only, tokenizer_class=family.tokenizer_class, exist_ok=True)
 
 
+def accept_marks(modules: Iterable[str]) -> None:
+    """Let these modules of transformers read files that begin with a byte-order mark."""
+    for name in modules:
+        vars(import_module(f"transformers.{name}"))["open"] = _open
+
+
 def _open(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-    """The built-in function, also for text that begins with a byte-order mark, as Windows editors write it."""
+    """The built-in function, also for text that begins with a byte-order mark, as Windows editors write it.
+
+    Raises DamagedFileError for settings of gigabytes.
+    """
     if mode == "r" and kwargs.get("encoding") == "utf-8":
         kwargs["encoding"] = "utf-8-sig"
+        if str(file).endswith("config.json"):
+            from chatglm.checkpoints import check_json_size
+
+            check_json_size(Path(file))
     return open(file, mode, *args, **kwargs)
 
 

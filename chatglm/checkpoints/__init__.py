@@ -3,6 +3,7 @@
 from chatglm.checkpoints.files import (
     WeightFiles,
     check_against_index,
+    check_json_size,
     check_usable,
     find_weight_files,
     list_file,
@@ -20,6 +21,7 @@ __all__ = [
     "WeightFiles",
     "WeightReader",
     "check_against_index",
+    "check_json_size",
     "check_usable",
     "convert_into",
     "find_weight_files",

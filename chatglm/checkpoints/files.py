@@ -112,14 +112,13 @@ def _promised_size(pointer: bytes) -> str:
     return f", which has {int(match.group(1)):,} bytes" if match else ""
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """The object in the JSON file `path`, with or without a byte-order mark.
 
     Raises as `check_usable`, or DamagedFileError for anything else.
     """
     check_usable(path)
-    if (size := path.stat().st_size) > MAX_JSON_BYTES:
-        raise DamagedFileError(f"{path} has {size:,} bytes, too many for such a file.", "Download this file again.")
+    check_json_size(path, max_bytes)
     try:
         content = json.loads(path.read_bytes())  # of bytes it recognises UTF-8 and UTF-16 by their marks
     except (ValueError, RecursionError) as error:
@@ -127,6 +126,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DamagedFileError(f"{path} holds no JSON object.", "Download this file again.")
     return content
+
+
+def check_json_size(path: Path, max_bytes: int = MAX_JSON_BYTES) -> None:
+    """Raise DamagedFileError for a JSON file that is too large to be what its name says."""
+    if (size := path.stat().st_size) > max_bytes:
+        raise DamagedFileError(f"{path} has {size:,} bytes, too many for such a file.", "Download this file again.")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

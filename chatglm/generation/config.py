@@ -91,6 +91,8 @@ class GenerationConfig:
         _require_number("temperature", self.temperature, 0, math.inf, includes_low=True)
         _require_number("top_p", self.top_p, 0, 1, includes_low=True)
         _require_number("repetition_penalty", self.repetition_penalty, 0, math.inf)
+        for name in ("temperature", "top_p", "repetition_penalty"):  # whole numbers may be too large for torch
+            object.__setattr__(self, name, float(getattr(self, name)))
         if not all(isinstance(text, str) and text for text in self.stop):
             raise InvalidRequestError("stop must hold non-empty strings.")
 

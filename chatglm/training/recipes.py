@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from chatglm.atomic import atomic_path, write_text
+from chatglm.checkpoints import WeightFiles, iter_tensors
 from chatglm.errors import InvalidRequestError, MismatchError, MissingFileError, TrainingError
 from chatglm.loading.base_model import base_fingerprint
 from chatglm.loading.prefix_checkpoint import check_prefix_fits, find_prefix
@@ -80,7 +81,7 @@ class Recipe(ABC):
         path = folder / self.weight_name
         if not path.is_file():
             raise MissingFileError(f"{path} is missing.", "Give a checkpoint of the same kind of training.")
-        return load_file(path)
+        return dict(iter_tensors(WeightFiles((path,))))
 
 
 class PTuning(Recipe):

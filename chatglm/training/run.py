@@ -25,7 +25,8 @@ from chatglm.training.merging import merge
 from chatglm.training.metrics import check_installed, score_texts
 from chatglm.training.recipes import Recipe, Untrained, make_recipe
 from chatglm.training.records import Columns, Records, read_records
-from chatglm.training.trainer import RecipeTrainer, checkpoints, last_checkpoint
+from chatglm.training.resuming import check_checkpoint
+from chatglm.training.trainer import RecipeTrainer, checkpoints, last_checkpoint, step_of
 
 RESULTS_NAME = "all_results.json"
 Report = Callable[[str], None]
@@ -113,6 +114,7 @@ def _where_to_resume(arguments: Arguments) -> str | None:
     found = last_checkpoint(output) if str(asked).lower() in ("true", "1", "yes") else Path(asked)
     if found is None or not (found / "trainer_state.json").is_file():
         raise MissingFileError(f"There is no whole checkpoint {found or f'in {output}'}.", "Check the folder.")
+    check_checkpoint(found, [path for path in checkpoints(found.parent) if step_of(path) < step_of(found)])
     return str(found)
 
 

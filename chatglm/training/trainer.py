@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,16 @@ import torch
 from torch import Tensor
 from transformers import Seq2SeqTrainer
 
-from chatglm.errors import TrainingError
+from chatglm.errors import MismatchError, TrainingError
+from chatglm.registration import accept_marks
 from chatglm.training.recipes import Recipe
 
 UNFINISHED = ".unfinished"
 STATE_NAME = "trainer_state.json"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+accept_marks(["trainer_callback"])  # which reads trainer_state.json
 
 
 class RecipeTrainer(Seq2SeqTrainer):
@@ -58,6 +64,18 @@ class RecipeTrainer(Seq2SeqTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # each process holds a part only
         else:
             self._recipe.load(Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _resuming(checkpoint, "optimizer.pt and scheduler.pt"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with _resuming(checkpoint, "scaler.pt"):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _resuming(checkpoint, "rng_state.pth"):
+            super()._load_rng_state(checkpoint)
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = str(super()._get_output_dir(trial))
@@ -104,11 +122,31 @@ class RecipeTrainer(Seq2SeqTrainer):
             shutil.rmtree(path, ignore_errors=True)
 
 
+@contextmanager
+def _resuming(checkpoint: str | None, names: str) -> Iterator[None]:
+    """What the library says of files that it could read but not use, as our error."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, IndexError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise MismatchError(
+            f"The state in {checkpoint} cannot be resumed: {names} do not fit this run ({error}).",
+            f"Give the arguments it was trained with, or delete {names} there to go on without.",
+        ) from None
+
+
 def checkpoints(output: Path) -> list[Path]:
     """The whole checkpoints in an output folder, oldest first."""
     folders = output.iterdir() if output.is_dir() else ()
     whole = [path for path in folders if CHECKPOINT.fullmatch(path.name) and (path / STATE_NAME).is_file()]
     return sorted(whole, key=lambda path: (path / STATE_NAME).stat().st_mtime_ns)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number in a checkpoint's name; 0 for another name."""
+    match = CHECKPOINT.fullmatch(checkpoint.name)
+    return int(match.group(1)) if match else 0
 
 
 def last_checkpoint(output: Path) -> Path | None:

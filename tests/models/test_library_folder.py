@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,14 @@ def test_wrong_values_are_named(file: str, keys: dict[str, Any], folder: Path) -
     edit(folder / file, **keys)
     with pytest.raises(ChatGLMError, match=next(iter(keys))):
         AutoModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_settings_of_gigabytes_are_not_read(file: str, folder: Path) -> None:
+    os.truncate(folder / file, 2**32)
+    for way in (load_pipeline, load, AutoTokenizer.from_pretrained):
+        with pytest.raises(ChatGLMError, match=rf"{file} has 4,294,967,296 bytes"):
+            way(folder)
 
 
 @pytest.mark.parametrize(
