@@ -6,9 +6,7 @@ import json
 import re
 import signal
 import socket
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +17,12 @@ pytest.importorskip("gradio", reason="The page needs gradio: pip install -r requ
 
 from axe_playwright_python.sync_playwright import Axe
 
-from chatglm.cli.flags import model_options
-from chatglm.engine.decoder import BatchDecoder
-from chatglm.pipeline import load_pipeline
-from chatglm.ui.gradio.gradio_app import main, make_parser, serving
+from chatglm.ui.gradio.gradio_app import main
 from tests.serving.servers import PATIENCE_S, process
-from tests.ui.browser import PATIENCE_MS, Profile, started_browser
+from tests.ui.browser import Profile, started_browser
 from tests.ui.echo_pipeline import PAUSE, EchoPipeline
+from tests.ui.gradio_servers import free_port, served, served_echo, slow_steps
+from tests.ui.visitor import Person
 
 pytestmark = [
     pytest.mark.xdist_group("browser"),
@@ -47,28 +44,6 @@ window.shifts.observe({type: "layout-shift", buffered: true});
 """
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
-
-
-@contextmanager
-def served(*flags: str) -> Iterator[str]:
-    """The address of a page with a real model that this process serves."""
-    arguments = make_parser().parse_args(flags)
-    with load_pipeline(**model_options(arguments)) as pipeline:
-        pipeline.start_engine(max_running=arguments.max_running, max_waiting=arguments.max_waiting)
-        port = free_port()
-        with serving(pipeline, arguments, port):
-            yield f"http://127.0.0.1:{port}"
-
-
-@contextmanager
-def served_echo(pipeline: Any, port: int) -> Iterator[str]:
-    with serving(pipeline, make_parser().parse_args([]), port):
-        yield f"http://127.0.0.1:{port}"
-
-
 @pytest.fixture(scope="module")
 def demo(_clean_module_environment: None) -> Iterator[str]:
     """A page with the demo model."""
@@ -79,17 +54,9 @@ def demo(_clean_module_environment: None) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def endless(tiny_folder: Path, _clean_module_environment: None) -> Iterator[str]:
     """A page with a model whose answers are long nonsense; one is answered, one waits."""
-    decode = BatchDecoder.decode
-
-    def decode_slowly(decoder: BatchDecoder, *arguments: Any) -> Any:
-        if decoder.spec.context_limit == 2048:  # the tiny model's
-            time.sleep(0.02)
-        return decode(decoder, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BatchDecoder, "decode", decode_slowly)
-        with served("--model", str(tiny_folder), "--max-running", "1", "--max-waiting", "1") as address:
-            yield address
+    flags = ("--model", str(tiny_folder), "--max-running", "1", "--max-waiting", "1")
+    with slow_steps(context_limit=2048), served(*flags) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -109,94 +76,6 @@ def browser(demo: str, endless: str, echo: str) -> Iterator[Any]:
     """After the pages: Gradio does not start a server where Playwright runs its event loop."""
     with started_browser() as browser:
         yield browser
-
-
-class Person:
-    """Somebody who chats on a page that was just opened."""
-
-    def __init__(self, page: Any) -> None:
-        self.page = page
-        self.box = page.locator("#question")
-        self.questions = page.locator("article.question")
-        self.bubbles = page.locator("article.question .bubble")
-        self.answers = page.locator("article.answer")
-        self.texts = page.locator("article.answer .text")
-        self.notices = page.locator("#notices")
-        self.titles = page.locator("#conversations .title")
-        self.scroller = page.locator("#scroller")
-        self.box.wait_for()
-
-    def __enter__(self) -> Person:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.page.close()
-
-    def ask(self, question: str) -> None:
-        self.box.fill(question)
-        self.box.press("Enter")
-
-    def ask_and_wait(self, question: str) -> str:
-        """The answer."""
-        self.ask(question)
-        self.bubbles.get_by_text(question, exact=True).last.wait_for()
-        return self.answer()
-
-    def answer(self) -> str:
-        """Wait until the last answer is finished; its text."""
-        self.page.locator("article.answer:last-child [data-action=retry]:visible").wait_for()
-        return str(self.texts.last.inner_text())
-
-    def note(self) -> str:
-        return str(self.answers.last.locator(".note").inner_text())
-
-    def distance(self) -> int:
-        """From the end of the conversation, in pixels."""
-        return int(self.scroller.evaluate("e => e.scrollHeight - e.clientHeight - e.scrollTop"))
-
-    def do(self, action: str, round_: int = -1, of: str = "answer") -> None:
-        """Press a button under a question or an answer."""
-        article = self.page.locator(f"article.{of}").nth(round_)
-        article.hover()
-        article.locator(f"[data-action={action}]").click()
-
-    def stop(self) -> None:
-        self.page.get_by_role("button", name=re.compile("^(停止|Stop)$")).click()
-
-    def until(self, condition: Callable[[], Any]) -> Any:
-        """Waits in the browser's own time."""
-        for _ in range(PATIENCE_MS // 50):
-            if found := condition():
-                return found
-            self.page.wait_for_timeout(50)
-        raise AssertionError(f"never: {self.page.locator('#page').inner_text()!r}")
-
-    def choose(self, **settings: str) -> None:
-        if not self.page.locator("#settings[open]").count():
-            self.page.locator("#settings summary").click()
-        for name, value in settings.items():
-            self.page.locator(f"#{name}").fill(value)
-
-    def copied(self) -> str:
-        return str(self.page.evaluate("navigator.clipboard.readText()"))
-
-    def new(self) -> None:
-        self.page.keyboard.press("Control+Shift+O")
-        self.page.locator("#starters").wait_for()
-
-    def swipe_down(self) -> None:
-        """Move a finger down over the conversation, which scrolls it up."""
-        session = self.page.context.new_cdp_session(self.page)
-        for number in range(12):
-            kind = "touchMove" if number else "touchStart"
-            points = [{"x": 180, "y": 200 + 25 * number}]
-            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-        self.page.wait_for_timeout(200)  # a finger that rests throws nothing
-        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-
-    def reload(self) -> None:
-        self.page.reload()
-        self.box.wait_for()
 
 
 @pytest.fixture(scope="module")

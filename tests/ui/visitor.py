@@ -1,0 +1,97 @@
+"""Somebody who chats on the Gradio page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from tests.ui.browser import PATIENCE_MS
+
+
+class Person:
+    """Somebody who chats on a page that was just opened."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.box = page.locator("#question")
+        self.questions = page.locator("article.question")
+        self.bubbles = page.locator("article.question .bubble")
+        self.answers = page.locator("article.answer")
+        self.texts = page.locator("article.answer .text")
+        self.notices = page.locator("#notices")
+        self.titles = page.locator("#conversations .title")
+        self.scroller = page.locator("#scroller")
+        self.box.wait_for()
+
+    def __enter__(self) -> Person:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.page.close()
+
+    def ask(self, question: str) -> None:
+        self.box.fill(question)
+        self.box.press("Enter")
+
+    def ask_and_wait(self, question: str) -> str:
+        """The answer."""
+        self.ask(question)
+        self.bubbles.get_by_text(question, exact=True).last.wait_for()
+        return self.answer()
+
+    def answer(self) -> str:
+        """Wait until the last answer is finished; its text."""
+        self.page.locator("article.answer:last-child [data-action=retry]:visible").wait_for()
+        return str(self.texts.last.inner_text())
+
+    def note(self) -> str:
+        return str(self.answers.last.locator(".note").inner_text())
+
+    def distance(self) -> int:
+        """From the end of the conversation, in pixels."""
+        return int(self.scroller.evaluate("e => e.scrollHeight - e.clientHeight - e.scrollTop"))
+
+    def do(self, action: str, round_: int = -1, of: str = "answer") -> None:
+        """Press a button under a question or an answer."""
+        article = self.page.locator(f"article.{of}").nth(round_)
+        article.hover()
+        article.locator(f"[data-action={action}]").click()
+
+    def stop(self) -> None:
+        self.page.get_by_role("button", name=re.compile("^(停止|Stop)$")).click()
+
+    def until(self, condition: Callable[[], Any]) -> Any:
+        """Waits in the browser's own time."""
+        for _ in range(PATIENCE_MS // 50):
+            if found := condition():
+                return found
+            self.page.wait_for_timeout(50)
+        raise AssertionError(f"never: {self.page.locator('#page').inner_text()!r}")
+
+    def choose(self, **settings: str) -> None:
+        if not self.page.locator("#settings[open]").count():
+            self.page.locator("#settings summary").click()
+        for name, value in settings.items():
+            self.page.locator(f"#{name}").fill(value)
+
+    def copied(self) -> str:
+        return str(self.page.evaluate("navigator.clipboard.readText()"))
+
+    def new(self) -> None:
+        self.page.keyboard.press("Control+Shift+O")
+        self.page.locator("#starters").wait_for()
+
+    def swipe_down(self) -> None:
+        """Move a finger down over the conversation, which scrolls it up."""
+        session = self.page.context.new_cdp_session(self.page)
+        for number in range(12):
+            kind = "touchMove" if number else "touchStart"
+            points = [{"x": 180, "y": 200 + 25 * number}]
+            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        self.page.wait_for_timeout(200)  # a finger that rests throws nothing
+        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    def reload(self) -> None:
+        self.page.reload()
+        self.box.wait_for()
