@@ -16,7 +16,7 @@ MOST_ENTRIES = 4096
 
 @dataclass(frozen=True)
 class Rule:
-    """Values that a key may have, in words that follow "is not", and as a test."""
+    """Values that a key may have, in words that follow "is", and as a test."""
 
     words: str
     accepts: Callable[[Any], bool]
@@ -82,7 +82,7 @@ def first_mistake(content: Mapping[str, Any], rules: Rules) -> str:
     """What is wrong with the first key that has a value against its rule, in a few words; "" if none has."""
     for name, rule in rules.items():
         if name in content and not rule.accepts(content[name]):
-            return f"{name} is {reprlib.repr(content[name])}, not {rule.words}"
+            return f"{name} is {rule.words}, not {reprlib.repr(content[name])}"
     return ""
 
 

@@ -52,7 +52,8 @@ def find_prefix(path: str | Path) -> StoredPrefix:
     listed = {name: tensor for file in files.paths for name, tensor in list_file(file).items()}
     tensors = {_leaf(name): tensor for name, tensor in listed.items() if PREFIX_MARK in name}
     embedding = tensors.get("embedding.weight")
-    if embedding is None or len(embedding.shape) != 2:
+    are_numbers = all(tensor.dtype.is_floating_point for tensor in tensors.values())
+    if embedding is None or len(embedding.shape) != 2 or not are_numbers:
         raise MismatchError(
             f"{path} holds no P-Tuning prefix ({PREFIX_MARK}embedding.weight).",
             "Give a folder that P-Tuning training wrote; a whole model goes to --model.",

@@ -11,6 +11,7 @@ import torch
 
 from chatglm.checkpoints.validate.expected_weights import expected_shapes
 from chatglm.errors import (
+    DamagedFileError,
     MismatchError,
     MissingFileError,
     UnsupportedModelError,
@@ -95,6 +96,15 @@ def test_fewer_layers_in_the_config_than_in_the_weights(folder: Path) -> None:
 def test_wrong_shapes(folder: Path) -> None:
     change_config(folder, inner_hidden_size=96)
     only(examine(folder), MismatchError, "mlp.dense_h_to_4h.weight", "[64, 32]", "[96, 32]", SHARD[:14])
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int8, torch.bool])
+def test_weights_that_are_no_fractions(folder: Path, dtype: torch.dtype) -> None:
+    name = "transformer.final_layernorm.weight"
+    tensors = random_tensors(tiny_config())
+    rewrite(folder, tensors | {name: tensors[name].to(dtype)})
+    kind = MismatchError if dtype == torch.int8 else DamagedFileError  # a byte is taken for a packed weight
+    only(examine(folder), kind, str(folder / "pytorch_model-0000"), "quantized" if dtype == torch.int8 else name)
 
 
 def test_another_width_altogether(folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 ODD_VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2, 3, 4, 8, 0.5, 1e30, 10**9, 10**30, -(10**9), 2**31, 2**63, float("nan"),
     float("inf"), "", "x", "4", "\ud83d", "a" * 10_000,
-    "../../etc/passwd", "torch.nn", "字", [], {}, [1], {"a": 1}, [[]], [None],
+    "../../etc/passwd", "torch.nn", "字", "I16", "I8", "U8", "BOOL", "F64", [], {}, [1], {"a": 1}, [[]], [None],
     {"content": 5}, {"content": "<eop>"}, ["<pad>"], "float64",
     "all-linear", "(.*)*[", r"(?:(?:.|..)+)+[^\w.]",
     {"dense": 4}, {"(": 1}, [0, 4], [-1, 10**20], list(range(3000)), [[1, 2], [3]],

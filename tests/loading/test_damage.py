@@ -7,12 +7,13 @@ import resource
 import shutil
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from chatglm import kernels
 from chatglm.engine.decoder import BatchDecoder
 from chatglm.engine.solo import stream_alone
 from chatglm.errors import ChatGLMError
@@ -27,6 +28,13 @@ from tests.lora import random_update, write_update
 
 MOST_SECONDS, MOST_BYTES = 5, 200 * 2**20
 TINY = {"num_layers": 1}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _plain_kernels() -> Iterator[None]:
+    """Compiled ones take seconds to build."""
+    with kernels.use("reference"):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -90,6 +90,13 @@ def test_a_prefix_with_a_tensor_missing(folder: Path, tmp_path: Path) -> None:
         load_cpu(folder, ptuning_checkpoint=tmp_path / "prefix")
 
 
+def test_a_prefix_of_integers(folder: Path, tmp_path: Path) -> None:
+    prefix = make_prefix(tmp_path / "prefix")
+    write_weights(tmp_path / "prefix", {name: tensor.int() for name, tensor in prefix.items()}, "bin")
+    with pytest.raises(MismatchError, match="holds no P-Tuning prefix"):
+        load_cpu(folder, ptuning_checkpoint=tmp_path / "prefix")
+
+
 def test_prefix_and_base_exchanged(folder: Path, tmp_path: Path) -> None:
     make_prefix(tmp_path / "prefix")
     with pytest.raises(MismatchError, match="--ptuning-checkpoint"):

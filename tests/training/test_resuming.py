@@ -58,7 +58,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "words": (
         "trainer_state.json",
         lambda path: edit_state(path, global_step="four"),
-        "global_step is 'four', not a whole",
+        "global_step is a whole number .*, not 'four'",
     ),
     "new keys": ("trainer_state.json", lambda path: edit_state(path, colour=1), "holds 'colour'"),
     "no log": ("trainer_state.json", lambda path: edit_state(path, log_history=[1]), "log_history is"),

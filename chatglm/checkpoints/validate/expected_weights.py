@@ -11,18 +11,24 @@ import torch
 
 from chatglm.checkpoints import StoredTensor
 from chatglm.checkpoints.validate.findings import ValidatedFamily
-from chatglm.errors import CheckpointError, MismatchError, MissingFileError, UnsupportedModelError
+from chatglm.errors import CheckpointError, DamagedFileError, MismatchError, MissingFileError, UnsupportedModelError
 from chatglm.model_spec import ModelSpec
 
 PREFIX_MARK = "prefix_encoder."
 BIT_KEYS = ("quantization_bit", "quantization_embedding_bit")
+PACKED_TYPES = (torch.int8, torch.uint8)
 NUM_NAMED = 3  # names of missing or unexpected tensors that a message lists
 Shapes = dict[str, tuple[int, ...]]
 
 
 def expected_shapes(family: ValidatedFamily, config: Any) -> Shapes:
     """Name -> shape of every tensor that a network of this configuration stores."""
-    return {name: tuple(tensor.shape) for name, tensor in family.empty_network(config).state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in _expected(family, config).items()}
+
+
+def _expected(family: ValidatedFamily, config: Any) -> Mapping[str, torch.Tensor]:
+    """Name -> tensor without memory."""
+    return family.empty_network(config).state_dict()
 
 
 def is_prefix_only(tensors: Mapping[str, StoredTensor]) -> bool:
@@ -43,7 +49,7 @@ def check_quantization(
 ) -> CheckpointError | None:
     """The error for a folder whose config.json and weights do not agree on being quantized; None if they do."""
     key = next((key for key in BIT_KEYS if config.get(key)), None)
-    packed = next((tensor for tensor in tensors.values() if tensor.dtype in (torch.int8, torch.uint8)), None)
+    packed = next((tensor for tensor in tensors.values() if tensor.dtype in PACKED_TYPES), None)
     if key and tensors and packed is None:
         return MismatchError(
             f"{folder / 'config.json'} says {key} {config[key]}, but the weights are not quantized.",
@@ -72,8 +78,10 @@ def compare_weights(
                 "Take config.json and all weight files from one download.",
             )
             return
-    expected = expected_shapes(family, config)
+    network = _expected(family, config)
+    expected = {name: tuple(tensor.shape) for name, tensor in network.items()}
     yield from _vocabulary(folder, spec, tensors)
+    yield from _wrong_types(tensors, network)
     yield from _wrong_shapes(folder, spec, tensors, expected)
     missing = [name for name in expected if name not in tensors]
     unexpected = [
@@ -116,6 +124,25 @@ def _vocabulary(folder: Path, spec: ModelSpec, tensors: Mapping[str, StoredTenso
         f"but {folder / 'config.json'} says {describe_vocabulary(spec.vocab_size, spec)}.",
         "Take config.json, tokenizer and all weight files from one release.",
     )
+
+
+def _wrong_types(tensors: Mapping[str, StoredTensor], network: Mapping[str, torch.Tensor]) -> Iterator[CheckpointError]:
+    """Fractions must be stored as such; packed weights are signed bytes, or fractions that will be packed."""
+    wrong = [
+        name
+        for name, tensor in network.items()
+        if name in tensors
+        and not tensors[name].dtype.is_floating_point
+        and tensors[name].dtype != tensor.dtype
+        and f"{name}_scale" not in tensors.keys() - network.keys()  # packed against the configuration: reported so
+    ]
+    if wrong:
+        kind = str(tensors[wrong[0]].dtype).removeprefix("torch.")
+        yield DamagedFileError(
+            f"{wrong[0]} in {tensors[wrong[0]].path} is stored as {kind}, which weights never are "
+            f"({len(wrong)} such tensors).",
+            "Download this file again.",
+        )
 
 
 def _wrong_shapes(
