@@ -41,14 +41,14 @@ def connection_class(max_connections: int, header_timeout: float) -> type[H11Pro
                 transport.write(_TOO_MANY)
                 transport.close()
             else:
-                self._header_timer = self.loop.call_later(header_timeout, transport.abort)
+                self._await_headers()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             if self.conn.their_state is not h11.IDLE:
                 self._stop_timer()
-            elif self._header_timer is None and self.cycle is not None and not self.transport.is_closing():
-                self._header_timer = self.loop.call_later(header_timeout, self.transport.abort)
+            else:
+                self._await_headers()
 
         def eof_received(self) -> bool | None:  # type: ignore[override]
             """A client that has only finished sending gets its response; one that has left ends it."""
@@ -62,9 +62,12 @@ def connection_class(max_connections: int, header_timeout: float) -> type[H11Pro
             return True
 
         def on_response_complete(self) -> None:
+            is_whole = self.cycle is not None and not self.cycle.more_body
             super().on_response_complete()
-            if self._is_half_closed:
+            if self._is_half_closed or not is_whole:  # the rest of a refused request is not waited for
                 self.transport.close()
+            elif self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
+                self._await_headers()
 
         def shutdown(self) -> None:
             """A request that is still being sent will not be answered."""
@@ -76,6 +79,10 @@ def connection_class(max_connections: int, header_timeout: float) -> type[H11Pro
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timer()
             super().connection_lost(exc)
+
+        def _await_headers(self) -> None:
+            if self._header_timer is None and not self.transport.is_closing():
+                self._header_timer = self.loop.call_later(header_timeout, self.transport.abort)
 
         def _stop_timer(self) -> None:
             if self._header_timer is not None:
