@@ -45,7 +45,7 @@ def connection_class(max_connections: int, header_timeout: float) -> type[H11Pro
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if self.conn.their_state is not h11.IDLE:
+            if self.cycle is not None and not self.cycle.response_complete:
                 self._stop_timer()
             else:
                 self._await_headers()
@@ -64,9 +64,10 @@ def connection_class(max_connections: int, header_timeout: float) -> type[H11Pro
         def on_response_complete(self) -> None:
             is_whole = self.cycle is not None and not self.cycle.more_body
             super().on_response_complete()
-            if self._is_half_closed or not is_whole:  # the rest of a refused request is not waited for
+            if self._is_half_closed:
                 self.transport.close()
-            elif self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
+            elif not is_whole or self.conn.trailing_data[0]:
+                # The rest of a refused request is read: to close before would reset the connection, response and all.
                 self._await_headers()
 
         def shutdown(self) -> None:
