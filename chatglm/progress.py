@@ -22,7 +22,7 @@ MAX_BAR_CELLS = 40
 
 
 class ProgressBar:
-    """A `Progress`: after `PATIENCE_S` a bar that is erased at the end, or a line every `LOG_S` if nobody watches."""
+    """A `Progress`: after `PATIENCE_S` a bar that is erased at the end, or a line every `LOG_S` without a terminal."""
 
     def __init__(
         self,

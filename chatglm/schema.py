@@ -1,4 +1,4 @@
-"""What the keys of a JSON file may hold. A table gives each key that is read a rule; other keys are nobody's matter."""
+"""What the keys of a JSON file may hold. A table gives each key that is read a rule; other keys are ignored."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    except (OSError, ValueError):  # nobody reads any more
+    except (OSError, ValueError):  # the reader of the pipe has gone
         code = code or 1
     os._exit(code)
 
@@ -91,7 +91,7 @@ def terminal_width() -> int:
 
 
 class StatusLine:
-    """What is going on, in a line of the terminal that `clear` takes away; nothing where nobody watches."""
+    """What is going on, in a line of the terminal that `clear` takes away; nothing without a terminal."""
 
     def __init__(self, text: str) -> None:
         self._text = cut(text, terminal_width() - 1) if sys.stderr.isatty() else ""

@@ -12,6 +12,6 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A remark to end a message with; "" if nothing known is like `word`."""
+    """A hint to end a message with; "" if nothing known is like `word`."""
     meant = nearest(word, known)
     return f"（是不是 {meant}？did you mean {meant}?）" if meant else ""

@@ -132,7 +132,7 @@ def stored_settings(content: Mapping[str, Any]) -> dict[str, Any]:
 def library_settings(content: Mapping[str, Any]) -> dict[str, Any]:
     """What transformers may read of a generation_config.json; raises InvalidRequestError for a wrong value.
 
-    The rest is left out: it names classes, files and code, or belongs to kinds of decoding that nobody stores.
+    The rest is left out: it names classes, files and code, or belongs to decoding methods that are not supported.
     """
     if mistake := first_mistake(content, LIBRARY_RULES):
         raise InvalidRequestError(f"{mistake}.")

@@ -23,7 +23,7 @@ OF_BEAMS = {*ONE_ROW, "early_stopping", "length_penalty", "use_cache", "pad_toke
 
 
 def split_parameters(parameters: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Those of our `GenerationConfig`, and others that `generate` has; what nobody knows is among the first."""
+    """Those of our `GenerationConfig`, and others that `generate` has; unknown ones are among the first."""
     if parameters.keys() <= GenerationConfig.names():
         return dict(parameters), {}
     from transformers import GenerationConfig as LibraryConfig
