@@ -35,7 +35,7 @@ def add(a, b): return a + b # 1234567890 <html> [list] |pipe| {json: true}
 一二三四五六七八九十，训练时间，清华大学，北京，上海。Hello, world! What's this? You're right; we'll see.
 """.splitlines()
 
-laws = settings(max_examples=120, deadline=None, derandomize=True, database=None)
+laws = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
 
 def tokenizer(name: str) -> ChatGLMTokenizer:

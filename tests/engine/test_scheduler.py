@@ -30,7 +30,7 @@ def request(num_blocks: int = 1, num_prompt: int = 2) -> Request:
     max_waiting=st.integers(0, 4),
     events=st.lists(st.one_of(st.integers(1, NUM_BLOCKS), st.floats(0, 0.999)), max_size=40),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_first_come_first_served_within_every_bound(
     max_running: int, max_waiting: int, events: list[int | float]
 ) -> None:

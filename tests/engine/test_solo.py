@@ -67,7 +67,7 @@ def test_a_prompt_that_leaves_no_room_is_refused_before_any_step(context: int, m
     stops=st.lists(st.text(st.sampled_from("ab,中"), min_size=1, max_size=4), max_size=3),
     limit=st.integers(1, 40),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_stop_strings_that_span_tokens(text: str, stops: list[str], limit: int) -> None:
     text = "".join(c for c in text if ord(c) < 0x10000)
     whole = text_of(stream(ScriptedDecoder(text), max_new_tokens=limit))

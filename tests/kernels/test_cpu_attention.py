@@ -82,7 +82,7 @@ class Case:
     spare=st.integers(0, 5),
     threads=st.integers(1, 3),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_equals_float64(isa: int, heads: int, sizes: tuple[int, int], length: int, spare: int, threads: int) -> None:
     """And stores exactly what the plain layers would round to half; other rows stay untouched."""
     before = torch.get_num_threads()
@@ -137,7 +137,7 @@ class PromptCase:
     spare=st.integers(0, 5),
     threads=st.integers(1, 3),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_prompt_equals_float64(
     isa: int, tokens: int, heads: int, width: int, length: int, spare: int, threads: int
 ) -> None:

@@ -35,7 +35,7 @@ def test_even_columns_are_in_the_high_nibble() -> None:
     rows=st.integers(1, 6), pairs=st.integers(1, 20), bits=st.sampled_from([4, 8]), scale=st.floats(1e-4, 1e4),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]), seed=st.integers(0, 99),
 )  # fmt: skip
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_error_is_at_most_half_a_step(
     rows: int, pairs: int, bits: int, scale: float, dtype: torch.dtype, seed: int
 ) -> None:
@@ -59,7 +59,7 @@ def test_error_is_at_most_half_a_step(
     bits=st.sampled_from([4, 8]), exponent=st.floats(-9, 3), seed=st.integers(0, 99),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
 )  # fmt: skip
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_error_of_groups_is_at_most_half_a_step_of_each(
     rows: int, groups: int, group_size: int, bits: int, exponent: float, seed: int, dtype: torch.dtype
 ) -> None:
@@ -77,7 +77,7 @@ def test_error_of_groups_is_at_most_half_a_step_of_each(
 
 
 @given(exponent=st.floats(-12, 3), digits=st.floats(1, 10))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_half_scales_are_hardly_ever_too_small(exponent: float, digits: float) -> None:
     scale = torch.tensor([digits * 10**exponent, 0.0])
     half = half_scale(scale)

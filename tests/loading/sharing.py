@@ -160,8 +160,9 @@ def refusals(folder: Path) -> dict[str, str]:
 
 
 def printed_by_the_example() -> str:
-    """What the script of FAQ.md prints, with the bundled model. It draws without a seed."""
+    """What the script of FAQ.md prints, with the bundled model and shorter answers. It draws without a seed."""
     (code,) = code_blocks(ROOT / "FAQ.md", "python")
+    code = code.replace("max_length=512", "max_length=48")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(code.replace('"chatglm-6b"', repr(str(CHECKPOINT))), {})
     return printed.getvalue()

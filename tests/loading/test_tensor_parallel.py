@@ -25,7 +25,7 @@ from tests.folders import make_folder
 from tests.loading.folders import quantized_folder
 from tests.loading.sharing import CASES
 
-pytestmark = pytest.mark.xdist_group("torchrun")
+pytestmark = pytest.mark.xdist_group("programs")
 ROOT = Path(__file__).parents[2]
 BOUND = 1e-5
 ODD_VOCABULARY = 429  # one more than the tiny tokenizer needs

@@ -11,7 +11,7 @@ from chatglm.nn.kv_cache import KVCache
 
 
 @given(splits=st.lists(st.integers(1, 9), min_size=1, max_size=20), capacity=st.integers(1, 40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_keeps_everything_in_order(splits: list[int], capacity: int) -> None:
     keys, values = torch.randn(2, 1, 2, sum(splits), 4)
     cache = KVCache(num_layers=2, capacity=capacity)
@@ -26,7 +26,7 @@ def test_keeps_everything_in_order(splits: list[int], capacity: int) -> None:
 
 
 @given(splits=st.lists(st.integers(1, 9), min_size=2, max_size=12), capacity=st.integers(1, 40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_layers_keep_to_their_own_room(splits: list[int], capacity: int) -> None:
     """All layers take their first room at once; each writes and grows in it as if it were alone."""
     num_layers = 3
@@ -65,7 +65,7 @@ def test_growing_token_by_token_moves_storage_rarely() -> None:
 
 
 @given(splits=st.lists(st.integers(1, 9), min_size=1, max_size=20), capacity=st.integers(1, 40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_stored_as_half(splits: list[int], capacity: int) -> None:
     """Every call sees the same numbers, torch's own half of what was given, in the type it gave, at any split."""
     keys, values = 100 * torch.randn(2, 1, 2, sum(splits), 4)
@@ -81,7 +81,7 @@ def test_stored_as_half(splits: list[int], capacity: int) -> None:
 
 
 @given(num_first=st.integers(1, 9), num_more=st.integers(0, 60), capacity=st.integers(1, 40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_appending_from_outside(num_first: int, num_more: int, capacity: int) -> None:
     """Writing into the room that is offered is the same as an update."""
     keys, values = torch.randn(2, 1, 2, num_first + num_more, 4).half()

@@ -19,6 +19,7 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",  # nothing outside is reached
 )
 PATIENCE_MS = 30_000
 
@@ -40,13 +41,16 @@ def started_browser() -> Iterator[Any]:
 
 
 class Profile:
-    """A browser profile. Nothing outside this machine is reached, and attempts are an error at the end."""
+    """A browser profile. An attempt to reach anything outside this machine is an error at the end.
+
+    Requests are listened to, not routed: a routed context caches nothing, and opening a page takes three times as long.
+    """
 
     def __init__(self, browser: Any, **options: Any) -> None:
         self._outside: list[str] = []
         self._context = browser.new_context(**{"locale": "zh-CN", **options})
         self._context.set_default_timeout(PATIENCE_MS)
-        self._context.route(lambda url: not _is_here(url), self._refuse)
+        self._context.on("request", self._note)
 
     def open(self, address: str) -> Any:
         """A page of its own; the second of an address is quicker, since its files are here already."""
@@ -61,9 +65,9 @@ class Profile:
         self._context.close()
         assert self._outside == []
 
-    def _refuse(self, route: Any) -> None:
-        self._outside.append(route.request.url)
-        route.abort()
+    def _note(self, request: Any) -> None:
+        if not _is_here(request.url):
+            self._outside.append(request.url)
 
 
 def _is_here(url: str) -> bool:

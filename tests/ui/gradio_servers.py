@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 import time
 from collections.abc import Iterator
@@ -14,6 +15,11 @@ from chatglm.cli.flags import model_options
 from chatglm.engine.decoder import BatchDecoder
 from chatglm.pipeline import load_pipeline
 from chatglm.ui.gradio.gradio_app import make_parser, serving
+
+# Not `importorskip`: each worker would import gradio, which takes seconds.
+NEEDS_GRADIO = pytest.mark.skipif(
+    importlib.util.find_spec("gradio") is None, reason="The page needs gradio: pip install -r requirements-web.txt"
+)
 
 
 def free_port() -> int:
@@ -40,13 +46,12 @@ def served_echo(pipeline: Any, port: int) -> Iterator[str]:
 
 
 @contextmanager
-def slow_steps(context_limit: int) -> Iterator[None]:
-    """Fifty tokens a second from the models with this limit, so that an answer lasts as long as a test."""
+def slow_steps() -> Iterator[None]:
+    """Fifty tokens a second, so that an answer lasts as long as a test."""
     decode = BatchDecoder.decode
 
     def decode_slowly(decoder: BatchDecoder, *arguments: Any) -> Any:
-        if decoder.spec.context_limit == context_limit:
-            time.sleep(0.02)
+        time.sleep(0.02)
         return decode(decoder, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-
-pytest.importorskip("gradio", reason="The page needs gradio: pip install -r requirements-web.txt")
-
 from axe_playwright_python.sync_playwright import Axe
 
-from chatglm.ui.gradio.gradio_app import main
-from tests.serving.servers import PATIENCE_S, process
 from tests.ui.browser import Profile, started_browser
 from tests.ui.echo_pipeline import PAUSE, EchoPipeline
-from tests.ui.gradio_servers import free_port, served, served_echo, slow_steps
+from tests.ui.gradio_servers import NEEDS_GRADIO, free_port, served, served_echo
 from tests.ui.visitor import Person
 
 pytestmark = [
+    NEEDS_GRADIO,
     pytest.mark.xdist_group("browser"),
     # Gradio leaves sockets to the garbage collector.
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -52,14 +46,6 @@ def demo(_clean_module_environment: None) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def endless(tiny_folder: Path, _clean_module_environment: None) -> Iterator[str]:
-    """A page with a model whose answers are long nonsense; one is answered, one waits."""
-    flags = ("--model", str(tiny_folder), "--max-running", "1", "--max-waiting", "1")
-    with slow_steps(context_limit=2048), served(*flags) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
 def pipeline() -> EchoPipeline:
     return EchoPipeline()
 
@@ -72,7 +58,7 @@ def echo(pipeline: EchoPipeline, _clean_module_environment: None) -> Iterator[st
 
 
 @pytest.fixture(scope="module")
-def browser(demo: str, endless: str, echo: str) -> Iterator[Any]:
+def browser(demo: str, echo: str) -> Iterator[Any]:
     """After the pages: Gradio does not start a server where Playwright runs its event loop."""
     with started_browser() as browser:
         yield browser
@@ -99,7 +85,7 @@ def echo_page(profile: Profile, echo: str) -> Iterator[Person]:
 @pytest.fixture
 def person(demo_page: Person) -> Person:
     """Somebody at the demo model, in a new conversation: opening a page takes long."""
-    demo_page.page.bring_to_front()  # what is behind is drawn once a second
+    demo_page.look()
     demo_page.new()
     return demo_page
 
@@ -107,7 +93,7 @@ def person(demo_page: Person) -> Person:
 @pytest.fixture
 def reader(echo_page: Person) -> Person:
     """Somebody who gets each question as its answer."""
-    echo_page.page.bring_to_front()
+    echo_page.look()
     echo_page.new()
     return echo_page
 
@@ -254,87 +240,6 @@ def test_reading_upwards_while_an_answer_grows(reader: Person, pipeline: EchoPip
     reader.until(at_end)
 
 
-def test_versions_of_an_answer_and_going_on_with_one(profile: Profile, endless: str) -> None:
-    """The length ends an answer; the seed gives it again, a retry another; arrows lead back; it is continued."""
-    with Person(profile.open(endless)) as person:
-        assert person.page.locator("#max_length").get_attribute("max") == "2048"
-        person.choose(max_length="24", temperature="0.9", seed="7")
-        first = person.ask_and_wait("hello")
-        assert "已达到长度上限" in person.note()
-        person.new()
-        assert person.ask_and_wait("hello") == first
-        person.do("retry")
-        person.page.locator(".versions", has_text="2/2").wait_for()
-        assert person.answer() != first
-        person.do("earlier")
-        person.page.locator(".versions", has_text="1/2").wait_for()
-        assert person.answer() == first
-        person.choose(max_length="48")
-        person.do("continue")
-        person.until(lambda: len(person.texts.last.inner_text()) > len(first))
-        longer = person.answer()
-        assert longer.startswith(first)
-        person.reload()
-        person.page.locator(".versions", has_text="1/2").wait_for()
-        assert person.answer() == longer
-        person.choose(seed="")
-        for number in range(3):
-            person.ask_and_wait(f"question {number} of many")
-        assert "已不在模型的视野内" in person.note()
-        person.do("edit", 0, of="question")
-        person.page.locator(".editor textarea").fill("other")
-        person.page.locator(".editor textarea").press("Enter")
-        person.until(lambda: person.questions.count() == 1)
-        person.answer()
-        person.notices.get_by_role("button", name="撤销").click()
-        person.until(lambda: person.questions.count() == 4)
-        person.choose(seed="-1")
-        person.ask("not asked")
-        assert person.page.evaluate("document.activeElement.id") == "seed"
-        assert (person.box.input_value(), person.questions.count()) == ("not asked", 4)
-
-
-def test_a_queue_of_visitors(profile: Profile, endless: str) -> None:
-    """One is answered, one waits and sees the place, the next is refused; who stops or leaves makes room."""
-    with (
-        Person(profile.open(endless)) as first,
-        Person(profile.open(endless)) as second,
-        Person(profile.open(endless)) as third,
-    ):
-        for person in (third, second, first):
-            person.page.bring_to_front()
-            person.choose(max_length="2048")
-        first.ask("hello")
-        first.until(lambda: first.texts.count() and len(first.texts.last.inner_text()) > 5)
-        second.ask("me too")
-        second.page.get_by_text("排队中，第 1 位").wait_for()
-        assert second.bubbles.inner_text() == "me too"
-        third.ask("and me")
-        error = third.page.locator("article.answer .error")
-        assert error.inner_text() == "已有 1 个问题正在回答，1 个在排队，暂时不再接收。请稍后重试。"
-
-        second.stop()
-        second.until(lambda: "已停止" in second.note())
-        third.do("retry")
-        third.page.get_by_text("排队中，第 1 位").wait_for()
-        first.box.press("Escape")
-        first.until(lambda: "已停止" in first.note())
-        kept = first.texts.last.inner_text()
-        third.until(third.texts.count)
-        first.reload()
-        assert first.answer() == kept
-
-        third.page.close()  # in the middle of its answer
-        second.new()
-        second.ask("again")
-        second.until(second.texts.count)
-        second.new()  # the answer goes on
-        second.titles.first.click()
-        second.until(lambda: second.texts.count() and second.page.locator("#page.running").count())
-        second.stop()
-        second.answer()
-
-
 def test_saved_files_open_again(profile: Profile, person: Person, demo: str, tmp_path: Path) -> None:
     person.ask_and_wait("我叫小明")
     fields = person.page.locator("#system, #temperature")
@@ -392,29 +297,6 @@ def test_full_storage_is_told_and_loses_nothing(reader: Person) -> None:
     reader.ask_and_wait("又有地方了")
     reader.reload()
     reader.until(lambda: reader.questions.count() == 2)
-
-
-def test_a_server_that_goes_and_comes_back(browser: Any, pipeline: EchoPipeline) -> None:
-    """An open page works on with the next server; without one it says so, and comes back with all there was."""
-    port = free_port()
-    with Profile(browser) as profile:
-        with served_echo(pipeline, port) as address:
-            person = Person(profile.open(address))
-            person.ask_and_wait("一")
-        with served_echo(pipeline, port):
-            person.ask_and_wait("二")
-            person.ask(f"三{PAUSE}")
-            person.until(lambda: person.texts.count() == 3)
-        person.until(lambda: not person.page.locator("#page.running").count())
-        person.ask("四")
-        person.page.get_by_text("服务器没有响应").first.wait_for()
-        person.box.fill("草稿")
-        with served_echo(pipeline, port):
-            person.page.locator(".notice").wait_for(state="detached")
-            person.until(lambda: person.texts.all_inner_texts()[:3] == ["一", "二", "三"])
-            assert "已停止" in person.answers.nth(2).inner_text()
-            assert person.box.input_value() == "草稿"
-            person.ask_and_wait("五")
 
 
 def test_english_on_a_phone_in_the_dark(browser: Any, demo: str, echo: str, pipeline: EchoPipeline) -> None:
@@ -480,27 +362,6 @@ def test_nothing_is_hard_to_reach_for_anybody(browser: Any, echo: str, locale: s
             assert [
                 (each["id"], each["nodes"][0]["html"]) for each in found if each["impact"] in ("serious", "critical")
             ] == []
-
-
-def test_a_password_then_ctrl_c(environment: dict[str, str]) -> None:
-    with process("web_demo.py", "--port", "0", "--auth", "me:secret", environment=environment) as server:
-        url = server.wait_until_listening()
-        assert httpx.get(f"{url}/config", timeout=PATIENCE_S).status_code == 401
-        with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
-            assert client.post("/login", data={"username": "me", "password": "wrong"}).status_code == 400
-            assert client.post("/login", data={"username": "me", "password": "secret"}).status_code == 200
-            assert client.get("/config").status_code == 200
-        server.send(signal.SIGINT)
-        assert server.wait() == 130
-        assert "secret" not in server.stdout.text + server.stderr.text
-        assert "Traceback" not in server.stderr.text
-
-
-def test_a_port_in_use(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        assert main(["--port", str(port)]) == 1
-    assert capsys.readouterr().err == f"Port {port} on 127.0.0.1 is in use. Give another one with --port.\n"
 
 
 def test_pages_of_other_sites_uploads_and_monitoring_are_refused(demo: str) -> None:

@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
+import signal
+import socket
 import threading
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
-
-pytest.importorskip("gradio", reason="The page needs gradio: pip install -r requirements-web.txt")
 
 from chatglm.errors import ChatGLMError, InvalidLogitsError, InvalidRequestError, PromptTooLongError, QueueFullError
 from chatglm.ui.gradio.conversation_html import pending_html, round_html
-from chatglm.ui.gradio.gradio_page import GradioPage
+from chatglm.ui.gradio.gradio_app import main
 from chatglm.ui.gradio.page_texts import STARTERS, TEXTS, error_text
 from chatglm.ui.rounds import Reply, Round
+from tests.serving.servers import PATIENCE_S, process
 from tests.ui.echo_pipeline import PAUSE, EchoPipeline
+from tests.ui.gradio_servers import NEEDS_GRADIO
+
+pytestmark = [NEEDS_GRADIO, pytest.mark.xdist_group("browser")]
 
 DONE = Reply("one\ntwo", "stop", 10, 21, first_s=1.0, latest_s=3.0)
 
 
-@pytest.fixture(scope="module")
-def page() -> GradioPage:
+def new_page() -> Any:
+    from chatglm.ui.gradio.gradio_page import GradioPage
+
     return GradioPage(EchoPipeline(), {})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def page() -> Any:
+    return new_page()
 
 
 def conversation(*rounds: Round) -> dict[str, Any]:
     return {"rounds": [round_.to_json() for round_ in rounds], "settings": {}, "system": ""}
 
 
-def answers(page: GradioPage, **request: Any) -> list[dict[str, Any]]:
+def answers(page: Any, **request: Any) -> list[dict[str, Any]]:
     event: Any = SimpleNamespace(_data={"key": "k", "language": "en", **request})
     return list(page.answer(event))
 
 
-def test_the_answer_grows_and_ends_as_a_round(page: GradioPage) -> None:
+def test_the_answer_grows_and_ends_as_a_round(page: Any) -> None:
     messages = answers(page, action="ask", question="hello", conversation=conversation(Round("a", (DONE,))))
     assert [message["running"] for message in messages] == [True] * (len(messages) - 1) + [False]
     assert {message["index"] for message in messages} == {1}
@@ -43,9 +54,9 @@ def test_the_answer_grows_and_ends_as_a_round(page: GradioPage) -> None:
 
 
 def test_closing_the_page_ends_answers_and_keeps_their_text() -> None:
-    page = GradioPage(EchoPipeline(), {})  # type: ignore[arg-type]
+    page = new_page()
     request = {"key": "k", "action": "ask", "question": f"half{PAUSE}whole", "conversation": conversation()}
-    messages = page.answer(SimpleNamespace(_data=request))  # type: ignore[arg-type]
+    messages = page.answer(SimpleNamespace(_data=request))
     assert next(message for message in messages if "half" in message["html"])["running"]
     closing = threading.Thread(target=page.close)
     closing.start()
@@ -75,14 +86,14 @@ def test_closing_the_page_ends_answers_and_keeps_their_text() -> None:
         {"key": "k", "action": "no such", "index": 0, "conversation": conversation(Round("a", (DONE,)))},
     ],
 )
-def test_a_request_in_any_form_gets_a_message(page: GradioPage, request_: Any, language: str) -> None:
+def test_a_request_in_any_form_gets_a_message(page: Any, request_: Any, language: str) -> None:
     request = {**request_, "language": language} if isinstance(request_, dict) else request_
     (message,) = page.answer(SimpleNamespace(_data=request))  # type: ignore[arg-type]
     assert message["error"]
     assert not message["running"]
 
 
-def test_calls_in_any_form_get_a_message(page: GradioPage) -> None:
+def test_calls_in_any_form_get_a_message(page: Any) -> None:
     served: Any = next(block for block in page.blocks.blocks.values() if hasattr(block, "show"))
     for bad in (None, [], {"conversation": {"rounds": 1}}, {"conversation": {"rounds": []}, "form": "exe", "file": ""}):
         for name in ("save", "open"):
@@ -154,3 +165,24 @@ def test_both_languages_have_every_text() -> None:
 def test_errors_speak_one_language(error: Exception, chinese: str, english: str) -> None:
     assert (error_text(error, "zh"), error_text(error, "en")) == (chinese, english)
     assert "NaN" in error_text(InvalidLogitsError("The model produced NaN."), "zh")
+
+
+def test_a_password_then_ctrl_c(environment: dict[str, str]) -> None:
+    with process("web_demo.py", "--port", "0", "--auth", "me:secret", environment=environment) as server:
+        url = server.wait_until_listening()
+        assert httpx.get(f"{url}/config", timeout=PATIENCE_S).status_code == 401
+        with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
+            assert client.post("/login", data={"username": "me", "password": "wrong"}).status_code == 400
+            assert client.post("/login", data={"username": "me", "password": "secret"}).status_code == 200
+            assert client.get("/config").status_code == 200
+        server.send(signal.SIGINT)
+        assert server.wait() == 130
+        assert "secret" not in server.stdout.text + server.stderr.text
+        assert "Traceback" not in server.stderr.text
+
+
+def test_a_port_in_use(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["--port", str(port)]) == 1
+    assert capsys.readouterr().err == f"Port {port} on 127.0.0.1 is in use. Give another one with --port.\n"

@@ -21,7 +21,7 @@ from chatglm.ui.terminal.terminal_chat import DEMO_HINT, DEMO_NOTE, HOW_TO_LEAVE
 from tests import forking
 from tests.ui.person import ALT_ENTER, BACKSPACE, CTRL_C, CTRL_D, UP, Person
 
-pytestmark = pytest.mark.xdist_group("terminal")
+pytestmark = pytest.mark.xdist_group("programs")
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "cli_demo.py")

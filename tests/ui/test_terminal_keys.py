@@ -11,7 +11,7 @@ import pytest
 
 from tests.ui.person import ALT_ENTER, BACKSPACE, CTRL_C, CTRL_D, PROMPT, UP, Person
 
-pytestmark = pytest.mark.xdist_group("terminal")
+pytestmark = pytest.mark.xdist_group("programs")
 
 ROOT = Path(__file__).parents[2]
 CTRL_Z = "\x1a"

@@ -30,7 +30,12 @@ class Person:
     def __exit__(self, *exc_info: object) -> None:
         self.page.close()
 
+    def look(self) -> None:
+        """Bring the page to the front: what is behind is drawn once a second."""
+        self.page.bring_to_front()
+
     def ask(self, question: str) -> None:
+        self.look()
         self.box.fill(question)
         self.box.press("Enter")
 
@@ -54,11 +59,13 @@ class Person:
 
     def do(self, action: str, round_: int = -1, of: str = "answer") -> None:
         """Press a button under a question or an answer."""
+        self.look()
         article = self.page.locator(f"article.{of}").nth(round_)
         article.hover()
         article.locator(f"[data-action={action}]").click()
 
     def stop(self) -> None:
+        self.look()
         self.page.get_by_role("button", name=re.compile("^(停止|Stop)$")).click()
 
     def until(self, condition: Callable[[], Any]) -> Any:

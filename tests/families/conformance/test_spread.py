@@ -82,7 +82,7 @@ def seen(_registered: None, tmp_path_factory: pytest.TempPathFactory) -> list[di
     return [json.loads((root / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(NUM_RANKS)]
 
 
-@pytest.mark.xdist_group("torchrun")
+@pytest.mark.xdist_group("programs")
 @pytest.mark.parametrize("loaded", LOADED)
 def test_sharded_answers(case: FamilyCase, seen: list[dict[str, Any]], loaded: str) -> None:
     for rank in seen:

@@ -15,13 +15,14 @@ a small case: keep rows and columns at a few hundred, and mark what takes second
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from tests import forking
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -41,5 +42,5 @@ def run(files: Sequence[Path], *, interpreted: bool, marked: str = "slow or not 
         environment["TRITON_INTERPRET"] = "1"
     options = ("-p", "no:cacheprovider", "-x", "-n", "0", "-m", marked)
     command = [sys.executable, "-m", "pytest", *options, *map(str, files)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    result = forking.run(command, preload=forking.TORCH, env=environment, capture_output=True, text=True, timeout=280)
     assert result.returncode == 0, result.stdout + result.stderr
