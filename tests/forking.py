@@ -37,6 +37,7 @@ PROGRAM = (
     "fastapi",
     "uvicorn",
     "sse_starlette",
+    "torch.distributed.tensor",
 )
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PR_SET_CHILD_SUBREAPER = 36

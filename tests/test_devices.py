@@ -81,7 +81,9 @@ def test_cpu_never_asks_about_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_program_on_a_cpu_never_touches_cuda() -> None:
-    done = forking.run([sys.executable, "-c", ON_A_CPU], cwd=ROOT, capture_output=True, text=True)
+    done = forking.run(
+        [sys.executable, "-c", ON_A_CPU], preload=forking.TORCH, cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 

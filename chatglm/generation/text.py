@@ -1,4 +1,4 @@
-"""Cleaning of answers, whole (`clean_up`) and streamed: `push` returns what nothing later can change.
+"""Cleaning of answers as they grow: `push` returns what nothing later can change.
 
 Replacer holds back a tail that may begin the pattern, Stripper white space at the end, Widener one half-width mark.
 """
@@ -30,14 +30,10 @@ SPACE_RULES = (
 
 
 def whole_characters(text: str) -> str:
-    """`text` with surrogate pairs joined; half of one, as when JavaScript cuts an emoji in two, becomes U+FFFD."""
+    """`text` with surrogate pairs joined, as Windows consoles give them; half of one becomes U+FFFD: JavaScript cuts an
+    emoji in two, Python reads an undecodable byte of a command line as one.
+    """
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
-def clean_up(text: str) -> str:
-    """Upstream's `process_response`: strip, the year for `[[训练时间]]`, wide `,!:;?` beside a Chinese character."""
-    text = text.strip().replace(*TRAINING_TIME)
-    return _MARK_BESIDE_CHINESE.sub(lambda mark: mark.group().translate(WIDE_MARKS), text)
 
 
 def run_stages(stages: Iterable[TextStage], text: str) -> str:
@@ -103,7 +99,7 @@ class Stripper:
 
 
 class Widener:
-    """The widening of marks beside Chinese characters in `clean_up`, streamed."""
+    """Wide `,!:;?` beside a Chinese character, streamed."""
 
     def __init__(self) -> None:
         self._before = ""

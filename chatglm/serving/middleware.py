@@ -118,8 +118,8 @@ class BodyLimit:
             error = BodyTimeoutError(f"The body did not arrive within {self._timeout:g} seconds.")
             await error_response(error, scope)(scope, receive, send)
             return
-        except InvalidRequestError as refusal:
-            await error_response(refusal, scope)(scope, receive, send)
+        except InvalidRequestError as error:
+            await error_response(error, scope)(scope, receive, send)
             return
         pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 

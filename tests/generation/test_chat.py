@@ -51,7 +51,7 @@ def test_greedy_chat_equals_generate(loaded: Any) -> None:
     output = loaded.model.generate(ids, max_length=60, do_sample=False)
     response, _ = loaded.model.chat(loaded.tokenizer, "hello world", [], max_length=60, do_sample=False)
     new_ids = [i for i in output[0, ids.shape[1] :].tolist() if i != loaded.model.config.eos_token_id]
-    from chatglm.generation.text import clean_up
+    from tests.generation.whole_answers import clean_up
 
     assert response == clean_up(loaded.tokenizer.decode(new_ids))
 

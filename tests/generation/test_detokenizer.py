@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatglm.generation.detokenizer import IncrementalDetokenizer, LeadingSpaces, SurfaceDecoder
-from chatglm.generation.text import clean_up
 from chatglm.models.chatglm.weights import answer_stages
+from tests.generation.whole_answers import clean_up
 from tests.tokenizers import ALL, TRAINED, golden_items, laws, tokenizer
 
 TEXTS = [

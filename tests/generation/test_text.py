@@ -14,11 +14,12 @@ from chatglm.generation.text import (
     Replacer,
     Stripper,
     Widener,
-    clean_up,
     clean_up_spaces,
     start_of_tail,
+    whole_characters,
 )
 from chatglm.model_spec import TextStage
+from tests.generation.whole_answers import clean_up
 from tests.tokenizers import golden_items, laws
 
 tricky = st.text(alphabet="中文a ,!:;?.'ntmsver[]训练时间\n\t\u3000\u200b，", max_size=30)
@@ -96,3 +97,11 @@ def test_start_of_tail() -> None:
     assert start_of_tail("xab", ["abc"]) == 1
     assert start_of_tail("abc", ["abc"]) == 3
     assert start_of_tail("", ["abc"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("given_", "whole"),
+    [("你好\ud83d\udc4b", "你好👋"), ("bytes \udcff", "bytes \ufffd"), ("\udc4b\ud83d", "\ufffd\ufffd")],
+)
+def test_halves_of_characters(given_: str, whole: str) -> None:
+    assert whole_characters(given_) == whole

@@ -244,7 +244,7 @@ def test_a_program_ends_with_a_model_still_open(folder: Path) -> None:
         f"pipe = load_pipeline({str(folder)!r}, device='cpu', dtype='fp32', max_memory={RESERVED_BYTES + ROOM})\n"
         "print(len(pipe.chat('hello', max_new_tokens=3, min_new_tokens=3)[1]))"
     )
-    result = forking.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    result = forking.run([sys.executable, "-c", code], preload=forking.TORCH, capture_output=True, text=True, cwd=ROOT)
     assert (result.returncode, result.stdout.strip()) == (0, "1"), result.stderr
 
 

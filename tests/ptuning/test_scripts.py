@@ -102,6 +102,7 @@ def test_the_bundled_data_is_reproducible(name: str, columns: tuple[str, str], t
     assert prompts["train.json"].isdisjoint(prompts["dev.json"])
 
 
+@pytest.mark.xdist_group("programs")
 def test_training_and_evaluating_by_the_scripts(tmp_path: Path) -> None:
     """With a tiny model: what the first script writes is what the second reads. Only the first is a fresh process."""
     make_folder(tmp_path / "tiny", "safetensors", max_sequence_length=1024)

@@ -1,4 +1,4 @@
-"""`python api.py` and `python stream_api.py` from start to end, and what their flags get."""
+"""`python api.py`, `stream_api.py` and `web_demo.py` from start to end, and what their flags get."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from chatglm.cli import console
 from chatglm.serving.commands import serve, serve_polling
 from tests.serving.servers import BEGINNINGS, MUCH, PATIENCE_S, ROOT, connect, eventually, open_socket, process
 from tests.tiny import make_tiny_checkpoint
+from tests.ui.gradio_servers import NEEDS_GRADIO
 
+pytestmark = pytest.mark.xdist_group("programs")
 Command = Callable[[Sequence[str]], int]
 QUIET = {"CHATGLM_PORT": "0", "OMP_NUM_THREADS": "1"}
 HELLO = {"prompt": "你好", "history": []}
@@ -70,6 +72,21 @@ def test_sigterm_ends_every_kind_of_connection(tiny: Path) -> None:
         for each in (stuck, *left):
             each.close()
         assert "Traceback" not in api.stderr.text
+
+
+@NEEDS_GRADIO
+def test_web_demo_with_a_password_from_start_to_ctrl_c() -> None:
+    with process("web_demo.py", "--port", "0", "--auth", "me:secret", environment=QUIET) as server:
+        url = server.wait_until_listening()
+        assert httpx.get(f"{url}/config", timeout=PATIENCE_S).status_code == 401
+        with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
+            assert client.post("/login", data={"username": "me", "password": "wrong"}).status_code == 400
+            assert client.post("/login", data={"username": "me", "password": "secret"}).status_code == 200
+            assert client.get("/config").status_code == 200
+        server.send(signal.SIGINT)
+        assert server.wait() == 130
+        assert "secret" not in server.stdout.text + server.stderr.text
+        assert "Traceback" not in server.stderr.text
 
 
 def test_stream_api_from_start_to_end() -> None:

@@ -17,6 +17,7 @@ from chatglm.training.run import run
 from tests import forking
 from tests.training.data import arguments, flags
 
+pytestmark = pytest.mark.xdist_group("programs")
 ROOT = Path(__file__).parents[2]
 METHODS = {
     "ptuning": {"pre_seq_len": 3, "learning_rate": 1.0},

@@ -183,6 +183,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.xdist_group("programs")
 def test_a_run_killed_while_saving_resumes_from_the_checkpoint_before(base: Path, rows: Path, tmp_path: Path) -> None:
     words = flags(base, rows, tmp_path, do_train=True, pre_seq_len=2, save_steps=1, max_steps=3)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

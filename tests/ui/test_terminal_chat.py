@@ -12,7 +12,7 @@ import pytest
 from chatglm.ui.session import ChatSession
 from chatglm.ui.terminal.commands import NOTHING_TO_RETRY
 from chatglm.ui.terminal.keyboard import Keyboard
-from chatglm.ui.terminal.line_readers import USER_LABEL, PipeReader, TypingReader, valid_text
+from chatglm.ui.terminal.line_readers import USER_LABEL, PipeReader, TypingReader
 from chatglm.ui.terminal.screen import Screen
 from chatglm.ui.terminal.terminal_chat import TerminalChat
 from tests.ui.fake_pipeline import FakePipeline
@@ -192,8 +192,3 @@ def test_a_person_whose_answers_go_to_a_file_is_asked_on_stderr(
     screen = Screen(has_person=True, is_terminal=False)
     assert TypingReader(screen, Keyboard(is_used=False)).read() == "一\n"
     assert capsys.readouterr() == ("", "\n用户：")
-
-
-def test_valid_text() -> None:
-    assert valid_text("你好\ud83d\udc4b") == "你好👋"  # two halves, as Windows consoles give them
-    assert valid_text("bytes \udcff") == "bytes \ufffd"

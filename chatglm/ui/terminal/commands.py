@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from chatglm.cells import wrap
 from chatglm.cli.suggestions import nearest
 from chatglm.errors import ChatGLMError
+from chatglm.generation.text import whole_characters
 from chatglm.ui.terminal import parameters
 from chatglm.ui.terminal.information import information
-from chatglm.ui.terminal.line_readers import valid_text
 
 if TYPE_CHECKING:
     from chatglm.ui.terminal.terminal_chat import TerminalChat
@@ -139,7 +139,7 @@ def _load(chat: TerminalChat, name: str) -> None:
 
 def _system(chat: TerminalChat, text: str) -> None:
     if text:
-        chat.session.system = None if text == "-" else valid_text(text)
+        chat.session.system = None if text == "-" else whole_characters(text)
     _show_system(chat)
 
 

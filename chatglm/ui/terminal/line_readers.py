@@ -7,6 +7,7 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any, Protocol
 
+from chatglm.generation.text import whole_characters
 from chatglm.ui.terminal.keyboard import Keyboard
 from chatglm.ui.terminal.screen import Screen, is_dumb
 
@@ -27,7 +28,7 @@ class PipeReader:
         line = sys.stdin.readline() if sys.stdin is not None else ""
         if not line:
             raise EOFError
-        return valid_text(line).lstrip("\ufeff")  # byte order mark of Windows programs
+        return whole_characters(line).lstrip("\ufeff")  # byte order mark of Windows programs
 
 
 class TypingReader:
@@ -49,7 +50,7 @@ class TypingReader:
             self._readline.set_startup_hook(lambda: self._readline and self._readline.insert_text(typed))
         print()
         with self._keyboard.lent():
-            return valid_text(input(label))
+            return whole_characters(input(label))
 
 
 class EditingReader:
@@ -62,7 +63,7 @@ class EditingReader:
     def read(self, label: str = USER_LABEL, typed: str = "") -> str:
         print(flush=True)
         try:
-            return valid_text(self._session.prompt(label, default=typed))
+            return whole_characters(self._session.prompt(label, default=typed))
         finally:
             self._keyboard.mark_pastes()
 
@@ -73,11 +74,6 @@ def make_reader(screen: Screen, keyboard: Keyboard, *, keeps_history: bool) -> R
         return PipeReader()
     session = _editing_session(keeps_history) if screen.is_terminal and not is_dumb() else None
     return EditingReader(session, keyboard) if session is not None else TypingReader(screen, keyboard)
-
-
-def valid_text(text: str) -> str:
-    """`text` with UTF-16 surrogate pairs joined (Windows consoles) and undecodable bytes replaced (elsewhere)."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _editing_session(keeps_history: bool) -> Any:

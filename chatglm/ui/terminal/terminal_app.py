@@ -10,9 +10,10 @@ from chatglm.cli.console import program_name, report, run_command
 from chatglm.cli.flags import ANSWER_FLAGS, MODEL_FLAGS, TERMINAL_FLAGS, Parser, add_flags, answer_options
 from chatglm.cli.loading import LOADING_CANCELLED, load_from_flags
 from chatglm.cli.signals import INTERRUPTED, exit_on_interrupt
+from chatglm.generation.text import whole_characters
 from chatglm.ui.session import ChatSession
 from chatglm.ui.terminal.keyboard import Keyboard
-from chatglm.ui.terminal.line_readers import make_reader, valid_text
+from chatglm.ui.terminal.line_readers import make_reader
 from chatglm.ui.terminal.screen import Screen
 from chatglm.ui.terminal.terminal_chat import DEMO_NOTE, TerminalChat
 
@@ -57,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _question(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("the question is empty")
-    return valid_text(text)
+    return whole_characters(text)
 
 
 def _chat(arguments: argparse.Namespace) -> int:
@@ -74,7 +75,7 @@ def _make_chat(arguments: argparse.Namespace, screen: Screen, keyboard: Keyboard
     pipeline = load_from_flags(arguments)
     options = answer_options(arguments)
     if options["system"] is not None:
-        options["system"] = valid_text(options["system"])
+        options["system"] = whole_characters(options["system"])
     reader = make_reader(screen, keyboard, keeps_history=arguments.history)
     chat = TerminalChat(ChatSession(pipeline, options), screen, reader, pipeline, is_verbose=arguments.verbose)
     if pipeline.is_demo and not screen.is_terminal:
