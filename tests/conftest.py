@@ -10,7 +10,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before the first import of torc
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests import forking
 
@@ -21,6 +20,8 @@ SLOW = ("ui", "serving", "ptuning", "training", "journeys", "test_docs.py", "loa
 
 @pytest.fixture(autouse=True)
 def same_random_numbers() -> None:
+    import torch  # not in the process that only hands out the tests
+
     torch.manual_seed(0)
 
 

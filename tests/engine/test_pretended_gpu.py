@@ -35,7 +35,8 @@ def has_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("mode", "has_penalty", "bits"),
     [
-        *[(SamplingMode.GREEDY, False, 4), (SamplingMode.TOP_K, True, 0), (SamplingMode.FULL, True, 4)],
+        *[(SamplingMode.TOP_K, True, 0), (SamplingMode.FULL, True, 4)],
+        pytest.param(SamplingMode.GREEDY, False, 4, marks=pytest.mark.slow),
         pytest.param(SamplingMode.TOP_K, False, 0, marks=pytest.mark.slow),
     ],
 )

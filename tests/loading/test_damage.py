@@ -110,7 +110,7 @@ def test_damaged_folders(folders: list[Path], tmp_path: Path) -> None:
     check(folders, range(300), tmp_path)
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_damaged_folders_at_length(folders: list[Path], tmp_path: Path) -> None:
     check(folders, range(300, 5300), tmp_path)

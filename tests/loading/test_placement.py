@@ -142,7 +142,7 @@ def test_without_gpus_there_is_a_sentence() -> None:
             load_model_on_gpus("demo", num_gpus)
 
 
-@pytest.mark.parametrize("quantize", [None, 8, 4])
+@pytest.mark.parametrize("quantize", [None, 4, pytest.param(8, marks=pytest.mark.slow)])
 def test_placed_answers_as_unplaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantize: int | None) -> None:
     """All devices are the CPU here: every weight goes through its place, every layer through its hooks."""
     make_folder(tmp_path, num_layers=5)
@@ -168,8 +168,11 @@ def test_placed_answers_as_unplaced(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("num_gpus", "bits"),
     [
-        *[(2, 0), (8, 0), (3, 4)],
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(1, 0), (4, 0), (8, 8), (2, 8), (8, 4), (1, 4)]),
+        *[(2, 0), (3, 4)],
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [(1, 0), (4, 0), (8, 0), (8, 8), (2, 8), (8, 4), (1, 4)]
+        ),
     ],
 )
 def test_no_tensor_meets_one_of_another_device(num_gpus: int, bits: int, pretending: None) -> None:

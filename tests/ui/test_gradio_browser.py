@@ -346,7 +346,7 @@ def test_english_on_a_phone_in_the_dark(browser: Any, demo: str, echo: str, pipe
         reader.until(lambda: reader.distance() == 0)
 
 
-@pytest.mark.parametrize("locale", ["zh-CN", "en-US"])
+@pytest.mark.parametrize("locale", ["zh-CN", pytest.param("en-US", marks=pytest.mark.slow)])
 def test_nothing_is_hard_to_reach_for_anybody(browser: Any, echo: str, locale: str) -> None:
     """axe finds nothing serious in either theme."""
     with Profile(browser, locale=locale) as profile:

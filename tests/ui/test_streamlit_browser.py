@@ -33,12 +33,16 @@ class Server:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
-        self._log = log
+        self._log, self._environment = log, environment
+        self.start()
+
+    def start(self) -> None:
+        """Also again, at the same address."""
         script = str(ROOT / "tests" / "ui" / "streamlit_script.py")
-        with log.open("wb") as output:
+        with self._log.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "streamlit", "run", script, "--server.port", str(self.port)],
-                env={**environment, "PYTHONPATH": str(ROOT)}, cwd=ROOT,
+                env={**self._environment, "PYTHONPATH": str(ROOT)}, cwd=ROOT,
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             )  # fmt: skip
 
@@ -185,6 +189,7 @@ def test_markdown_on_a_phone(browser: Any, server: Server) -> None:
             assert place["x"] + place["width"] <= 390
 
 
+@pytest.mark.slow
 def test_two_at_once_wait_for_their_own_turns_and_leave(browser: Any, server: Server, guest: Guest) -> None:
     num_cancelled = server.log.count("cancelled")
     with Profile(browser, locale="en-US") as profile:
@@ -200,6 +205,26 @@ def test_two_at_once_wait_for_their_own_turns_and_leave(browser: Any, server: Se
         guest.ask_and_wait("甲的问题")
         assert "甲的问题" not in other.page.inner_text("body")
     eventually(lambda: server.log.count("cancelled") == num_cancelled + 2)  # nobody reads it any more
+
+
+@pytest.mark.slow
+def test_a_server_that_comes_back(browser: Any, environment: dict[str, str], tmp_path: Path) -> None:
+    """An open tab works on with the next server, and so does one that is opened anew."""
+    server = Server(tmp_path / "server.log", environment)
+    with Profile(browser) as profile:
+        server.wait()
+        guest = Guest(profile.open(server.address))
+        guest.ask_and_wait("之前")
+        server.stop()
+        server.start()
+        server.wait()
+        guest.page.get_by_text(CHINESE("title")).first.wait_for()
+        guest.ask_and_wait("之后")
+        assert guest.answers.all_inner_texts() == ["之前", "之后"]
+        guest.page.reload()
+        guest.answers.nth(1).wait_for()
+        assert guest.answers.all_inner_texts() == ["之前", "之后"]
+    server.stop()
 
 
 def test_a_conversation_as_a_file(guest: Guest, tmp_path: Path) -> None:
