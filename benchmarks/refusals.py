@@ -3,8 +3,8 @@
     python -m benchmarks.refusals                       api.py with the demo model, bodies of 4 MB
     python -m benchmarks.refusals --megabytes 8 --model chatglm-6b-int4
 
-Each body is sent five times to each endpoint. The bounds are BOUND_MS and BOUND_BYTES; the exit code is 1 if a body costs
-more. Linux only. The last line is JSON.
+Each body is sent five times to each endpoint. The bounds are BOUND_MS and BOUND_BYTES; the exit code is 1 beyond them.
+Linux only. The last line is JSON.
 """
 
 from __future__ import annotations

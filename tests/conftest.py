@@ -15,7 +15,18 @@ from tests import forking
 
 TESTS = Path(__file__).parent
 # These come first, since the last tests of a run should be short ones.
-SLOW = ("ui", "serving", "ptuning", "training", "journeys", "test_docs.py", "loading", "conversion", "engine")
+SLOW = (
+    "ui",
+    "serving",
+    "ptuning",
+    "training",
+    "journeys",
+    "test_docs.py",
+    "kernels",
+    "loading",
+    "conversion",
+    "engine",
+)
 
 
 @pytest.fixture(autouse=True)
