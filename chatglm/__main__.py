@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import NamedTuple, NoReturn
 
 from chatglm.cli.console import run_program
-from chatglm.cli.flags import Parser
+from chatglm.cli.parsing import Parser
 from chatglm.errors import ChatGLMError
 
 

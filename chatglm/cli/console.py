@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from chatglm.cells import cell_width, cut, wrap
-from chatglm.cli.flags import answer_options, check_answer_options, misspelt_variables
+from chatglm.cli.parsing import answer_options, check_answer_options, misspelt_variables
 from chatglm.errors import ChatGLMError
 
 EXIT_CODES = "退出码 exit code: 0 SIGTERM, 1 出错 error, 2 参数有误 bad flag, 130 Ctrl+C"

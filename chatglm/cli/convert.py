@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from chatglm.checkpoints.validate import ValidationReport
-from chatglm.cli.flags import Parser
+from chatglm.cli.parsing import Parser
 from chatglm.conversion.calibration import MIN_TOKENS as MIN_CALIBRATION_TOKENS
 from chatglm.conversion.calibration import Calibration
 from chatglm.conversion.evaluation import MIN_TOKENS as MIN_EVALUATION_TOKENS

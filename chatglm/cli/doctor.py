@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from chatglm.checkpoints.validate import ValidationReport
-from chatglm.cli.flags import Parser
+from chatglm.cli.parsing import Parser
 from chatglm.demo import CHECKPOINT, DEMO_NAME
 from chatglm.devices import DTYPE_NAMES, available_memory, choose_device, describe_devices
 from chatglm.loading import examine

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from chatglm.cli.console import StatusLine, report
-from chatglm.cli.flags import model_options
+from chatglm.cli.parsing import model_options
 from chatglm.cli.settings import Settings
 from chatglm.cli.signals import exit_on_interrupt, exit_on_sigterm
 from chatglm.progress import ProgressBar

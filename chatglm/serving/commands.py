@@ -9,17 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chatglm.cli.console import EXIT_CODES, program_name, report, run_command
-from chatglm.cli.flags import (
-    ANSWER_FLAGS,
-    MODEL_FLAGS,
-    POLLING_FLAGS,
-    SERVER_FLAGS,
-    Flag,
-    Parser,
-    add_flags,
-    answer_options,
-)
+from chatglm.cli.flags import ANSWER_FLAGS, MODEL_FLAGS, POLLING_FLAGS, SERVER_FLAGS, Flag
 from chatglm.cli.loading import load_for_server
+from chatglm.cli.parsing import Parser, add_flags, answer_options
 from chatglm.cli.settings import Settings
 from chatglm.cli.sockets import bind, is_public, url
 from chatglm.demo import BANNER as DEMO_BANNER

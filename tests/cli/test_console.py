@@ -11,7 +11,7 @@ import pytest
 
 from chatglm.__main__ import main
 from chatglm.cli import console
-from chatglm.cli.flags import misspelt_variables
+from chatglm.cli.parsing import misspelt_variables
 from tests import forking
 
 ROOT = Path(__file__).parents[2]

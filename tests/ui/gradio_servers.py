@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from chatglm.cli.flags import model_options
+from chatglm.cli.parsing import model_options
 from chatglm.engine.decoder import BatchDecoder
 from chatglm.pipeline import load_pipeline
 from chatglm.ui.gradio.gradio_app import make_parser, serving

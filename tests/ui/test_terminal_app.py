@@ -8,15 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from chatglm.cli.flags import (
-    ALL_FLAGS,
-    ANSWER_FLAGS,
-    MODEL_FLAGS,
-    Parser,
-    add_flags,
-    answer_options,
-    model_options,
-)
+from chatglm.cli.flags import ALL_FLAGS, ANSWER_FLAGS, MODEL_FLAGS
+from chatglm.cli.parsing import Parser, add_flags, answer_options, model_options
 from chatglm.ui.terminal.history import MAX_BYTES, PrivateHistory
 from chatglm.ui.terminal.keyboard import Keyboard
 from chatglm.ui.terminal.line_readers import PipeReader, Reader, TypingReader, make_reader

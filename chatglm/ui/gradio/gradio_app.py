@@ -11,18 +11,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from chatglm.cli.console import EXIT_CODES, program_name, report, run_command
-from chatglm.cli.flags import (
-    ANSWER_FLAGS,
-    MODEL_FLAGS,
-    SERVER_FLAGS,
-    Flag,
-    Parser,
-    add_flags,
-    answer_options,
-    switch,
-)
+from chatglm.cli.flags import ANSWER_FLAGS, MODEL_FLAGS, SERVER_FLAGS, Flag, switch
 from chatglm.cli.loading import load_for_server
 from chatglm.cli.local_access import LocalAccess
+from chatglm.cli.parsing import Parser, add_flags, answer_options
 from chatglm.cli.settings import Settings
 from chatglm.cli.signals import record_stop_signals
 from chatglm.cli.sockets import bind, is_loopback, is_public, url

@@ -6,14 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
-from chatglm.cli.flags import (
-    ANSWER_FLAGS,
-    MODEL_FLAGS,
-    Parser,
-    add_flags,
-    answer_options,
-    check_answer_options,
-)
+from chatglm.cli.flags import ANSWER_FLAGS, MODEL_FLAGS
+from chatglm.cli.parsing import Parser, add_flags, answer_options, check_answer_options
 from chatglm.errors import InvalidRequestError
 
 COMMAND = "streamlit run web_demo2.py"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from chatglm.cli.flags import answer_options, model_options
 from chatglm.cli.loading import LOADING, load_from_flags
+from chatglm.cli.parsing import answer_options, model_options
 from chatglm.errors import ChatGLMError
 from chatglm.ui.session import ChatSession
 from chatglm.ui.streamlit.components import escaped, memory, style

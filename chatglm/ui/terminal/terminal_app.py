@@ -7,8 +7,9 @@ import os
 from collections.abc import Sequence
 
 from chatglm.cli.console import program_name, report, run_command
-from chatglm.cli.flags import ANSWER_FLAGS, MODEL_FLAGS, TERMINAL_FLAGS, Parser, add_flags, answer_options
+from chatglm.cli.flags import ANSWER_FLAGS, MODEL_FLAGS, TERMINAL_FLAGS
 from chatglm.cli.loading import LOADING_CANCELLED, load_from_flags
+from chatglm.cli.parsing import Parser, add_flags, answer_options
 from chatglm.cli.signals import INTERRUPTED, exit_on_interrupt
 from chatglm.generation.text import whole_characters
 from chatglm.ui.session import ChatSession
