@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from chatglm.cells import cell_width
-from chatglm.ui.terminal.commands import BY_SLASH, COMMANDS, NOTHING_TO_CONTINUE, NOTHING_TO_UNDO, help_text
+from chatglm.ui.rounds import Reply, Round
+from chatglm.ui.terminal.commands import (
+    BY_SLASH,
+    COMMANDS,
+    CONTEXT_FULL,
+    NOTHING_TO_CONTINUE,
+    NOTHING_TO_UNDO,
+    help_text,
+)
 from chatglm.ui.terminal.terminal_chat import BANNER, TerminalChat
 from tests.ui.fake_pipeline import FakePipeline
 from tests.ui.test_terminal_chat import Lines, chat, make_chat
@@ -113,6 +121,10 @@ def test_a_cut_answer_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(pipeline.calls) == 3
     assert pipeline.calls[2][1]["answer_start"] == "long"
     assert session.rounds[-1].reply.text.startswith("long")
+    talk = make_chat(Lines("/continue"))
+    talk.session.rounds = [Round("a", (Reply("x" * 2048, "length"),))]
+    talk.run()
+    assert CONTEXT_FULL in capsys.readouterr().out
 
 
 def test_saved_conversations_open_with_what_belongs_to_them(
@@ -138,7 +150,7 @@ def test_saved_conversations_open_with_what_belongs_to_them(
     (tmp_path / "bad.json").write_text("{}")
     _, session, _ = chat("x", "/load openai.json", "/load bad.json")
     assert (session.system, session.history) == ("s", [("q", "a")])
-    assert "文件里没有对话" in capsys.readouterr().err
+    assert "没有名为 history" in capsys.readouterr().err
 
 
 def test_the_system_instruction(capsys: pytest.CaptureFixture[str]) -> None:
