@@ -301,7 +301,7 @@ def test_reading_upwards_while_an_answer_grows(reader: Person, pipeline: EchoPip
     reader.until(at_end)
 
 
-def test_saved_files_open_again(profile: Profile, person: Person, demo: str, tmp_path: Path) -> None:
+def test_saved_files_open_again(person: Person, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     person.ask_and_wait("我叫小明")
     given = person.chosen("system", "temperature")
     person.choose(system="你是助手", temperature="0.5")
@@ -334,6 +334,11 @@ def test_saved_files_open_again(profile: Profile, person: Person, demo: str, tmp
         person.page.locator(".notice.alert").wait_for()
         assert person.questions.count() == 2
         person.page.locator(".notice.alert [data-action=close]").click()
+    for name, told in (("read_transcript", "服务器内部出错"), ("_told", "服务器没有处理这次请求")):
+        monkeypatch.setattr(f"chatglm.ui.gradio.gradio_page.{name}", None)  # so that calls of it fail
+        person.open_file("good.json", "[]")
+        person.notices.get_by_text(told).wait_for()
+    monkeypatch.undo()
     person.open_file(
         "openai.json",
         json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}),

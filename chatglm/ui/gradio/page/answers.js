@@ -4,8 +4,8 @@ function isBusy() {
   return Boolean(running) && running.id === shown.id;
 }
 
-async function call(name, data) {
-  const reply = await server[name]({ ...data, language });
+async function call(name, { conversation, ...data }) {
+  const reply = await server[name]({ ...data, conversation: conversation && complete(conversation), language });
   const problem = reply ? reply.error : (await appId()) && texts.not_served;
   if (problem) notify(problem, { isAlert: true });
   else if (!reply) lose();

@@ -3,7 +3,7 @@
 async function save(form) {
   closePopup();
   if (!shown.rounds.length) return notify(texts.nothing);
-  const file = await call("save", { form, conversation: complete(shown) });
+  const file = await call("save", { form, conversation: shown });
   if (!file) return null;
   const link = make("a", { href: URL.createObjectURL(new Blob([file.text], { type: file.type })), download: file.name });
   link.click();
