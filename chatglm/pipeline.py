@@ -102,12 +102,18 @@ class Pipeline:
         network = self._open_model()
         config = GenerationConfig.of(chat_defaults(network), **parameters)
         self.engine.require_room()  # before the work of encoding
-        limit = min(config.max_length, self.context_limit)
-        num_start = len(self.tokenizer.encode_plain(answer_start)) if answer_start else 0
-        prompt = self.family.encode_chat(self.tokenizer, messages, max(1, limit - num_start))
+        prompt = self._prompt(messages, answer_start, min(config.max_length, self.context_limit))
         return self._submit(
             prompt.input_ids, config, cancel, deadline, adapter, answer_start, dropped_rounds=prompt.dropped_rounds
         )
+
+    def has_room(self, messages: Sequence[Message], answer_start: str) -> bool:
+        """Whether the context holds the last message, what there is of its answer, and one token more."""
+        try:
+            self._prompt(messages, answer_start, self.context_limit)
+        except PromptTooLongError:
+            return False
+        return True
 
     def complete(
         self,
@@ -129,6 +135,16 @@ class Pipeline:
             )
         ids = self.tokenizer.build_inputs_with_special_tokens(self.tokenizer.encode_plain(prompt))
         return self._submit(ids, config, cancel, deadline, adapter)
+
+    def _prompt(self, messages: Sequence[Message], answer_start: str, limit: int) -> Any:
+        """The prompt in fewer than `limit` tokens, those of `answer_start` counted too."""
+        num_start = len(self.tokenizer.encode_plain(answer_start)) if answer_start else 0
+        try:
+            return self.family.encode_chat(self.tokenizer, messages, max(1, limit - num_start))
+        except PromptTooLongError as error:
+            if limit < self.context_limit:
+                raise
+            raise PromptTooLongError(error.problem, "Shorten it.") from None
 
     def _submit(
         self,

@@ -11,8 +11,9 @@ from chatglm.errors import CheckpointError, MissingFileError, ModelNotFoundError
 
 CONFIG_NAME = "config.json"
 GIVE_A_MODEL = (
-    "请给出模型文件夹、hub 名称或 demo。Give the folder of a model, a hub id such as zai-org/chatglm-6b, or demo; "
-    "下载 download: hf download zai-org/chatglm-6b --local-dir chatglm-6b"
+    "请给出模型文件夹、hub 名称或 demo，或先用 hf download 下载。"
+    "Give the folder of a model, a hub id such as zai-org/chatglm-6b, or demo; "
+    "to download: hf download zai-org/chatglm-6b --local-dir chatglm-6b"
 )
 
 

@@ -76,8 +76,11 @@ class GenerationConfig:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
-        if self.do_sample not in (True, False):
+        stop: Any = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not isinstance(stop, list | tuple) or not all(isinstance(text, str) and text for text in stop):
+            raise InvalidRequestError(f"stop must be text or a list of it, none of it empty, not {reprlib.repr(stop)}.")
+        object.__setattr__(self, "stop", tuple(stop))
+        if not isinstance(self.do_sample, bool):
             raise InvalidRequestError(f"do_sample must be true or false, not {reprlib.repr(self.do_sample)}.")
         _require_integer("max_length", self.max_length, 1)
         _require_integer("max_new_tokens", self.max_new_tokens, 1, optional=True)
@@ -93,8 +96,6 @@ class GenerationConfig:
         _require_number("repetition_penalty", self.repetition_penalty, 0, math.inf)
         for name in ("temperature", "top_p", "repetition_penalty"):  # whole numbers may be too large for torch
             object.__setattr__(self, name, float(getattr(self, name)))
-        if not all(isinstance(text, str) and text for text in self.stop):
-            raise InvalidRequestError("stop must hold non-empty strings.")
 
     @property
     def is_greedy(self) -> bool:

@@ -41,8 +41,8 @@ class Reply:
         return not self.error and (bool(self.text) or self.finish_reason not in (None, "cancelled"))
 
     @property
-    def can_continue(self) -> bool:
-        """Whether more of it can be asked for: there is text, and something other than the model ended it."""
+    def is_cut(self) -> bool:
+        """Whether more of it could be asked for: there is text, and something other than the model ended it."""
         return bool(self.text) and self.finish_reason not in (None, "stop")
 
     @property

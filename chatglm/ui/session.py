@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatglm.errors import ChatGLMError
 from chatglm.messages import History, Message, check_history
+from chatglm.ui.error_texts import BilingualError
 from chatglm.ui.rounds import Reply, Round
 from chatglm.ui.transcript import Transcript, finished_rounds, read_transcript, usable_history
 
@@ -60,6 +61,7 @@ class ChatSession:
         options: see above.
         history: earlier rounds as (question, answer) pairs.
         max_rounds: how many rounds are kept; None keeps all.
+        error_text: what a failed answer says of its error.
     """
 
     def __init__(
@@ -69,8 +71,10 @@ class ChatSession:
         history: Iterable[Sequence[str]] = (),
         *,
         max_rounds: int | None = None,
+        error_text: Callable[[Exception], str] = lambda error: str(error) or repr(error),
     ) -> None:
         self._pipeline = pipeline
+        self._error_text = error_text
         self.model_name = pipeline.name
         self.set_options(options or {})
         self._max_rounds = max_rounds
@@ -100,7 +104,7 @@ class ChatSession:
     @property
     def messages(self) -> list[Message]:
         """What the model is told, the system instruction included."""
-        messages = [Message("system", self.system)] if self.system else []
+        messages = self._instruction()
         for question, answer in self.history:
             messages += [Message("user", question), Message("assistant", answer)]
         return messages
@@ -108,7 +112,7 @@ class ChatSession:
     @property
     def transcript(self) -> Transcript:
         settings = {name: value for name, value in self.options.items() if value is not None}
-        return Transcript(self.model_name, self.system, self.rounds, settings)
+        return Transcript(self.model_name, self.system or "", self.rounds, settings)
 
     def ask(self, question: str, cancel: threading.Event | None = None) -> Generator[Delta]:
         """Answer `question`; a pending answer is stopped first.
@@ -139,10 +143,25 @@ class ChatSession:
         return self._answer(Round(question), self.rounds[:index], cancel)
 
     def continue_answer(self, index: int = -1, cancel: threading.Event | None = None) -> Generator[Delta]:
-        """Go on with an answer that was cut; later rounds go. Its deltas hold what is new. Otherwise as `ask`."""
+        """Go on with an answer that was cut, within the whole context; later rounds go. Otherwise as `ask`.
+
+        The deltas hold what is new.
+
+        Raises:
+            ChatGLMError: at once, if there is no room (see `is_full`).
+        """
         self.stop()
         round_ = self.rounds[index]
+        if self.is_full(round_):
+            raise BilingualError("上下文已满，无法继续这个回答。", "The context is full: this answer cannot go on.")
         return self._answer(round_, self.rounds[:index], cancel, continued=round_.reply)
+
+    def is_full(self, round_: Round) -> bool:
+        """Whether an answer was cut and cannot go on: with its question alone it fills the model's context."""
+        if not round_.reply.is_cut:
+            return False
+        question = [*self._instruction(), Message("user", round_.question)]
+        return not self._pipeline.has_room(question, round_.reply.text)
 
     def undo(self, index: int = -1) -> str:
         """Remove a round and those after it; returns its question."""
@@ -177,26 +196,30 @@ class ChatSession:
             self.transcript.save(path, may_replace=path in self._saved)
         except (OSError, RuntimeError, ValueError) as error:  # no such home folder, a loop of links, a name with NUL
             reason = getattr(error, "strerror", None) or error
-            raise ChatGLMError(f"无法保存到 {name}。", f"Cannot save there: {reason}.") from None
+            raise BilingualError(f"无法保存到 {name}。", f"Cannot save there: {reason}.") from None
         self._saved.add(path)
         return path
 
-    def load(self, data: bytes) -> None:
+    def load(self, data: bytes, path: Path | None = None) -> None:
         """Continue a saved conversation, with its system instruction and parameters.
 
         Args:
             data: of a file, see `read_transcript`.
+            path: of the file; it may be saved to from now on.
 
         Raises:
             ChatGLMError: it is none; the session is unchanged.
         """
         self.open(read_transcript(data))
+        if path is not None:
+            self._saved.add(path.expanduser().resolve())
 
     def open(self, transcript: Transcript) -> None:
         """Continue a conversation; what it does not say (a system instruction, a parameter) stays as it is."""
         self.stop()
         self.options |= transcript.settings
-        self.system = transcript.system or self.system
+        if transcript.system is not None:
+            self.system = transcript.system or None
         self._restart(transcript.rounds)
 
     def wait(self, num_seen: int, timeout: float) -> str | None:
@@ -213,6 +236,9 @@ class ChatSession:
             self._changed.wait_for(is_changed, timeout)
             return None if self.pending is None else self.pending.reply.text
 
+    def _instruction(self) -> list[Message]:
+        return [Message("system", self.system)] if self.system else []
+
     def _restart(self, rounds: Sequence[Round]) -> None:
         self.rounds = list(rounds)
         self.last_reply: Reply | None = None
@@ -227,7 +253,7 @@ class ChatSession:
         options = dict(self.options)
         if continued is not None:
             pending.reply = Reply(continued.text)
-            options["answer_start"] = continued.text
+            options |= {"answer_start": continued.text, "max_length": self._pipeline.context_limit}
         elif options.get("seed") is not None:
             options["seed"] += len(round_.versions)
         return self._stream(pending, [*self.messages, Message("user", round_.question)], options)
@@ -244,7 +270,7 @@ class ChatSession:
                 yield delta
         except Exception as error:
             pending.error = error
-            self._finish(pending, str(error) or repr(error))
+            self._finish(pending, self._error_text(error))
             raise
         except BaseException:  # the reader has left, or Ctrl+C was pressed again
             pending.cancel.set()

@@ -11,19 +11,24 @@ from string import Template
 from typing import Any
 
 from chatglm.atomic import write_text
-from chatglm.errors import ChatGLMError, InvalidRequestError
+from chatglm.errors import InvalidRequestError
 from chatglm.generation.config import GenerationConfig
 from chatglm.messages import History, Message, check_history
+from chatglm.ui.error_texts import BilingualError, error_text
 from chatglm.ui.rounds import Reply, Round, round_from_json
 
 PAGE = Template(Path(__file__).with_name("transcript.html").read_text(encoding="utf-8"))
-FORMS = '{"history": [["问题", "回答"], ...]}, {"messages": [{"role": "user", "content": "..."}, ...]}'
+FORMS = '{"history": [["question", "answer"], ...]}, {"messages": [{"role": "user", "content": "..."}, ...]}'
+LARGEST = 2**53 - 1  # of the whole numbers that browsers can tell apart
 NO_JSON = ("文件不是 UTF-8 的 JSON。", "The file is not JSON in UTF-8.")
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """The rounds of a conversation, who answered, the system instruction and the parameters of the answers."""
+    """The rounds of a conversation, who answered, the system instruction and the parameters of the answers.
+
+    `system` is "" if there was none, None if nothing is known of it.
+    """
 
     model_name: str
     system: str | None
@@ -43,7 +48,7 @@ class Transcript:
             OSError: it cannot be written.
         """
         if path.exists() and not may_replace:
-            raise ChatGLMError(f"{path} 已存在，未保存。", "It exists already and was left alone: give another name.")
+            raise BilingualError(f"{path} 已存在，未保存。", "It exists already and was left alone: give another name.")
         write_text(path, self.json() if path.suffix.lower() == ".json" else self.markdown())
 
     def markdown(self) -> str:
@@ -58,7 +63,7 @@ class Transcript:
         """`history` has the form that `model.chat` and `api.py` take; `rounds` holds other versions and figures too."""
         content = {
             "model": self.model_name,
-            "system": self.system,
+            **({} if self.system is None else {"system": self.system}),
             "settings": dict(self.settings),
             "history": self.history,
             "rounds": [round_.to_json() for round_ in self.rounds],
@@ -98,7 +103,7 @@ def read_transcript(data: bytes) -> Transcript:
     try:
         content = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError):
-        raise ChatGLMError(*NO_JSON) from None
+        raise BilingualError(*NO_JSON) from None
     return transcript_of(content)
 
 
@@ -107,12 +112,13 @@ def transcript_of(content: Any) -> Transcript:
     try:
         json.dumps(content, ensure_ascii=False).encode()  # a lone surrogate could neither be answered nor saved again
     except (ValueError, RecursionError):
-        raise ChatGLMError(*NO_JSON) from None
+        raise BilingualError(*NO_JSON) from None
     try:
         return _transcript(content)
     except InvalidRequestError as error:
-        raise ChatGLMError(
-            f"文件里没有对话；可用的格式：{FORMS}。", f"It holds no conversation in one of these forms. {error}"
+        raise BilingualError(
+            f"文件里没有可用的对话：{error_text(error, 'zh')}可用的格式：{FORMS}。",
+            f"The file holds no conversation that can be read. {error} Its form may be {FORMS}.",
         ) from None
 
 
@@ -122,15 +128,29 @@ def _transcript(content: Any) -> Transcript:
         return _transcript({"messages" if is_messages else "history": content})
     if not isinstance(content, Mapping):
         raise InvalidRequestError("It is neither a list nor an object.")
-    system, rounds = content.get("system"), _rounds(content)
-    if isinstance(content.get("messages"), list):
-        system = system or "\n".join(m.content for m in _messages(content["messages"]) if m.role == "system") or None
-    settings = content.get("settings") or {}
-    if not isinstance(system, str | None) or not isinstance(settings, Mapping):
-        raise InvalidRequestError("system is text, settings an object.")
+    rounds, model = _rounds(content), content.get("model")
+    return Transcript(model if isinstance(model, str) else "", _system(content), rounds, _settings(content))
+
+
+def _system(content: Mapping[str, Any]) -> str | None:
+    if not isinstance(system := content.get("system"), str | None):
+        raise InvalidRequestError("system is not text.")
+    if not system and isinstance(content.get("messages"), list):
+        system = "\n".join(m.content for m in _messages(content["messages"]) if m.role == "system")
+    return system or ("" if "system" in content else None)
+
+
+def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that are known here; what an interface cannot show is refused too."""
+    settings = {} if content.get("settings") is None else content["settings"]
+    if not isinstance(settings, Mapping):
+        raise InvalidRequestError("settings is not an object.")
     known = {name: value for name, value in settings.items() if name in GenerationConfig.names() and value is not None}
     GenerationConfig.of({}, **known)
-    return Transcript(str(content.get("model") or ""), system, rounds, known)
+    for name, value in known.items():
+        if isinstance(value, int) and value > LARGEST:
+            raise InvalidRequestError(f"{name} is too large a number.")
+    return known
 
 
 def _rounds(content: Mapping[str, Any]) -> list[Round]:

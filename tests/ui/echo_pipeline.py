@@ -28,6 +28,9 @@ class EchoPipeline:
     def submit(self, messages: Sequence[Message], *, cancel: threading.Event, **options: Any) -> FakeHandle:
         return FakeHandle(self._answer(messages[-1].content, cancel))
 
+    def has_room(self, messages: Sequence[Message], answer_start: str) -> bool:
+        return len(answer_start) < self.context_limit
+
     def _answer(self, question: str, cancel: threading.Event) -> Iterator[Delta]:
         num_tokens = 0
         for number, piece in enumerate(question.split(PAUSE)):

@@ -47,6 +47,9 @@ class FakePipeline:
         question = messages[-1].content.removeprefix(options.get("answer_start", ""))
         return FakeHandle(self._answer(question, cancel))
 
+    def has_room(self, messages: Sequence[Message], answer_start: str) -> bool:
+        return len(answer_start) < self.context_limit
+
     def _answer(self, question: str, cancel: threading.Event) -> Iterator[Delta]:
         if question == "broken":
             yield Delta("half", None, 5, 1)

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from chatglm.errors import ChatGLMError, InvalidLogitsError, InvalidRequestError, PromptTooLongError, QueueFullError
 from chatglm.ui.gradio.conversation_html import pending_html, round_html
 from chatglm.ui.gradio.gradio_app import main
-from chatglm.ui.gradio.page_texts import STARTERS, TEXTS, error_text
+from chatglm.ui.gradio.page_texts import STARTERS, TEXTS
 from chatglm.ui.rounds import Reply, Round
 from tests.ui.echo_pipeline import PAUSE, EchoPipeline
 from tests.ui.gradio_servers import NEEDS_GRADIO
@@ -102,7 +101,7 @@ def test_calls_in_any_form_get_a_message(page: Any) -> None:
 
 def test_a_finished_round() -> None:
     """Questions are text, answers Markdown; each has its buttons, named in the page's language."""
-    html = round_html(Round("# <b>", (DONE,)), 3, "en", 1024)
+    html = round_html(Round("# <b>", (DONE,)), 3, "en", 1024, is_full=False)
     assert "# &lt;b&gt;" in html
     assert "10.0 tokens/s · context 31 / 1024" in html
     assert 'data-round="3"' in html
@@ -114,16 +113,19 @@ def test_a_finished_round() -> None:
 
 def test_what_can_be_done_depends_on_the_answer() -> None:
     cut, failed = Reply("text", "length"), Reply("", "error", error="<broken>")
-    assert 'data-action="continue"' in round_html(Round("q", (cut,)), 0, "zh", 1024)
-    assert "已达到长度上限" in round_html(Round("q", (cut,)), 0, "zh", 1024)
-    html = round_html(Round("q", (DONE, failed), selected=1), 0, "zh", 1024)
+    html = round_html(Round("q", (cut,)), 0, "zh", 1024, is_full=False)
+    assert 'data-action="continue"' in html
+    assert "已达到长度上限" in html
+    html = round_html(Round("q", (cut,)), 0, "zh", 1024, is_full=True)
+    assert 'data-action="continue"' not in html
+    assert "上下文已满，无法继续" in html
+    html = round_html(Round("q", (DONE, failed), selected=1), 0, "zh", 1024, is_full=False)
     assert "2/2" in html
     assert "&lt;broken&gt;" in html
     assert 'data-action="retry"' in html
     assert 'data-version="0"' in html
-    assert (
-        round_html(Round("q", (Reply("```cpp\nx\n```", "stop"),)), 0, "zh", 1024).count('data-action="copy_code"') == 1
-    )
+    html = round_html(Round("q", (Reply("```cpp\nx\n```", "stop"),)), 0, "zh", 1024, is_full=False)
+    assert html.count('data-action="copy_code"') == 1
 
 
 def test_an_answer_that_waits() -> None:
@@ -135,33 +137,6 @@ def test_an_answer_that_waits() -> None:
 def test_both_languages_have_every_text() -> None:
     assert TEXTS["zh"].keys() == TEXTS["en"].keys()
     assert len(STARTERS["zh"]) == len(STARTERS["en"])
-
-
-@pytest.mark.parametrize(
-    ("error", "chinese", "english"),
-    [
-        (
-            QueueFullError("1 requests run and 2 wait; no more are taken.", "Try again in a moment."),
-            "已有 1 个问题正在回答，2 个在排队，暂时不再接收。请稍后重试。",
-            "1 requests run and 2 wait; no more are taken. Try again in a moment.",
-        ),
-        (
-            PromptTooLongError("The message is 6000 tokens long; fewer than 1024 fit.", "Shorten it."),
-            "问题太长，放不进 1024 个 token。请缩短问题，或调大“最大长度”。",
-            "The message is 6000 tokens long; fewer than 1024 fit. Shorten it.",
-        ),
-        (ChatGLMError("文件坏了。", "The file is broken."), "文件坏了。", "The file is broken."),
-        (InvalidRequestError("top_p is odd."), "请求无效：top_p is odd.", "top_p is odd."),
-        (
-            RuntimeError("secret"),
-            "服务器内部出错，详情见服务器的终端。",
-            "Internal error; the server's terminal says more.",
-        ),
-    ],
-)
-def test_errors_speak_one_language(error: Exception, chinese: str, english: str) -> None:
-    assert (error_text(error, "zh"), error_text(error, "en")) == (chinese, english)
-    assert "NaN" in error_text(InvalidLogitsError("The model produced NaN."), "zh")
 
 
 def test_a_port_in_use(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,15 +57,15 @@ def test_versions_of_an_answer_and_going_on_with_one(profile: Profile, endless: 
         person.do("earlier")
         person.page.locator(".versions", has_text="1/2").wait_for()
         assert person.answer() == first
-        person.choose(max_length="48")
         person.do("continue")
         person.until(lambda: len(person.texts.last.inner_text()) > len(first))
+        person.stop()
         longer = person.answer()
         assert longer.startswith(first)
         person.reload()
         person.page.locator(".versions", has_text="1/2").wait_for()
         assert person.answer() == longer
-        person.choose(seed="")
+        person.choose(seed="", max_length="48")
         for number in range(3):
             person.ask_and_wait(f"question {number} of many")
         assert "已不在模型的视野内" in person.note()

@@ -16,6 +16,7 @@ from chatglm.messages import Message
 from chatglm.pipeline import load_pipeline
 from chatglm.ui.rounds import Reply, Round
 from chatglm.ui.session import ChatSession
+from tests.folders import make_folder
 from tests.serving.servers import eventually
 from tests.ui.fake_pipeline import FakePipeline
 
@@ -73,12 +74,40 @@ def test_a_cut_answer_is_continued_in_its_place() -> None:
     finish(session.retry())
     session.select_version(0)
     assert session.rounds[-1].reply.text == "long"
-    assert session.rounds[-1].reply.can_continue
+    assert session.rounds[-1].reply.is_cut
     assert finish(session.continue_answer()) == " answer"
-    assert pipeline.calls[-1][1] == {"seed": 7, "answer_start": "long"}
+    assert pipeline.calls[-1][1] == {"seed": 7, "answer_start": "long", "max_length": 2048}
     assert [reply.text for reply in session.rounds[-1].versions] == ["long answer"] * 2
-    assert not session.rounds[-1].reply.can_continue
+    assert not session.rounds[-1].reply.is_cut
     assert session.history == [("abcd", "abcd"), ("b", "b"), ("long answer", "long answer")]
+
+
+def test_an_answer_goes_on_until_the_context_is_full(tmp_path: Path) -> None:
+    """Whatever the length limit; older rounds make room. Then it is refused, by a message of its own."""
+    make_folder(tmp_path, "safetensors", max_sequence_length=96)
+    with load_pipeline(tmp_path) as pipeline:
+        for options in ({}, {"max_length": 40}):
+            session = ChatSession(pipeline, {"temperature": 0.0, **options}, [("hello", "world")])
+            finish(session.ask("the quick fox"))
+            short = session.rounds[-1].reply
+            assert (short.prompt_tokens + short.completion_tokens, short.finish_reason) == (
+                options.get("max_length", 96),
+                "length",
+            )
+            assert not session.is_full(session.rounds[-1])
+            assert finish(session.continue_answer())
+            for _ in range(9):
+                if session.is_full(session.rounds[-1]):
+                    break
+                finish(session.continue_answer())
+            reply = session.rounds[-1].reply
+            assert reply.text.startswith(short.text)
+            assert (reply.finish_reason, reply.dropped_rounds) == ("length", 1)
+            assert reply.prompt_tokens + reply.completion_tokens == 96
+            with pytest.raises(ChatGLMError, match=r"上下文已满.*context is full"):
+                session.continue_answer()
+            assert session.pending is None
+            assert session.rounds[-1].reply is reply
 
 
 def test_a_continuation_that_fails_leaves_the_answer() -> None:
@@ -194,6 +223,28 @@ def test_wait_follows_the_pending_answer_from_another_thread() -> None:
     assert session.wait(0, 60) is None
 
 
+def test_an_opened_file_changes_the_system_instruction_if_it_has_one() -> None:
+    _, session = make(options={"system": "mine"})
+    for file, system in (
+        ('{"history": []}', "mine"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "mine"),
+        ('{"messages": [{"role": "system", "content": "theirs"}]}', "theirs"),
+        ('{"history": [], "system": null}', None),
+        ('{"history": [], "system": "s"}', "s"),
+        ('{"history": [], "system": ""}', None),
+    ):
+        session.load(file.encode())
+        assert session.system == system
+    session.system = "s"
+    session.open(make()[1].transcript)
+    assert session.system is None
+
+
+def test_an_error_is_told_as_the_interface_wants_it() -> None:
+    _, session = make("broken", error_text=lambda error: f"<{type(error).__name__}>")
+    assert session.rounds[0].reply.error == "<InvalidLogitsError>"
+
+
 def test_save_then_load(tmp_path: Path) -> None:
     _, session = make("a", "b", options={"system": "s", "top_p": 0.5, "seed": None})
     finish(session.retry())
@@ -206,6 +257,8 @@ def test_save_then_load(tmp_path: Path) -> None:
     assert other.options == {"top_k": 3, "seed": 1, "top_p": 0.5}
     with pytest.raises(ChatGLMError, match="exists"):
         other.save(str(path))
+    other.load(path.read_bytes(), path)
+    assert other.save(str(path)) == path  # the file that was opened
     with pytest.raises(ChatGLMError):
         other.load(b"{}")
     assert other.rounds == session.rounds

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from chatglm.cells import cell_width
-from chatglm.ui.terminal.commands import BY_SLASH, COMMANDS, NOTHING_TO_CONTINUE, NOTHING_TO_UNDO, help_text
+from chatglm.ui.rounds import Reply, Round
+from chatglm.ui.terminal.commands import (
+    BY_SLASH,
+    COMMANDS,
+    CONTEXT_FULL,
+    NOTHING_TO_CONTINUE,
+    NOTHING_TO_UNDO,
+    help_text,
+)
 from chatglm.ui.terminal.terminal_chat import BANNER, TerminalChat
 from tests.ui.fake_pipeline import FakePipeline
 from tests.ui.test_terminal_chat import Lines, chat, make_chat
@@ -29,6 +37,8 @@ def test_slash_commands_do_what_the_plain_words_do(capsys: pytest.CaptureFixture
     [
         ("//etc", "/etc"),
         ("/home/x 是什么", "/home/x 是什么"),
+        ("/home/", "/home/"),
+        ("/*.py 是什么", "/*.py 是什么"),
         ("/* a comment */", "/* a comment */"),
         ("exit code", "exit code"),
         ("1/2", "1/2"),
@@ -45,6 +55,11 @@ def test_questions_that_look_like_commands(line: str, asked: str) -> None:
         ("/帮助", "There is no command /帮助;"),
         ("/", "There is no command /;"),
         ("/hlep me", "did you mean /help?"),
+        ("/help!", "did you mean /help?"),
+        ("/set:temperature 1", "did you mean /set?"),
+        ("/bye.", "did you mean /bye?"),
+        ("/x.y", "There is no command /x.y;"),
+        ("/?!", "There is no command /?!;"),
     ],
 )
 def test_unknown_commands_are_answered_here(line: str, note: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,6 +128,10 @@ def test_a_cut_answer_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(pipeline.calls) == 3
     assert pipeline.calls[2][1]["answer_start"] == "long"
     assert session.rounds[-1].reply.text.startswith("long")
+    talk = make_chat(Lines("/continue"))
+    talk.session.rounds = [Round("a", (Reply("x" * 2048, "length"),))]
+    talk.run()
+    assert CONTEXT_FULL in capsys.readouterr().out
 
 
 def test_saved_conversations_open_with_what_belongs_to_them(
@@ -138,7 +157,7 @@ def test_saved_conversations_open_with_what_belongs_to_them(
     (tmp_path / "bad.json").write_text("{}")
     _, session, _ = chat("x", "/load openai.json", "/load bad.json")
     assert (session.system, session.history) == ("s", [("q", "a")])
-    assert "文件里没有对话" in capsys.readouterr().err
+    assert "没有名为 history" in capsys.readouterr().err
 
 
 def test_the_system_instruction(capsys: pytest.CaptureFixture[str]) -> None:

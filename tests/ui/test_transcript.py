@@ -94,6 +94,9 @@ def test_forms_of_other_programs() -> None:
         b'{"history": [["\\ud800", "b"]]}',
         b'{"history": [["a", "b"]], "system": 3}',
         b'{"history": [["a", "b"]], "settings": {"top_p": 7}}',
+        b'{"history": [["a", "b"]], "settings": {"stop": 5}}',
+        b'{"history": [["a", "b"]], "settings": {"seed": 9007199254740992}}',
+        b'{"history": [["a", "b"]], "settings": []}',
         b'{"rounds": [{"question": "a", "versions": [], "selected": 0}]}',
         b'{"rounds": [{"question": "a", "versions": [{"text": "b", "finish_reason": {}}], "selected": 0}]}',
         b'{"rounds": [{"question": "a", "versions": [{"text": "b", "finish_reason": "stop", "first_s": "x"}],'

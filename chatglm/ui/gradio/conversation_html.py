@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from chatglm.ui.gradio.page_texts import Language, message
+from chatglm.ui.error_texts import Language
+from chatglm.ui.gradio.page_texts import message
 from chatglm.ui.markdown import render, render_plain
 from chatglm.ui.rounds import Reply, Round
 
 _CODE_HEAD = '<div class="code-head">'
 
 
-def rounds_html(rounds: Sequence[Round], language: Language, context_limit: int) -> str:
-    """A finished conversation."""
-    return "".join(round_html(round_, index, language, context_limit) for index, round_ in enumerate(rounds))
+def rounds_html(
+    rounds: Sequence[Round], language: Language, context_limit: int, is_full: Callable[[Round], bool]
+) -> str:
+    """A finished conversation; `is_full` tells whether a round leaves no room to go on with its answer."""
+    return "".join(
+        round_html(round_, index, language, context_limit, is_full=is_full(round_))
+        for index, round_ in enumerate(rounds)
+    )
 
 
-def round_html(round_: Round, index: int, language: Language, context_limit: int) -> str:
+def round_html(round_: Round, index: int, language: Language, context_limit: int, *, is_full: bool) -> str:
     """A finished round with its buttons."""
     buttons = "".join(_button(name, language) for name in ("copy", "edit", "take_back"))
-    return _question(round_.question, index, language, buttons) + _answer(round_, index, language, context_limit)
+    return _question(round_.question, index, language, buttons) + _answer(
+        round_, index, language, context_limit, is_full
+    )
 
 
 def pending_html(question: str, reply: Reply, place: int, index: int, language: Language, context_limit: int) -> str:
@@ -33,7 +41,7 @@ def pending_html(question: str, reply: Reply, place: int, index: int, language: 
     return _question(question, index, language) + _article("answer", index, language, content, note)
 
 
-def figures(reply: Reply, language: Language, context_limit: int) -> str:
+def figures(reply: Reply, language: Language, context_limit: int, *, is_full: bool = False) -> str:
     """Speed, context used, and what else there is to know of an answer."""
     notes = []
     if reply.tokens_per_second is not None:
@@ -48,6 +56,8 @@ def figures(reply: Reply, language: Language, context_limit: int) -> str:
         notes.append(message("empty", language))
     if reply.dropped_rounds:
         notes.append(message("dropped", language, rounds=reply.dropped_rounds))
+    if is_full:
+        notes.append(message("full", language))
     return " · ".join(notes)
 
 
@@ -55,7 +65,7 @@ def _question(text: str, index: int, language: Language, buttons: str = "") -> s
     return _article("question", index, language, f'<div class="bubble">{render_plain(text)}</div>', "", buttons)
 
 
-def _answer(round_: Round, index: int, language: Language, context_limit: int) -> str:
+def _answer(round_: Round, index: int, language: Language, context_limit: int, is_full: bool) -> str:
     reply = round_.reply
     content = _text(reply.text, language) if reply.text else ""
     if reply.error:
@@ -64,9 +74,9 @@ def _answer(round_: Round, index: int, language: Language, context_limit: int) -
     if reply.text:
         buttons += _button("copy", language)
     buttons += _button("retry", language)
-    if reply.can_continue:
+    if reply.is_cut and not is_full:
         buttons += _button("continue", language, shows_text=True)
-    note = "" if reply.error else figures(reply, language, context_limit)
+    note = "" if reply.error else figures(reply, language, context_limit, is_full=is_full)
     return _article("answer failed" if reply.error else "answer", index, language, content, note, buttons)
 
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from chatglm.errors import ChatGLMError, InvalidRequestError
+from chatglm.ui.error_texts import Language, error_text
 from chatglm.ui.gradio.conversation_html import pending_html, round_html, rounds_html
-from chatglm.ui.gradio.page_texts import STARTERS, TEXTS, Language, error_text, language_of
-from chatglm.ui.rounds import Round
+from chatglm.ui.gradio.page_texts import STARTERS, TEXTS, language_of
 from chatglm.ui.session import ChatSession, Pending, answer_in_background
 from chatglm.ui.transcript import Transcript, read_transcript, transcript_of
 
@@ -119,8 +119,8 @@ class GradioPage:
 
     def show(self, request: dict[str, Any]) -> dict[str, Any]:
         """A conversation as HTML."""
-        rounds = _transcript(request).rounds
-        return {"html": rounds_html(rounds, language_of(request.get("language")), self._limit)}
+        session = self._session(request)
+        return {"html": rounds_html(session.rounds, language_of(request.get("language")), self._limit, session.is_full)}
 
     def open(self, request: dict[str, Any]) -> dict[str, Any]:
         """A saved file as a conversation."""
@@ -140,10 +140,15 @@ class GradioPage:
         name = f"chatglm-{datetime.now():%Y%m%d-%H%M%S}.{suffix}"
         return {"name": name, "type": kind, "text": write(transcript)}
 
+    def _session(self, request: Mapping[str, Any]) -> ChatSession:
+        language = language_of(request.get("language"))
+        session = ChatSession(self._pipeline, error_text=lambda error: error_text(error, language))
+        session.open(_transcript(request))
+        return session
+
     def _start(self, request: Mapping[str, Any]) -> tuple[ChatSession, int, Generator[Delta]]:
         """The session of a request, the number of the round that is answered, and the answer."""
-        session = ChatSession(self._pipeline)
-        session.open(_transcript(request))
+        session = self._session(request)
         action, index = request.get("action"), request.get("index")
         if action == "ask":
             return session, len(session.rounds), session.ask(_text(request, "question"))
@@ -201,14 +206,12 @@ def _messages(
         }
         time.sleep(min(BEAT_S, max(DRAW_EVERY_S, pause)))
         text = session.wait(len(text), BEAT_S)
-    error = error_text(pending.error, language) if pending.error else ""
     if session.rounds is pending.before:
+        error = session.last_reply.error if session.last_reply is not None else ""
         yield {"key": key, "running": False, "index": index, "html": "", "round": None, "error": error}
         return
-    answered: Round = session.rounds[index]
-    if error:  # the session's own may be in another language
-        answered = answered.replaced(replace(answered.reply, error=error))
-    drawn = round_html(answered, index, language, limit)
+    answered = session.rounds[index]
+    drawn = round_html(answered, index, language, limit, is_full=session.is_full(answered))
     yield {"key": key, "running": False, "index": index, "html": drawn, "round": answered.to_json(), "error": ""}
 
 

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from typing import Literal
-
-from chatglm.errors import ChatGLMError, InvalidLogitsError, InvalidRequestError, PromptTooLongError, QueueFullError
-
-Language = Literal["zh", "en"]
+from chatglm.ui.error_texts import Language
 
 _CHINESE = {
     "new": "新对话",
@@ -80,6 +75,7 @@ _CHINESE = {
     "answering": "正在回答",
     "stopped": "已停止",
     "length": "已达到长度上限",
+    "full": "上下文已满，无法继续",
     "deadline": "已超时",
     "empty": "回答为空",
     "dropped": "对话太长，最早的 {rounds} 轮已不在模型的视野内",
@@ -157,6 +153,7 @@ _ENGLISH = {
     "answering": "answering",
     "stopped": "stopped",
     "length": "the length limit is reached",
+    "full": "the context is full: it cannot go on",
     "deadline": "out of time",
     "empty": "the answer is empty",
     "dropped": "too long a conversation: the model no longer sees its oldest {rounds} rounds",
@@ -169,38 +166,10 @@ STARTERS: dict[Language, tuple[str, ...]] = {
     "en": ("Who are you?", "Write a poem about spring", "How do I fall asleep faster?", "Tell me a joke"),
 }
 
-# The engine's errors are English. Their figures, in order, fill these.
-_CHINESE_ERRORS: tuple[tuple[type[Exception], str], ...] = (
-    (QueueFullError, "已有 {0} 个问题正在回答，{1} 个在排队，暂时不再接收。请稍后重试。"),
-    (PromptTooLongError, "问题太长，放不进 {limit} 个 token。请缩短问题，或调大“最大长度”。"),
-    (InvalidLogitsError, "模型算出了无效的数值（NaN 或无穷大）。请检查权重，或换用 --dtype bf16、fp32。"),
-    (InvalidRequestError, "请求无效：{problem}"),
-)
-_INTERNAL: dict[Language, str] = {
-    "zh": "服务器内部出错，详情见服务器的终端。",
-    "en": "Internal error; the server's terminal says more.",
-}
-_CHINESE_CHARACTER = re.compile(r"[\u4e00-\u9fff]")
-
 
 def message(name: str, language: Language, **values: object) -> str:
     """One of the texts, with its values."""
     return TEXTS[language][name].format(**values)
-
-
-def error_text(error: Exception, language: Language) -> str:
-    """What an error says, in one language."""
-    if not isinstance(error, ChatGLMError):
-        return _INTERNAL[language]
-    if _CHINESE_CHARACTER.search(error.problem):  # these have a Chinese half and an English one
-        return error.problem if language == "zh" or not error.remedy else error.remedy
-    if language == "en":
-        return str(error)
-    figures = re.findall(r"\d+", error.problem)
-    for kind, text in _CHINESE_ERRORS:
-        if isinstance(error, kind) and len(figures) >= 2 * ("{0}" in text):
-            return text.format(*figures, limit=figures[-1] if figures else "?", problem=str(error))
-    return f"出错了：{error}"
 
 
 def language_of(name: object) -> Language:

@@ -36,7 +36,7 @@ def show_conversation(session: ChatSession, context_limit: int, texts: Texts) ->
     for index, round_ in enumerate(session.rounds):
         _show_question(session, round_, index, texts)
         with st.chat_message("assistant"):
-            _show_reply(round_.reply, index, context_limit, texts)
+            _show_reply(round_.reply, index, context_limit, texts, is_full=session.is_full(round_))
             _show_actions(session, round_, index, texts)
     if (pending := session.pending) is not None:
         index = len(session.rounds)
@@ -66,11 +66,12 @@ def _show_question(session: ChatSession, round_: Round, index: int, texts: Texts
             st.rerun()
 
 
-def _show_reply(reply: Reply, index: int, context_limit: int, texts: Texts) -> None:
+def _show_reply(reply: Reply, index: int, context_limit: int, texts: Texts, *, is_full: bool) -> None:
     answer(reply.text, f"answer-{index}", texts)
     if reply.error:
         st.error(escaped(reply.error))
-    st.caption(escaped(" · ".join(_figures(reply, context_limit, texts) + _notes(reply, texts))))
+    notes = [*_figures(reply, context_limit, texts), *_notes(reply, texts), *([texts("full")] if is_full else [])]
+    st.caption(escaped(" · ".join(notes)))
 
 
 def _figures(reply: Reply, context_limit: int, texts: Texts) -> list[str]:
@@ -118,7 +119,7 @@ def _show_actions(session: ChatSession, round_: Round, index: int, texts: Texts)
         if is_last:
             button("retry", "refresh", partial(start, session, session.retry))
             button("undo", "delete", session.undo)
-        if is_last and round_.reply.can_continue:
+        if is_last and round_.reply.is_cut and not session.is_full(round_):
             button("continue", "play_arrow", partial(start, session, session.continue_answer))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from chatglm.ui.error_texts import Language
+
 TEXTS: dict[str, tuple[str, str]] = {
     "title": ("ChatGLM-6b 演示", "ChatGLM-6B demo"),
     "placeholder": (
@@ -25,6 +27,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "stopped": ("已停止，保留已有内容", "stopped, the text so far is kept"),
     "nothing": ("已停止，尚无内容", "stopped before there was any text"),
     "length": ("已达到长度上限", "the length limit is reached"),
+    "full": ("上下文已满，无法继续", "the context is full: it cannot go on"),
     "deadline": ("已到时间上限", "the time limit is reached"),
     "empty": ("回答为空", "the answer is empty"),
     "dropped": ("上下文已满，最早的 {rounds} 轮未计入", "the context is full, oldest rounds left out: {rounds}"),
@@ -94,6 +97,11 @@ class Texts(Protocol):
 def is_chinese(locale: str | None) -> bool:
     """Whether a browser of that language sees Chinese; all others see English."""
     return (locale or "zh").lower().startswith("zh")
+
+
+def language_of(locale: str | None) -> Language:
+    """What a browser of that language sees."""
+    return "zh" if is_chinese(locale) else "en"
 
 
 def texts_for(locale: str | None) -> Texts:

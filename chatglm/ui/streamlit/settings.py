@@ -10,9 +10,10 @@ import streamlit as st
 
 from chatglm.errors import ChatGLMError
 from chatglm.generation.config import CHAT_DEFAULTS
+from chatglm.ui.error_texts import error_text
 from chatglm.ui.session import ChatSession
 from chatglm.ui.streamlit.components import escaped, open_button
-from chatglm.ui.streamlit.page_texts import Texts
+from chatglm.ui.streamlit.page_texts import Texts, language_of
 from chatglm.ui.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _open(session: ChatSession) -> None:
     try:
         open_conversation(session, st.session_state["open"].chosen.encode(errors="replace"))
     except ChatGLMError as error:
-        st.session_state.trouble = str(error)
+        st.session_state.trouble = error_text(error, language_of(st.context.locale))
 
 
 def _show_downloads(session: ChatSession, texts: Texts) -> None:

@@ -14,10 +14,11 @@ import streamlit as st
 from chatglm.cli.loading import LOADING, load_from_flags
 from chatglm.cli.parsing import answer_options, model_options
 from chatglm.errors import ChatGLMError
+from chatglm.ui.error_texts import error_text
 from chatglm.ui.session import ChatSession
 from chatglm.ui.streamlit.components import escaped, memory, style
 from chatglm.ui.streamlit.conversation import show_conversation, start
-from chatglm.ui.streamlit.page_texts import Texts, starters_for, texts_for
+from chatglm.ui.streamlit.page_texts import Texts, language_of, starters_for, texts_for
 from chatglm.ui.streamlit.settings import MAX_ROUNDS, open_conversation, show_side_bar
 from chatglm.ui.streamlit.streamlit_flags import COMMAND, make_parser, parse
 
@@ -36,7 +37,7 @@ def show() -> None:
         arguments = parse()
         pipeline = load(model_options(arguments))
     except ChatGLMError as error:
-        st.error(escaped(str(error)))
+        st.error(escaped(error_text(error, language_of(st.context.locale))))
         st.stop()
     _show_chat(pipeline, answer_options(arguments), texts)
 
@@ -49,9 +50,12 @@ def load(options: dict[str, Any]) -> Pipeline:
 
 def _show_chat(pipeline: Pipeline, given: dict[str, Any], texts: Texts) -> None:
     style()
+    language = language_of(st.context.locale)
     is_new = "chat" not in st.session_state
     if is_new:
-        st.session_state.chat = ChatSession(pipeline, given, max_rounds=MAX_ROUNDS)
+        st.session_state.chat = ChatSession(
+            pipeline, given, max_rounds=MAX_ROUNDS, error_text=lambda error: error_text(error, language)
+        )
     session: ChatSession = st.session_state.chat
     show_side_bar(pipeline, session, texts)
     buttons = st.bottom.container()

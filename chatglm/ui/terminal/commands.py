@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from chatglm.cells import wrap
 from chatglm.cli.suggestions import nearest
-from chatglm.errors import ChatGLMError
 from chatglm.generation.text import whole_characters
+from chatglm.ui.error_texts import BilingualError
 from chatglm.ui.terminal import parameters
 from chatglm.ui.terminal.information import information
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 NOTHING_TO_RETRY = "（还没有可重试的问题 / there is no question to try again）"
 NOTHING_TO_UNDO = "（没有可撤销的内容 / there is nothing to take back）"
 NOTHING_TO_CONTINUE = "（上一个回答已经完整 / the last answer is complete）"
+CONTEXT_FULL = "（上下文已满，无法继续 / the context is full: it cannot go on）"
 NOTHING_TO_SAVE = "（对话为空，未保存 / the conversation is empty, nothing was saved）"
 ONE_VERSION = "（这个问题只有一个回答；/retry 可再答一次 / there is one answer; /retry gives another）"
 NO_SYSTEM = "（没有系统指令 / there is no system instruction）"
@@ -32,7 +33,7 @@ KEYS = """\
 # "save the whales" is a question: the plain word has one word after it, or something in quotes.
 PLAIN_SAVE = re.compile(r"""save\s+(?:"([^"\n]+)"|'([^'\n]+)'|(\S+))""")
 # "/home/x" and "/* */" are questions.
-SLASH = re.compile(r"/([\w?-]*)(?:\s+(.*))?", re.DOTALL)
+SLASH = re.compile(r"/([^\s/*]*)(?:\s+(.*))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,12 @@ def _undo(chat: TerminalChat, argument: str) -> None:
 
 def _continue(chat: TerminalChat, argument: str) -> None:
     rounds = chat.session.rounds
-    if rounds and rounds[-1].reply.can_continue:
-        chat.answer(lambda cancel: chat.session.continue_answer(cancel=cancel), rounds[-1].reply.text)
-    else:
+    if not rounds or not rounds[-1].reply.is_cut:
         chat.screen.note(NOTHING_TO_CONTINUE)
+    elif chat.session.is_full(rounds[-1]):
+        chat.screen.note(CONTEXT_FULL)
+    else:
+        chat.answer(lambda cancel: chat.session.continue_answer(cancel=cancel), rounds[-1].reply.text)
 
 
 def _previous(chat: TerminalChat, argument: str) -> None:
@@ -126,8 +129,8 @@ def _load(chat: TerminalChat, name: str) -> None:
         data = Path(name).expanduser().read_bytes()
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ChatGLMError(f"无法读取 {name}。", f"It cannot be read: {reason}.") from None
-    chat.session.load(data)
+        raise BilingualError(f"无法读取 {name}。", f"It cannot be read: {reason}.") from None
+    chat.session.load(data, Path(name))
     num_rounds = len(chat.session.rounds)
     chat.screen.note(f"（已打开 {num_rounds} 轮对话 / opened a conversation of {num_rounds} rounds）")
     if chat.session.system:
@@ -216,7 +219,7 @@ def usage_note(command: Command) -> str:
 
 def unknown_note(name: str) -> str:
     """For a name that is not in the table."""
-    meant = nearest(name, BY_SLASH)
+    meant = nearest(name, BY_SLASH) or nearest(re.split(r"[^\w-]", name)[0], BY_SLASH)
     chinese, english = (f"是不是 /{meant}？", f"did you mean /{meant}? ") if meant else ("", "")
     return (
         f"没有命令 /{name}。{chinese}/help 列出全部；以 // 开头则作为问题发送\n"
