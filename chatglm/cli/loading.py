@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from chatglm.cli.console import StatusLine, report
@@ -20,10 +21,13 @@ LOADING = "正在加载模型，请稍候 / loading the model ..."
 LOADING_CANCELLED = "已取消加载 / loading was cancelled."
 
 
-def load_from_flags(arguments: argparse.Namespace, *, is_server: bool = False) -> Pipeline:
+def load_from_flags(
+    arguments: argparse.Namespace, *, is_server: bool = False, on_licence: Callable[[str], object] = report
+) -> Pipeline:
     """The model that `MODEL_FLAGS` name; raises ChatGLMError if it cannot be loaded.
 
-    `is_server`: the program has threads of its own besides those that compute.
+    `is_server`: the program has threads of its own besides those that compute. `on_licence` gets the notice of the
+    first start, which otherwise is a line of its own.
     """
     if is_server:
         # OpenMP's threads would spin while they wait for one that has lost its processor to a thread of the server,
@@ -31,12 +35,13 @@ def load_from_flags(arguments: argparse.Namespace, *, is_server: bool = False) -
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     status = StatusLine(LOADING)
 
-    def tell(message: str) -> None:
-        status.clear()
-        report(message)
-
     try:
+        from chatglm.loading.sources import LICENCE_NOTICE
         from chatglm.pipeline import load_pipeline  # imports torch: seconds, so not before the flags are checked
+
+        def tell(message: str) -> None:
+            status.clear()
+            (on_licence if message == LICENCE_NOTICE else report)(message)
 
         with ProgressBar(sys.stderr) as bar:
             return load_pipeline(**model_options(arguments), progress=bar, report=tell)

@@ -20,11 +20,7 @@ HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 # No *.py: code that comes with a checkpoint is neither needed nor wanted here.
 HUB_FILES = ("*.json", "*.model", "*.safetensors", "*.bin")
 
-LICENCE_NOTICE = (
-    "The weights of ChatGLM-6B are under a licence of their own (MODEL_LICENSE), not that of this program: free for "
-    "academic research, and free for commercial use after registration. See the page of the weights you downloaded. "
-    "(ChatGLM-6B 权重遵循其 MODEL_LICENSE：对学术研究完全开放，登记后允许免费商业使用。)"
-)
+LICENCE_NOTICE = "权重遵循 weights under MODEL_LICENSE (README.md)"
 LICENCE_FLAG = "weights-licence-shown"
 
 

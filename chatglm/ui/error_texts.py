@@ -121,8 +121,10 @@ def error_text(error: Exception, language: Language) -> str:
     text = str(error)
     if isinstance(error, CheckpointError):  # some of these say all in both languages, sentence by sentence
         sentences = _SENTENCE.split(text)
-        text = " ".join(each for each in sentences if each.endswith(("。", "？", "！")) == (language == "zh")) or text
-        return text if language == "en" or text != str(error) else _wrapped(error)
+        in_chinese = [each for each in sentences if each.endswith(("。", "？", "！"))]
+        if language == "zh":
+            return "".join(in_chinese) or _wrapped(error)
+        return " ".join(each for each in sentences if each not in in_chinese) or text
     if language == "en":
         return text
     for pattern, chinese in _CHINESE:

@@ -86,6 +86,14 @@ def test_misspelt_names(argv: list[str], meant: str, capsys: pytest.CaptureFixtu
     assert meant in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("script", ["cli_demo.py", "web_demo.py", "api.py", "stream_api.py"])
+def test_misspelt_names_of_scripts(script: str) -> None:
+    argv = [sys.executable, script, "--modle", "x"]
+    done = forking.run(argv, preload=forking.TORCH, capture_output=True, encoding="utf-8", cwd=ROOT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "did you mean --model?" in done.stderr
+
+
 def test_names_that_are_like_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["chat", "--zzz", "word"])

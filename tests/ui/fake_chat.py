@@ -50,7 +50,7 @@ def has_echo() -> bool:
 
 def main() -> None:
     """The chat; with the flag --in-shell, started by a parent that stops and continues it as a shell does."""
-    terminal_app.load_from_flags = lambda arguments: WaitingPipeline()
+    terminal_app.load_from_flags = lambda arguments, **options: WaitingPipeline()
     if "--in-shell" in sys.argv:
         sys.argv.remove("--in-shell")
         if child := os.fork():

@@ -18,7 +18,7 @@ CTRL_C, CTRL_D, BACKSPACE, ALT_ENTER, UP = "\x03", "\x04", "\x7f", "\x1b\r", "\x
 
 
 class Person:
-    """Runs a Python program in a terminal of 40 lines of 100 columns.
+    """Runs a Python program in a terminal of 40 lines.
 
     Attributes:
         chunks: what came from the program, as it came.
@@ -30,12 +30,13 @@ class Person:
         environment: dict[str, str],
         folder: str | None = None,
         preload: tuple[str, ...] = forking.PROGRAM,
+        columns: int = 100,
     ) -> None:
-        self._screen = pyte.HistoryScreen(100, 40, history=5000)
+        self._screen = pyte.HistoryScreen(columns, 40, history=5000)
         self._stream = pyte.ByteStream(self._screen)
         self.chunks: list[bytes] = []
         self._program, self._terminal = forking.open_terminal(
-            command, 40, 100, env=environment, cwd=folder, preload=preload
+            command, 40, columns, env=environment, cwd=folder, preload=preload
         )
 
     def type(self, text: str) -> None:

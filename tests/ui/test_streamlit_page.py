@@ -265,7 +265,7 @@ def test_the_server_says_where_it_is_and_looks_nowhere_else(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "/no/such/folder"], "There is no folder"),
+        (["--model", "/no/such/folder"], "没有文件夹"),
         (["--no-such-flag"], "no-such-flag"),
         (["--top-p", "2"], "at most 1"),
     ],

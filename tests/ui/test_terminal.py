@@ -17,6 +17,7 @@ import pytest
 
 from chatglm.cli.flags import ANSWER_FLAGS, MODEL_FLAGS, TERMINAL_FLAGS
 from chatglm.cli.loading import LOADING, LOADING_CANCELLED
+from chatglm.loading.sources import LICENCE_NOTICE
 from chatglm.ui.terminal.terminal_chat import DEMO_HINT, DEMO_NOTE, HOW_TO_LEAVE
 from tests import forking
 from tests.ui.person import ALT_ENTER, BACKSPACE, CTRL_C, CTRL_D, UP, Person
@@ -145,9 +146,14 @@ def test_ctrl_c_while_loading_leaves_with_a_message(tiny_folder: Path, environme
 def test_a_terminal_that_understands_no_escape_codes(
     tiny_folder: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
+    """The first start of all, with the notice on the licence in the preface."""
     argv = command(tiny_folder, "--max-length", "20")
-    with Person(argv, {**environment, "TERM": "dumb"}, str(tmp_path)) as person:
+    fresh = {**environment, "TERM": "dumb", "CHATGLM_CACHE": str(tmp_path / "cache")}
+    with Person(argv, fresh, str(tmp_path), columns=80) as person:
         person.wait_for_prompt()
+        memory, first, second = person.lines[: person.lines.index("")]
+        assert memory.startswith("fp32 on cpu: needs ")
+        assert f"{first}{second}".replace(" ", "") == f"{BANNER}；{LICENCE_NOTICE}；/help".replace(" ", "")
         person.type(CTRL_C)
         person.wait_for(HOW_TO_LEAVE)
         person.wait_for_prompt()

@@ -37,6 +37,8 @@ def test_slash_commands_do_what_the_plain_words_do(capsys: pytest.CaptureFixture
     [
         ("//etc", "/etc"),
         ("/home/x 是什么", "/home/x 是什么"),
+        ("/home/", "/home/"),
+        ("/*.py 是什么", "/*.py 是什么"),
         ("/* a comment */", "/* a comment */"),
         ("exit code", "exit code"),
         ("1/2", "1/2"),
@@ -53,6 +55,11 @@ def test_questions_that_look_like_commands(line: str, asked: str) -> None:
         ("/帮助", "There is no command /帮助;"),
         ("/", "There is no command /;"),
         ("/hlep me", "did you mean /help?"),
+        ("/help!", "did you mean /help?"),
+        ("/set:temperature 1", "did you mean /set?"),
+        ("/bye.", "did you mean /bye?"),
+        ("/x.y", "There is no command /x.y;"),
+        ("/?!", "There is no command /?!;"),
     ],
 )
 def test_unknown_commands_are_answered_here(line: str, note: str, capsys: pytest.CaptureFixture[str]) -> None:

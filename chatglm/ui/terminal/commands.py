@@ -33,7 +33,7 @@ KEYS = """\
 # "save the whales" is a question: the plain word has one word after it, or something in quotes.
 PLAIN_SAVE = re.compile(r"""save\s+(?:"([^"\n]+)"|'([^'\n]+)'|(\S+))""")
 # "/home/x" and "/* */" are questions.
-SLASH = re.compile(r"/([\w?-]*)(?:\s+(.*))?", re.DOTALL)
+SLASH = re.compile(r"/([^\s/*]*)(?:\s+(.*))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def usage_note(command: Command) -> str:
 
 def unknown_note(name: str) -> str:
     """For a name that is not in the table."""
-    meant = nearest(name, BY_SLASH)
+    meant = nearest(name, BY_SLASH) or nearest(re.split(r"[^\w-]", name)[0], BY_SLASH)
     chinese, english = (f"是不是 /{meant}？", f"did you mean /{meant}? ") if meant else ("", "")
     return (
         f"没有命令 /{name}。{chinese}/help 列出全部；以 // 开头则作为问题发送\n"

@@ -73,7 +73,9 @@ def _chat(arguments: argparse.Namespace) -> int:
 
 def _make_chat(arguments: argparse.Namespace, screen: Screen, keyboard: Keyboard) -> TerminalChat:
     """Everything up to the first question, greeting included."""
-    pipeline = load_from_flags(arguments)
+    notices: list[str] = []
+    has_greeting = arguments.prompt is None
+    pipeline = load_from_flags(arguments, on_licence=notices.append if has_greeting else report)
     options = answer_options(arguments)
     if options["system"] is not None:
         options["system"] = whole_characters(options["system"])
@@ -81,6 +83,6 @@ def _make_chat(arguments: argparse.Namespace, screen: Screen, keyboard: Keyboard
     chat = TerminalChat(ChatSession(pipeline, options), screen, reader, pipeline, is_verbose=arguments.verbose)
     if pipeline.is_demo and not screen.is_terminal:
         screen.note(DEMO_NOTE)
-    if arguments.prompt is None:
-        chat.greet()
+    if has_greeting:
+        chat.greet(*notices)
     return chat

@@ -61,13 +61,17 @@ class TerminalChat:
         self._reader = reader
         self._has_failed = False
 
-    def greet(self) -> None:
-        """On a terminal at most two lines; the load has written one."""
+    def greet(self, *notices: str) -> None:
+        """On a terminal of 80 columns at most two lines, notices of a first start included; the load has written one.
+
+        On a narrower one hints are left out, but no notice.
+        """
+        banner = "；".join((BANNER, *notices))
         if not self.screen.is_terminal:
-            self.screen.note(BANNER)
+            self.screen.note(banner)
             return
-        hint = DEMO_HINT if self.pipeline.is_demo else HINT
-        for text in (f"{BANNER}\n{hint}", f"{BANNER}；{hint}", f"{BANNER}；/help", BANNER):
+        hint = "/help" if notices else DEMO_HINT if self.pipeline.is_demo else HINT
+        for text in (f"{BANNER}\n{'；'.join((*notices, hint))}", f"{banner}；{hint}", f"{banner}；/help", banner):
             if len(wrap(text, self.screen.width)) <= 2:
                 break
         self.screen.note(text)
