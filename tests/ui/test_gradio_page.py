@@ -99,6 +99,25 @@ def test_calls_in_any_form_get_a_message(page: Any) -> None:
     assert served.show({"conversation": conversation()}) == {"html": ""}
 
 
+def test_a_fault_of_the_server_is_told_and_logged(
+    page: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The reader gets the error of the page's language, the terminal the rest; the answer ends."""
+
+    def fail(*arguments: object) -> None:
+        raise TypeError("secret")
+
+    served: Any = next(block for block in page.blocks.blocks.values() if hasattr(block, "show"))
+    told = "Internal error; the server's terminal says more."
+    for name in ("pending_html", "transcript_of"):
+        monkeypatch.setattr(f"chatglm.ui.gradio.gradio_page.{name}", fail)
+        (message,) = answers(page, action="ask", question="x", conversation=conversation())
+        assert (message["running"], message["error"]) == (False, told)
+        assert "TypeError: secret" in capsys.readouterr().err
+    assert served.show({"conversation": conversation()}) == {"error": told}
+    assert "TypeError: secret" in capsys.readouterr().err
+
+
 def test_a_finished_round() -> None:
     """Questions are text, answers Markdown; each has its buttons, named in the page's language."""
     html = round_html(Round("# <b>", (DONE,)), 3, "en", 1024, is_full=False)
