@@ -36,8 +36,8 @@ window.shifts = new PerformanceObserver(add);
 window.shifts.observe({type: "layout-shift", buffered: true});
 """
 # Top and bottom of the parts of the page.
-BOUNDS = """() => ["header", "#scroller", "#foot", "#question"].map((name) => {
-    const { top, bottom } = document.querySelector(`#main ${name}`).getBoundingClientRect();
+BOUNDS = """() => ["#main header", "#scroller", "#foot", "#question", "#model"].map((name) => {
+    const { top, bottom } = document.querySelector(name).getBoundingClientRect();
     return [top, bottom];
 })"""
 
@@ -229,13 +229,15 @@ def test_the_conversation_fills_the_window(reader: Person) -> None:
         heights = []
         for text in ("", "行\n行", "行\n" * 100):
             reader.box.fill(text)
-            (_, header), (top, bottom), foot, box = reader.page.evaluate(BOUNDS)
+            (_, header), (top, bottom), foot, box, _ = reader.page.evaluate(BOUNDS)
             assert [top, bottom, foot[1]] == pytest.approx([header, foot[0], height])
             assert 0 < height - box[1] < 40
             heights.append(box[1] - box[0])
         assert heights[0] < heights[1] < heights[2] == pytest.approx(0.4 * height, abs=0.1)
         if not model.is_visible():
             reader.page.locator("#menu").click()
+        reader.choose()  # opens the settings
+        assert reader.page.evaluate(BOUNDS)[-1][1] < height
         assert model.inner_text() == "echo · fp32 · cpu · 上下文 1024"
         assert reader.page.evaluate("document.documentElement.scrollWidth") <= width
     reader.box.fill("")
