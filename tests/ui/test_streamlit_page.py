@@ -152,7 +152,12 @@ def test_what_can_be_done_to_rounds(open_page: Callable[..., AppTest], talking: 
     session = page.session_state["chat"]
     session.rounds = [*session.rounds, Round("二三四", (Reply("二", "length"),))]
     assert CHINESE("length") in page.run().main.caption[-1].value
-    press(page, "continue-1")
+    assert CHINESE("full") not in page.main.caption[-1].value
+    rounds, session.rounds = session.rounds, [Round("满", (Reply("x" * 1024, "length"),))]
+    assert CHINESE("full") in page.run().main.caption[-1].value
+    assert "continue-0" not in [button.key for button in page.button]
+    session.rounds = rounds
+    press(page.run(), "continue-1")
     assert history(page) == [("一", "一"), ("二三四", "二三四")]
     press(page, "icons-undo-1")
     press(page, "icons-retry-0")
@@ -265,7 +270,7 @@ def test_the_server_says_where_it_is_and_looks_nowhere_else(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "/no/such/folder"], "There is no folder"),
+        (["--model", "/no/such/folder"], "没有文件夹"),
         (["--no-such-flag"], "no-such-flag"),
         (["--top-p", "2"], "at most 1"),
     ],
