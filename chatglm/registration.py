@@ -91,7 +91,9 @@ CODE = Rule("a name or a list of names", _is_code)
 AUTO_RULES = {
     "model_type": text().or_none(),
     "tokenizer_class": text().or_none(),
-    "auto_map": Rule(table_of(CODE).words, lambda value: (_is_code if type(value) is list else table_of(CODE).accepts)(value)),
+    "auto_map": Rule(
+        table_of(CODE).words, lambda value: (_is_code if type(value) is list else table_of(CODE).accepts)(value)
+    ),
     **dict.fromkeys(("dtype", "torch_dtype"), Rule("the name of a type of torch", _is_dtype)),
 }
 
