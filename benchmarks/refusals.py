@@ -39,6 +39,9 @@ BODIES: dict[str, Callable[[int], bytes]] = {
         '{"role":"user","content":"a"}]}',
     ),
     "empty messages": repeated('{"messages":[', '{"role":"user","content":""},', '{"role":"user","content":"a"}]}'),
+    "one speaker": repeated(
+        '{"messages":[', '{"role":"user","content":"' + "fox " * 900 + '"},', '{"role":"user","content":"a"}]}'
+    ),
     "one long question": repeated('{"prompt":"', "fox ", '"}'),
     "one long word": repeated('{"prompt":"', "x", '"}'),
     "Chinese": repeated('{"prompt":"', "好", '"}'),
@@ -51,6 +54,7 @@ BODIES: dict[str, Callable[[int], bytes]] = {
     "digits": repeated('{"prompt":"a","seed":', "1", "}"),
     "fractions": repeated('{"prompt":"a","temperature":0.', "3", "}"),
     "stop strings": repeated('{"prompt":"a","stop":[', '"ab",', '"ab"]}'),
+    "one wide character": repeated('{"prompt":"\N{GRINNING FACE}', "x", '"}'),
     "spaces": repeated('{"prompt":"a",', " ", '"history":5}'),
     "no JSON": repeated("", "\x00", ""),
 }  # fmt: skip

@@ -16,6 +16,7 @@ from chatglm.generation.deltas import Delta, fold
 from chatglm.loading import LoadedModel, load, model_name
 from chatglm.loading.memory_estimate import precision_name
 from chatglm.messages import History, Message, check_history, to_messages
+from chatglm.models.encoded_prompt import least_tokens
 
 
 class Pipeline:
@@ -100,6 +101,7 @@ class Pipeline:
         """
         network = self._open_model()
         config = GenerationConfig.of(chat_defaults(network), **parameters)
+        self.engine.require_room()  # before the work of encoding
         prompt = self._prompt(messages, answer_start, min(config.max_length, self.context_limit))
         return self._submit(
             prompt.input_ids, config, cancel, deadline, adapter, answer_start, dropped_rounds=prompt.dropped_rounds
@@ -126,14 +128,25 @@ class Pipeline:
         if not isinstance(prompt, str):
             raise InvalidRequestError(f"The prompt must be a string, not {type(prompt).__name__}.")
         config = GenerationConfig.of(chat_defaults(self._open_model()), **parameters)
+        self.engine.require_room()
+        if least_tokens(self.tokenizer, prompt, self.context_limit) > self.context_limit:
+            raise PromptTooLongError(
+                f"The prompt is {len(prompt)} characters long; {self.context_limit} tokens fit.", "Shorten it."
+            )
         ids = self.tokenizer.build_inputs_with_special_tokens(self.tokenizer.encode_plain(prompt))
         return self._submit(ids, config, cancel, deadline, adapter)
 
     def _prompt(self, messages: Sequence[Message], answer_start: str, limit: int) -> Any:
         """The prompt in fewer than `limit` tokens, those of `answer_start` counted too."""
-        num_start = len(self.tokenizer.encode_plain(answer_start)) if answer_start else 0
+        num_start = least_tokens(self.tokenizer, answer_start, limit)
+        if num_start < limit and answer_start:
+            num_start = len(self.tokenizer.encode_plain(answer_start))
+        if num_start >= limit:
+            raise PromptTooLongError(
+                f"The prompt is {len(answer_start)} characters long; {limit} tokens fit.", "Shorten it."
+            )
         try:
-            return self.family.encode_chat(self.tokenizer, messages, max(1, limit - num_start))
+            return self.family.encode_chat(self.tokenizer, messages, limit - num_start)
         except PromptTooLongError as error:
             if limit < self.context_limit:
                 raise

@@ -23,6 +23,7 @@ from chatglm.conversion.writing import check_absent, write_json
 from chatglm.devices import choose_device
 from chatglm.errors import InvalidRequestError
 from chatglm.kernels.packing import BITS, GROUP_SIZES
+from chatglm.loading.sources import snapshot_of
 from chatglm.progress import ProgressBar
 from chatglm.quantization.gptq import check_damping
 from chatglm.sizes import format_bytes
@@ -153,7 +154,7 @@ def _samples(path: Path | None, source: ValidationReport, num_tokens: int, min_t
 
 
 def _print_sizes(source: Path, target: Path) -> None:
-    print(f"{target}: {format_bytes(_size(target))} (was {format_bytes(_size(source))})")
+    print(f"{target}: {format_bytes(_size(target))} (was {format_bytes(_size(snapshot_of(source)))})")
 
 
 def _size(folder: Path) -> int:

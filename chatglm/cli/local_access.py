@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
+from chatglm.cli.sockets import is_loopback
 
-LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class LocalAccess:
@@ -36,12 +36,12 @@ class LocalAccess:
     def _refusal(self, scope: Any) -> str:
         headers = {name: value.decode("latin-1") for name, value in reversed(scope["headers"])}  # the first of a name
         host, origin = headers.get(b"host", "localhost"), headers.get(b"origin")
-        if _name(host) not in LOCAL_NAMES | self._hosts:
+        if not is_loopback(_name(host)) and _name(host) not in self._hosts:
             remedy = f"Start it with --allowed-hosts {_name(host)[:100]}."
             return f"This server answers to localhost, not to {host[:100]!r}. {remedy}"
         if "*" in self._origins or origin in self._origins or _is_visit(scope, headers):
             return ""
-        if (origin is not None and urlsplit(origin).netloc != host) or headers.get(b"sec-fetch-site") == "cross-site":
+        if (origin is not None and not _is_same(origin, host)) or headers.get(b"sec-fetch-site") == "cross-site":
             page = origin or "another site"
             return f"Pages of {page[:100]} may not use this server. Start it with --cors to allow them."
         return ""
@@ -53,8 +53,18 @@ def _is_visit(scope: Any, headers: dict[bytes, str]) -> bool:
 
 
 def _name(host: str) -> str:
-    """The name in a Host header, without its port and without the brackets of an IPv6 address."""
-    return urlsplit(f"//{host}").hostname or "" if "@" not in host and "/" not in host else ""
+    """The name in a Host header, without its port and without the brackets of an IPv6 address; "" for none."""
+    try:
+        return urlsplit(f"//{host}").hostname or "" if "@" not in host and "/" not in host else ""
+    except ValueError:  # half of a pair of brackets
+        return ""
+
+
+def _is_same(origin: str, host: str) -> bool:
+    try:
+        return urlsplit(origin).netloc == host
+    except ValueError:
+        return False
 
 
 async def _refuse(scope: Any, send: Any, reason: str) -> None:

@@ -29,7 +29,7 @@ def convert_folder(
     stored = _stored(report)
     with new_folder(target, total_bytes(stored.values())) as work, WeightReader(stored) as reader:
         write_weights(work, rounded_tensors(reader, stored, None, [], progress=progress), shard_bytes)
-        write_other_files(source, work, {})
+        write_other_files(report.folder, work, {})
 
 
 def quantize_folder(

@@ -99,7 +99,8 @@ def _pieces(text: str, codec: _Codec) -> Iterator[Sample]:
 
 
 def _conversations(path: Path, text: str, codec: _Codec) -> Iterator[Sample]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines(): U+2028 and the like may stand inside a JSON string.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -116,6 +116,15 @@ class Engine:
             self._changed.notify_all()
         return Handle(request.outbox, request.cancel, lambda: self._queue_place(request))
 
+    def require_room(self) -> None:
+        """Raise QueueFullError if one more request could neither run nor wait, before anything is done for it."""
+        with self._changed:
+            try:
+                self._scheduler.require_room()
+            except QueueFullError:
+                self._counts["refused"] += 1
+                raise
+
     def _queue_place(self, request: Request) -> int:
         """1 for the request that runs next; 0 if it does not wait."""
         with self._changed:

@@ -114,14 +114,16 @@ def _seen(request: Request, vocab_size: int) -> Tensor:
 
 
 def _processed(request: Request, logits_1V: Tensor) -> Tensor:
-    """Logits [V] after the request's own processors; one that raises ends the request."""
+    """Logits [V] after the request's own processors, which forbid tokens by minus infinity; one that raises ends the
+    request.
+    """
     ids = torch.tensor([request.token_ids])
     try:
         for processor in request.processors:
             logits_1V = processor(ids, logits_1V)
     except Exception as error:
         request.fail(error)
-    return logits_1V[0]
+    return logits_1V[0].clamp(min=torch.finfo(logits_1V.dtype).min)
 
 
 @contextmanager

@@ -41,10 +41,18 @@ class Scheduler:
         self._admit()
         if len(self.waiting) > self.max_waiting:
             self.waiting.remove(request)
-            raise QueueFullError(
-                f"{len(self.running)} requests run and {self.max_waiting} wait; no more are taken.",
-                "Try again in a moment.",
-            )
+            raise self._full()
+
+    def require_room(self) -> None:
+        """Raise QueueFullError if one more request could neither run nor wait."""
+        if len(self.waiting) >= self.max_waiting and (self.waiting or len(self.running) >= self.max_running):
+            raise self._full()
+
+    def _full(self) -> QueueFullError:
+        return QueueFullError(
+            f"{len(self.running)} requests run and {self.max_waiting} wait; no more are taken.",
+            "Try again in a moment.",
+        )
 
     def remove(self, request: Request) -> None:
         """Let a request go that has ended, whether it ran or waited; those behind it move up."""

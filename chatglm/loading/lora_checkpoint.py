@@ -37,6 +37,9 @@ class StoredLora:
     listed: Mapping[str, StoredTensor]
     scales: Mapping[str, float]
 
+    def rank(self, layer: str) -> int:
+        return self.listed[self.tensors[layer, "A"]].shape[0]
+
     def size_bytes(self, dtype: torch.dtype) -> int:
         """What it takes when attached to a network of this type."""
         return dtype.itemsize * sum(math.prod(self.listed[name].shape) for name in self.tensors.values())

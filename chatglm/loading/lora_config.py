@@ -98,6 +98,10 @@ class LoraConfig:
                 raise UnsupportedModelError(f"{folder} was trained with {name}, which cannot be loaded here.", MERGE)
         return cls(path, keys)
 
+    def settings(self) -> dict[str, Any]:
+        """What decides about the update, as peft's config takes it, to train it further."""
+        return {name: self.keys[name] for name in RULES if self.keys.get(name) is not None}
+
     def ranks_and_scales(self, layers: Collection[str]) -> dict[str, tuple[int, float]]:
         """Layer -> rank and factor of B A."""
         patterns, found = _Patterns(self.path), {}

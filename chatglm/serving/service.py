@@ -12,15 +12,13 @@ from typing import Any
 
 from chatglm.cli.settings import Settings
 from chatglm.engine import Completion, Handle, Stats
-from chatglm.errors import PromptTooLongError, QueueFullError
+from chatglm.errors import QueueFullError
 from chatglm.generation.deltas import Delta
 from chatglm.messages import Message, check_history, to_messages
 from chatglm.pipeline import Pipeline
 from chatglm.serving.http_errors import CancelledError, DeadlineError, ShuttingDownError, WrongKeyError
 from chatglm.serving.prometheus import ServerMetrics
 
-# No vocabulary has longer tokens. Longer prompts are rejected unread: encoding megabytes takes seconds.
-MAX_TOKEN_CHARACTERS = 256
 CANCELLED = "The answer was cancelled before it was complete."
 
 
@@ -56,8 +54,6 @@ class RequestService:
 
     def complete(self, prompt: str, **parameters: Any) -> Answer:
         """Take a request to continue raw text, without chat template or system message; as `submit`."""
-        if len(prompt) > self.pipeline.context_limit * MAX_TOKEN_CHARACTERS:
-            raise PromptTooLongError(f"The prompt has {len(prompt)} characters, more than fit.", "Shorten it.")
         return self._admit(self.pipeline.complete, prompt, parameters)
 
     def _admit(self, submit: Any, prompt: str | Sequence[Message], parameters: dict[str, Any]) -> Answer:

@@ -17,6 +17,8 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 
 from chatglm.errors import InvalidRequestError, MissingFileError
 
+LORA_TARGET = "query_key_value"
+
 
 def _unused(default: Any = None) -> Any:
     return field(default=default, metadata={"help": "Accepted and ignored."})
@@ -32,14 +34,18 @@ class ModelArguments:
 
     model_name_or_path: str | None = _explained(None, 'Folder, hub id or "demo" (the default).')
     ptuning_checkpoint: str | None = _explained(None, "Prefix to start from, or to answer with.")
-    lora_checkpoint: str | None = _explained(None, "LoRA weights to start from, or to answer with.")
+    lora_checkpoint: str | None = _explained(
+        None, "LoRA weights to go on with, at their rank and alpha, or to answer with."
+    )
     quantization_bit: int | None = _explained(None, "4 or 8: quantize the base while it is read.")
     pre_seq_len: int | None = _explained(None, "P-Tuning v2: number of virtual positions.")
     prefix_projection: bool = _explained(False, "P-Tuning v2: make the prefix by a small network.")
     lora_rank: int | None = _explained(None, "LoRA: rank of the update.")
     lora_alpha: float | None = _explained(None, "LoRA: the update is scaled by alpha / rank; default 2 * rank.")
     lora_dropout: float = _explained(0.0, "LoRA: dropout before the update.")
-    lora_target: str = _explained("query_key_value", "LoRA: names of the layers, separated by commas.")
+    lora_target: str | None = _explained(
+        None, f"LoRA: names of the layers, separated by commas; default {LORA_TARGET}."
+    )
     merge_to: str | None = _explained(None, "LoRA: also write the whole model with the update in it, to a new folder.")
     dtype: str = _explained("auto", "Type of the base: auto, fp32, bf16 or fp16. What is trained is fp32.")
     recompute: str = _explained(

@@ -13,7 +13,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -23,9 +23,10 @@ from chatglm.atomic import atomic_path, write_text
 from chatglm.checkpoints import WeightFiles, iter_tensors
 from chatglm.errors import InvalidRequestError, MismatchError, MissingFileError, TrainingError
 from chatglm.loading.base_model import base_fingerprint
+from chatglm.loading.lora_checkpoint import StoredLora, check_lora_fits, find_lora
 from chatglm.loading.prefix_checkpoint import check_prefix_fits, find_prefix
 from chatglm.nn.prefix_encoder import PrefixEncoder
-from chatglm.training.arguments import ModelArguments
+from chatglm.training.arguments import LORA_TARGET, ModelArguments
 
 # With more parameters than this, activations are recomputed unless the user says otherwise.
 LARGE_MODEL = 500_000_000
@@ -146,13 +147,11 @@ class Lora(Recipe):
             ) from None
         from chatglm.quantization.layers import QuantizedLinear
 
-        config = peft.LoraConfig(
-            r=model.lora_rank or 8,
-            lora_alpha=cast(Any, model.lora_alpha or 2 * (model.lora_rank or 8)),  # fractions are allowed
-            lora_dropout=model.lora_dropout,
-            target_modules=[name.strip() for name in model.lora_target.split(",")],
-            task_type="CAUSAL_LM",
-        )
+        start = lora_to_continue(model)
+        if start is not None:
+            check_lora_fits(network, start)
+        settings = _new_settings(model) if start is None else start.config.settings()
+        config = peft.LoraConfig(**settings, lora_dropout=model.lora_dropout, task_type="CAUSAL_LM")
         config._register_custom_module({QuantizedLinear: peft.tuners.lora.Linear})
         try:
             with warnings.catch_warnings():
@@ -160,28 +159,77 @@ class Lora(Recipe):
                 warnings.simplefilter("ignore")
                 self.trained = peft.get_peft_model(network, config)
         except ValueError as error:
-            raise InvalidRequestError(f"--lora_target {model.lora_target}: {error}") from None
+            raise InvalidRequestError(f"--lora_target {model.lora_target or LORA_TARGET}: {error}") from None
         for parameter in self.state().values():
             parameter.data = parameter.data.float()
+        if start is not None:
+            self._fill(start)
 
     def load(self, folder: Path) -> None:
+        self._fill(find_lora(folder))
+
+    def _fill(self, lora: StoredLora) -> None:
+        """Take the values of an update whose layers, ranks and scales are those that are trained."""
         from peft import set_peft_model_state_dict
 
-        result: Any = set_peft_model_state_dict(self.trained, self._read(folder))
-        lost = [name for name in result.missing_keys if "lora_" in name]
-        if lost or result.unexpected_keys:
-            name = (lost or result.unexpected_keys)[0]
-            raise MismatchError(
-                f"The LoRA update in {folder} does not fit: {name}.", "Give the rank it was trained with."
-            )
+        layers = {name: module for name, module in self.network.named_modules() if hasattr(module, "lora_A")}
+        mine = {name: (layer.r["default"], layer.scaling["default"]) for name, layer in layers.items()}
+        stored = {name: (lora.rank(name), scale) for name, scale in lora.scales.items()}
+        for name in sorted(mine.keys() | stored.keys()):
+            if mine.get(name) != stored.get(name):
+                raise MismatchError(
+                    f"The LoRA update in {lora.path} does not fit: {name} has {_words(stored.get(name))} there, "
+                    f"{_words(mine.get(name))} in this run.",
+                    "Give the --lora_rank, --lora_alpha and --lora_target that it was trained with.",
+                )
+        values = {f"base_model.model.{layer}.lora_{part}.weight": value for (layer, part), value in lora.read().items()}
+        set_peft_model_state_dict(self.trained, values)
 
     def _write(self, folder: Path, tensors: dict[str, Tensor]) -> None:
         named = {f"base_model.model.{name.replace('.default.', '.')}": value for name, value in tensors.items()}
         config = self.trained.peft_config["default"].to_dict()
         config["inference_mode"], config["base_model_name_or_path"] = True, self.notes["base"]
-        config["target_modules"] = sorted(config["target_modules"])
-        write_text(folder / "adapter_config.json", json.dumps(config, indent=2, default=str))
+        write_text(folder / "adapter_config.json", json.dumps(config, indent=2, default=_as_json))
         _write_tensors(folder / self.weight_name, named, self.notes)
+
+
+def lora_to_continue(model: ModelArguments) -> StoredLora | None:
+    """The update that training goes on with; raises CheckpointError, or InvalidRequestError for flags that differ."""
+    if model.lora_checkpoint is None:
+        return None
+    lora = find_lora(model.lora_checkpoint)
+    rank, alpha, names = lora.config.keys["r"], lora.config.keys["lora_alpha"], _names(model.lora_target)
+    used = {name for layer in lora.scales for name in names if f".{layer}".endswith(f".{name}")}
+    are_others = used != names or not all(f".{layer}".endswith(tuple(f".{n}" for n in names)) for layer in lora.scales)
+    for flag, asked, stored, differs in (
+        ("rank", model.lora_rank, rank, model.lora_rank != rank),
+        ("alpha", model.lora_alpha, alpha, model.lora_alpha != alpha),
+        ("target", model.lora_target, ", ".join(sorted(lora.scales)[:5]), are_others),
+    ):
+        if asked is not None and differs:
+            raise InvalidRequestError(
+                f"--lora_{flag} is {asked}, but the update in {model.lora_checkpoint} has {stored}.",
+                f"Leave --lora_{flag} out, or start without --lora_checkpoint.",
+            )
+    return lora
+
+
+def _names(target: str | None) -> set[str]:
+    return {name.strip() for name in (target or LORA_TARGET).split(",")}
+
+
+def _new_settings(model: ModelArguments) -> dict[str, Any]:
+    rank = model.lora_rank or 8
+    alpha = model.lora_alpha or 2 * rank  # fractions are allowed
+    return {"r": rank, "lora_alpha": alpha, "target_modules": sorted(_names(model.lora_target))}
+
+
+def _words(settings: tuple[int, float] | None) -> str:
+    return f"rank {settings[0]}, scale {settings[1]:g}" if settings is not None else "no update"
+
+
+def _as_json(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set) else str(value)
 
 
 class Full(Recipe):

@@ -23,7 +23,7 @@ from chatglm.training.forecast import forecast
 from chatglm.training.forgetting import summary, write_report
 from chatglm.training.merging import merge
 from chatglm.training.metrics import check_installed, score_texts
-from chatglm.training.recipes import Recipe, Untrained, make_recipe
+from chatglm.training.recipes import Recipe, Untrained, lora_to_continue, make_recipe
 from chatglm.training.records import Columns, Records, read_records
 from chatglm.training.resuming import check_checkpoint
 from chatglm.training.trainer import RecipeTrainer, checkpoints, last_checkpoint, step_of
@@ -145,7 +145,7 @@ def _read(arguments: Arguments, report: Report) -> dict[str, Records]:
 def _load(arguments: Arguments, report: Report) -> LoadedModel:
     model, training = arguments.model, arguments.training
     # To train them further, peft attaches the LoRA weights itself.
-    is_lora_trained = training.do_train and model.lora_checkpoint
+    is_lora_trained = training.do_train and lora_to_continue(model) is not None
     return load(
         model.model_name_or_path,
         device=_device(training),
@@ -175,8 +175,6 @@ class _Session:
 
             transformers.set_seed(training.seed)  # before the recipe initializes what is trained
             self._recipe: Recipe = make_recipe(arguments.method, loaded.model, base, arguments.model)
-            if arguments.model.lora_checkpoint:
-                self._recipe.load(Path(arguments.model.lora_checkpoint))
         else:
             self._recipe = Untrained(loaded.model, base, arguments.method)
         self._lengths = Lengths(data.max_source_length, data.max_target_length)

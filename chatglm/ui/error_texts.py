@@ -42,6 +42,7 @@ _CHINESE = tuple(
             "问题太长，放不进 {0} 个 token。请缩短问题，或调大“最大长度”。",
         ),
         (r"The message is .+ long; fewer than (.+?)(?: tokens)? fit\.", "问题太长，放不进 {0} 个 token。请缩短问题。"),
+        (r"The prompt is .+ long; (.+) tokens fit\.", "问题太长，放不进 {0} 个 token。请缩短问题。"),
         (
             r"The prompt has (.+) tokens, but prompt and answer together may have (.+)\. .*max_length",
             "提示有 {0} 个 token，而提示与回答合计最多 {1} 个。请缩短问题，或调大“最大长度”。",
@@ -121,8 +122,10 @@ def error_text(error: Exception, language: Language) -> str:
     text = str(error)
     if isinstance(error, CheckpointError):  # some of these say all in both languages, sentence by sentence
         sentences = _SENTENCE.split(text)
-        text = " ".join(each for each in sentences if each.endswith(("。", "？", "！")) == (language == "zh")) or text
-        return text if language == "en" or text != str(error) else _wrapped(error)
+        in_chinese = [each for each in sentences if each.endswith(("。", "？", "！"))]
+        if language == "zh":
+            return "".join(in_chinese) or _wrapped(error)
+        return " ".join(each for each in sentences if each not in in_chinese) or text
     if language == "en":
         return text
     for pattern, chinese in _CHINESE:

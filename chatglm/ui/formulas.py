@@ -25,6 +25,10 @@ _FORMS = {
     r"\[": re.compile(rf"\\\[((?:[^\\]|\\[^\]]){{1,{MAX_LENGTH}}}?)\\\]"),
     r"\(": re.compile(rf"\\\(((?:[^\\]|\\[^)]){{1,{MAX_LENGTH}}}?)\\\)"),
 }
+# What stands bare in a formula, outside commands and braces.
+_NOT_BARE = re.compile(r"\\[A-Za-z]+|\\.|\{[^{}]*\}")
+_WORD, _CHINESE = re.compile(r"[A-Za-z]{2,}|[\u4e00-\u9fff]"), re.compile(r"[\u4e00-\u9fff]")
+_AMOUNT = re.compile(r"\d[\d.,]*\s*[,，、;；。\u4e00-\u9fff]")
 _CLOSING = {"$$": "$$", "$": "$", r"\[": r"\]", r"\(": r"\)"}
 
 
@@ -47,7 +51,11 @@ def _formula(state: StateInline, silent: bool) -> bool:
     if opening is None or state.pos < state.env.get(opening, 0):
         return False
     found = _FORMS[opening].match(state.src, state.pos)
-    if found is None or not found[1].strip():
+    if (
+        found is None
+        or not found[1].strip()
+        or (opening == "$" and _is_price(found[1], state.src[found.end() : found.end() + 2]))
+    ):
         if opening[0] == "\\":
             state.env[opening] = state.pos + MAX_LENGTH
         return False
@@ -58,6 +66,17 @@ def _formula(state: StateInline, silent: bool) -> bool:
         token.info = found[0]
     state.pos = found.end()
     return True
+
+
+def _is_price(tex: str, following: str) -> bool:
+    """Whether two `$` stand for money or a variable: words between them, and a name, an amount or Chinese with it."""
+    bare = _NOT_BARE.sub(" ", tex)
+    has_word = _WORD.search(bare) is not None
+    if following[:1].isascii() and following[:1].isalpha():
+        return has_word or tex[-1] in ",，、;；:：/"
+    if not tex[0].isdigit():
+        return False
+    return has_word if re.match(r"\s\d", following) else bool(_AMOUNT.match(tex) and _CHINESE.search(bare))
 
 
 def _formula_lines(state: StateBlock, start: int, end: int, silent: bool) -> bool:

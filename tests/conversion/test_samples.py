@@ -51,11 +51,11 @@ def test_plain_text_is_cut_into_prompts_and_what_follows(report: ValidationRepor
 def test_conversations_are_the_prompts_of_a_chat(report: ValidationReport, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"prompt": "hello", "response": "world", "history": [["how", "are you"]]},
-        {"content": "天气", "summary": "很好"},
+        {"content": "天\u2028气\x85", "summary": "很\u2029好"},
         {"prompt": "fox " * 100, "response": "brown " * 100},
     ]
     path = tmp_path / "chats.jsonl"
-    path.write_text("\n\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    path.write_text("\r\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
     found = {sample.input_ids[-2]: sample for sample in read(path, report)}
     assert len(found) == 3
     for row in rows[:2]:

@@ -145,6 +145,18 @@ def test_processors_see_ids_and_scores() -> None:
     assert seen == [(1, 3), (1, 4), (1, 5)]
 
 
+def test_processors_may_forbid_tokens() -> None:
+    """By minus infinity, as transformers' own do; from the network itself it would mean an overflow."""
+    forbids_l = lambda ids, scores: scores.index_fill(1, torch.tensor([ord("l")]), -torch.inf)  # noqa: E731
+    for do_sample in (False, True):
+        config = GenerationConfig(do_sample=do_sample, temperature=0.01, max_new_tokens=5)
+        deltas = list(
+            stream_alone(ScriptedDecoder("hello"), CharacterTokenizer(), PROMPT, config, processors=[forbids_l])
+        )
+        assert text_of(deltas).startswith("he")
+        assert "l" not in text_of(deltas)
+
+
 @pytest.mark.parametrize("case", ["greedy", "greedy_mask"])
 def test_loop_equals_the_original(case: str) -> None:
     golden = tensors("chatglm_v1/main", case)

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from chatglm.errors import (
-    ModelNotFoundError,
-)
+from chatglm.__main__ import main
+from chatglm.errors import ModelNotFoundError
 from chatglm.loading import examine, find_folder, load, loader, sources
 from chatglm.pipeline import load_pipeline
 from tests.loading.folders import load_cpu
@@ -116,6 +115,9 @@ def test_a_folder_of_the_hub_s_cache_means_its_main_version(cached: Path) -> Non
     with load_pipeline(cached) as pipe:
         assert pipe.name == "chatglm-6b"
         assert pipe.chat("hello", max_new_tokens=2)
+    assert main(["doctor", str(cached)]) == main(["convert", str(cached), str(cached.parent / "plain")]) == 0
+    assert all(path.is_file() and not path.is_symlink() for path in (cached.parent / "plain").iterdir())
+    assert examine(cached.parent / "plain").is_healthy
     (cached / "refs" / "main").unlink()
     with pytest.raises(ModelNotFoundError, match=r"no version 'refs/main'.*aaa.*bbb.*one of the folders in snapshots"):
         find_folder(cached)

@@ -247,6 +247,37 @@ def test_resuming_and_continuing(base: Path, rows: Path, tmp_path: Path) -> None
     run(arguments(base, rows, tmp_path / "again", **again))
     kept = load_file(tmp_path / "again" / "adapter_model.safetensors")
     assert all(torch.equal(ends[0][name], kept[name]) for name in kept)
+    with pytest.raises(
+        CheckpointError, match=r"attention.query_key_value has rank 2, scale 2 there, .* scale 8 in this"
+    ):
+        run(arguments(base, rows, tmp_path / "cut", resume_from_checkpoint="true", **options, lora_alpha=16))
+
+
+def test_continuing_takes_the_settings_of_the_update(base: Path, rows: Path, tmp_path: Path) -> None:
+    """Each layer has its rank and scale, and the folder written says so again."""
+    network: Any = load(base).model
+    update = random_update(network, 0.5)
+    update = {name: pair for name, pair in update.items() if name != "transformer.layers.0.mlp.dense_h_to_4h"}
+    update |= random_update(network, 0.5, ["dense_4h_to_h"], rank=3)
+    folder = write_update(tmp_path / "start", update)
+    settings = {"r": 2, "lora_alpha": 3, "use_rslora": True, "rank_pattern": {".*4h_to_h": 3}}
+    settings |= {"target_modules": r".*\.(dense\w*|query_key_value)", "alpha_pattern": {"layers.1.attention.dense": 5}}
+    _changed(folder, **settings, exclude_modules=["layers.0.mlp.dense_h_to_4h"])
+    options = {"lora_checkpoint": folder, "do_train": True, "max_steps": 1, "learning_rate": 0.0}
+    run(arguments(base, rows, tmp_path / "more", **options))
+    before, after = (load(base, lora_checkpoint=tmp_path / name).model for name in ("start", "more"))
+    torch.testing.assert_close(_logits(after), _logits(before))
+    assert not torch.allclose(_logits(before), _logits(network), atol=1e-2)
+    for flags, words in (
+        ({"lora_rank": 4}, "--lora_rank is 4, but .* has 2"),
+        ({"lora_alpha": 4}, "--lora_alpha is 4.0, but .* has 3"),
+        ({"lora_target": "query_key_value"}, "--lora_target is query_key_value, but .* has .*dense"),
+    ):
+        with pytest.raises(InvalidRequestError, match=words):
+            run(arguments(base, rows, tmp_path / "x", **options, **flags))
+    _changed(folder, init_lora_weights="pissa")
+    with pytest.raises(CheckpointError, match="init_lora_weights 'pissa'"):
+        run(arguments(base, rows, tmp_path / "x", **options))
 
 
 MISTAKES = {

@@ -14,18 +14,24 @@ PAUSE = "⏸"
 
 
 class EchoPipeline:
-    """Answers with the question, line by line; at each `PAUSE` it waits for `go_on`."""
+    """Answers with the question, line by line; at each `PAUSE` it waits for `go_on`.
+
+    Attributes:
+        options: parameters of the latest request.
+    """
 
     name, precision, is_demo, context_limit = "echo", "fp32 on cpu", False, 1024
     defaults = {"max_length": 1024, "temperature": 0.9, "top_p": 0.7, "top_k": 50}
 
     def __init__(self) -> None:
         self._permits = threading.Semaphore(0)
+        self.options: dict[str, Any] = {}
 
     def go_on(self) -> None:
         self._permits.release()
 
     def submit(self, messages: Sequence[Message], *, cancel: threading.Event, **options: Any) -> FakeHandle:
+        self.options = options
         return FakeHandle(self._answer(messages[-1].content, cancel))
 
     def has_room(self, messages: Sequence[Message], answer_start: str) -> bool:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from anyio import open_file  # noqa: F401  a server's thread would import it, and two threads that compile break CPython 3.11
 
 from chatglm.cli.parsing import model_options
 from chatglm.engine.decoder import BatchDecoder

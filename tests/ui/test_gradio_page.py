@@ -97,6 +97,31 @@ def test_calls_in_any_form_get_a_message(page: Any) -> None:
         served.stop(bad)
     assert served.open({"file": '{"messages": [{"role": "user", "content": "a"}]}'})["rounds"] == []
     assert served.show({"conversation": conversation()}) == {"html": ""}
+    for num_tokens, can_go_on in ((1023, True), (1024, False)):
+        cut = conversation(Round("a", (Reply("x" * num_tokens, "length"),)))
+        assert ('data-action="continue"' in served.show({"conversation": cut})["html"]) == can_go_on
+        messages = answers(page, action="continue", index=0, conversation=cut)
+        assert (messages[-1].get("error") == "") == can_go_on
+    assert messages == [{"key": "k", "running": False, "error": "The context is full: this answer cannot go on."}]
+
+
+def test_a_fault_of_the_server_is_told_and_logged(
+    page: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The reader gets the error of the page's language, the terminal the rest; the answer ends."""
+
+    def fail(*arguments: object) -> None:
+        raise TypeError("secret")
+
+    served: Any = next(block for block in page.blocks.blocks.values() if hasattr(block, "show"))
+    told = "Internal error; the server's terminal says more."
+    for name in ("pending_html", "transcript_of"):
+        monkeypatch.setattr(f"chatglm.ui.gradio.gradio_page.{name}", fail)
+        (message,) = answers(page, action="ask", question="x", conversation=conversation())
+        assert (message["running"], message["error"]) == (False, told)
+        assert "TypeError: secret" in capsys.readouterr().err
+    assert served.show({"conversation": conversation()}) == {"error": told}
+    assert "TypeError: secret" in capsys.readouterr().err
 
 
 def test_a_finished_round() -> None:

@@ -24,8 +24,8 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def endless(tiny_folder: Path, _clean_module_environment: None) -> Iterator[str]:
     """A page with a model whose answers are long nonsense; one is answered, one waits."""
-    flags = ("--model", str(tiny_folder), "--max-running", "1", "--max-waiting", "1")
-    with served(*flags) as address:
+    flags = ("--max-running", "1", "--max-waiting", "1", "--top-p", "0.855")
+    with served("--model", str(tiny_folder), *flags) as address:
         yield address
 
 
@@ -46,6 +46,7 @@ def test_versions_of_an_answer_and_going_on_with_one(profile: Profile, endless: 
     """The length ends an answer; the seed gives it again, a retry another; arrows lead back; it is continued."""
     with Person(profile.open(endless)) as person:
         assert person.page.locator("#max_length").get_attribute("max") == "2048"
+        assert person.chosen("top_p") == ["0.855"]
         person.choose(max_length="24", temperature="0.9", seed="7")
         first = person.ask_and_wait("hello")
         assert "已达到长度上限" in person.note()
@@ -74,12 +75,20 @@ def test_versions_of_an_answer_and_going_on_with_one(profile: Profile, endless: 
         person.page.locator(".editor textarea").press("Enter")
         person.until(lambda: person.questions.count() == 1)
         person.answer()
-        person.notices.get_by_role("button", name="撤销").click()
+        person.undo()
         person.until(lambda: person.questions.count() == 4)
         person.choose(seed="-1")
         person.ask("not asked")
         assert person.page.evaluate("document.activeElement.id") == "seed"
         assert (person.box.input_value(), person.questions.count()) == ("not asked", 4)
+
+
+def wait_in_queue(person: Person) -> None:
+    """Try again until there is room: the engine drops a cancelled request with its next step."""
+    waiting = person.page.get_by_text("排队中，第 1 位")
+    retry = person.page.locator("[data-action=retry]:visible")
+    person.look()
+    person.until(lambda: waiting.count() or (retry.count() and person.do("retry")))
 
 
 def test_a_queue_of_visitors(profile: Profile, endless: str) -> None:
@@ -93,7 +102,7 @@ def test_a_queue_of_visitors(profile: Profile, endless: str) -> None:
         for person in (third, second, first):
             person.look()
             person.choose(max_length="2048")
-        first.ask("hello")
+        first.ask("first")
         first.until(lambda: first.texts.count() and len(first.texts.last.inner_text()) > 5)
         second.ask("me too")
         second.page.get_by_text("排队中，第 1 位").wait_for()
@@ -102,27 +111,43 @@ def test_a_queue_of_visitors(profile: Profile, endless: str) -> None:
         error = third.page.locator("article.answer .error")
         assert error.inner_text() == "已有 1 个问题正在回答，1 个在排队，暂时不再接收。请稍后重试。"
 
-        second.stop()
-        second.until(lambda: "已停止" in second.note())
-        third.do("retry")
-        third.page.get_by_text("排队中，第 1 位").wait_for()
+        second.look()
+        second.new()  # its question leaves the queue
+        assert "me too" not in second.titles.all_inner_texts()
+        wait_in_queue(third)
+        third.stop()
+        third.until(lambda: "已停止" in third.note())
+        second.ask("once more")
+        wait_in_queue(second)
+        first.look()
         first.box.press("Escape")
         first.until(lambda: "已停止" in first.note())
         kept = first.texts.last.inner_text()
-        third.look()
-        third.until(third.texts.count)
+        second.look()
+        second.until(second.texts.count)
         first.reload()
         assert first.answer() == kept
 
-        third.page.close()  # in the middle of its answer
-        second.new()
-        second.ask("again")
-        second.until(second.texts.count)
-        second.new()  # the answer goes on
-        second.titles.first.click()
-        second.until(lambda: second.texts.count() and second.page.locator("#page.running").count())
-        second.stop()
-        second.answer()
+        second.do_listed("delete", "once more")  # in the middle of its answer
+        first.ask("again")
+        first.until(lambda: first.texts.count() == 2)
+        second.look()
+        second.undo()
+        second.until(lambda: second.texts.count() and "已停止" in second.note())
+
+        first.look()
+        first.new()  # the answer goes on
+        first.titles.get_by_text("first", exact=True).click()
+        first.until(lambda: first.texts.count() == 2 and first.page.locator("#page.running").count())
+        first.new()
+        first.ask("elsewhere")
+        first.page.get_by_text("已停止“first”中的回答").wait_for()
+        first.until(first.texts.count)
+        first.page.close()  # in the middle of its answer
+        third.ask("at last")
+        third.until(third.texts.count)
+        third.titles.get_by_text("first", exact=True).click()
+        third.until(lambda: third.texts.count() == 2 and "已停止" in third.note())
 
 
 def test_a_server_that_goes_and_comes_back(browser: Any) -> None:

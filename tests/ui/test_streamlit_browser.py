@@ -194,6 +194,17 @@ def test_markdown_on_a_phone(browser: Any, server: Server) -> None:
             assert place["x"] + place["width"] <= 390
 
 
+@pytest.mark.parametrize(("host", "status"), [("localhost", 101), ("127.0.0.1", 101), ("evil.example", 403)])
+def test_only_local_names_get_a_conversation(server: Server, host: str, status: int) -> None:
+    server.wait()
+    head = f"GET /_stcore/stream HTTP/1.1\r\nHost: {host}:{server.port}\r\nOrigin: http://{host}:{server.port}\r\n"
+    upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    key = f"Sec-WebSocket-Key: {22 * 'A'}==\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), PATIENCE_S) as connection:
+        connection.sendall(f"{head}{upgrade}{key}\r\n".encode())
+        assert connection.recv(100).split()[1] == str(status).encode()
+
+
 @pytest.mark.slow
 def test_two_at_once_wait_for_their_own_turns_and_leave(browser: Any, server: Server, guest: Guest) -> None:
     num_cancelled = server.log.count("cancelled")

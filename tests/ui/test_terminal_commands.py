@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from chatglm.cells import cell_width
+from chatglm.ui.notes import CONTEXT_FULL
 from chatglm.ui.rounds import Reply, Round
 from chatglm.ui.terminal.commands import (
     BY_SLASH,
     COMMANDS,
-    CONTEXT_FULL,
     NOTHING_TO_CONTINUE,
     NOTHING_TO_UNDO,
     help_text,
@@ -132,6 +132,11 @@ def test_a_cut_answer_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     talk.session.rounds = [Round("a", (Reply("x" * 2048, "length"),))]
     talk.run()
     assert CONTEXT_FULL in capsys.readouterr().out
+    full = FakePipeline()
+    full.context_limit = 4
+    make_chat(Lines("long"), full).run()
+    assert CONTEXT_FULL in (notes := capsys.readouterr().out)
+    assert "/continue" not in notes
 
 
 def test_saved_conversations_open_with_what_belongs_to_them(
@@ -142,6 +147,7 @@ def test_saved_conversations_open_with_what_belongs_to_them(
     pipeline, session, _ = chat("/load 'my chat.json'", "三", "/load absent.json", "/load .", "/load ~nobody-at-all/x")
     assert session.system == "简短回答"
     assert session.options["temperature"] == 0.5
+    session.save("my chat.json")  # what was opened may be replaced
     assert pipeline.calls[0][0] == ["简短回答", "一", "一", "二", "二", "三"]
     streams = capsys.readouterr()
     assert "用户：二\n\nChatGLM-6B：二\n" in streams.out

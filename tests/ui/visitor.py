@@ -6,7 +6,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from axe_playwright_python.sync_playwright import Axe
+
 from tests.ui.browser import PATIENCE_MS
+
+# A question that an echo draws in many ways.
+EVERYTHING = "```python\nx = 1  # note\n```\n| a | b |\n|-|-|\n| 1 | 2 |\n\n$$x^2$$ `code` [link](http://a.b)"
 
 
 class Person:
@@ -23,6 +28,7 @@ class Person:
         self.titles = page.locator("#conversations .title")
         self.scroller = page.locator("#scroller")
         self.box.wait_for()
+        self.has_keyboard = page.evaluate("matchMedia('(pointer: fine)').matches")
 
     def __enter__(self) -> Person:
         return self
@@ -37,7 +43,10 @@ class Person:
     def ask(self, question: str) -> None:
         self.look()
         self.box.fill(question)
-        self.box.press("Enter")
+        if self.has_keyboard:
+            self.box.press("Enter")
+        else:
+            self.page.locator("#send").tap()
 
     def ask_and_wait(self, question: str) -> str:
         """The answer."""
@@ -81,6 +90,42 @@ class Person:
             self.page.locator("#settings summary").click()
         for name, value in settings.items():
             self.page.locator(f"#{name}").fill(value)
+
+    def chosen(self, *names: str) -> list[str]:
+        return [self.page.locator(f"#{name}").input_value() for name in names]
+
+    def open_file(self, name: str, data: str | bytes) -> None:
+        buffer = data if isinstance(data, bytes) else data.encode()
+        self.page.locator("#file").set_input_files({"name": name, "mimeType": "application/json", "buffer": buffer})
+
+    def do_listed(self, action: str, title: str) -> Any:
+        """Press a button of a conversation in the list; returns the list's item."""
+        self.look()
+        item = self.page.locator("#conversations li", has=self.page.get_by_title(title, exact=True))
+        item.hover()
+        item.locator(f"[data-action={action}]").click()
+        return item
+
+    def rename(self, title: str, new: str) -> None:
+        self.do_listed("rename", title)
+        field = self.page.locator("#conversations input")
+        field.fill(new)
+        field.press("Enter")
+
+    def undo(self) -> None:
+        self.notices.get_by_role("button", name="撤销").click()
+
+    def focused(self) -> str:
+        """The id of what has the focus."""
+        return str(self.page.evaluate("document.activeElement.id"))
+
+    def obstacles(self) -> list[tuple[str, str]]:
+        """What axe finds serious in the page as it is, in both themes."""
+        found = []
+        for theme in ("light", "dark"):
+            self.page.evaluate("(theme) => (document.documentElement.style.colorScheme = theme)", theme)
+            found += Axe().run(self.page).response["violations"]
+        return [(each["id"], each["nodes"][0]["html"]) for each in found if each["impact"] in ("serious", "critical")]
 
     def copied(self) -> str:
         return str(self.page.evaluate("navigator.clipboard.readText()"))

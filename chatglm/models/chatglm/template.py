@@ -8,16 +8,16 @@ messages of one speaker are joined by newlines; an answer before any query gets 
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from chatglm.errors import InvalidRequestError, PromptTooLongError
 from chatglm.messages import Message
-from chatglm.models.encoded_prompt import EncodedPrompt
+from chatglm.models.encoded_prompt import EncodedPrompt, least_tokens
 
-# No token of the vocabulary stands for more characters: the longest is the run of 80 blanks. What is longer than so
-# many characters for every token that fits is dropped or refused unread: encoding megabytes takes seconds.
+# No token of the vocabulary stands for more characters: the longest is the run of 80 blanks.
 LONGEST_TOKEN = 80
 # `[Round 0]`, `问：`, `答：` and their line ends are more tokens than this, whatever is asked and answered.
 LEAST_ROUND_TOKENS = 6
@@ -29,12 +29,18 @@ class _Conversation:
     rounds: list[tuple[str, str]]
     query: str
 
-    def rounds_beyond(self, num_tokens: int) -> int:
-        """How many of the oldest rounds cannot be among the newest so many tokens, by their characters and number."""
-        left = num_tokens * LONGEST_TOKEN - len(self.system) - len(self.query)
+    def is_long(self, num_tokens: int) -> bool:
+        """Whether encoding it once more, to see which rounds fit, costs less than encoding all of it."""
+        num_characters = sum(len(asked) + len(answered) for asked, answered in self.rounds)
+        return num_characters + len(self.rounds) * LEAST_ROUND_TOKENS > 4 * num_tokens
+
+    def rounds_beyond(self, num_tokens: int, tokenizer: Any) -> int:
+        """How many of the oldest rounds cannot be among the newest so many tokens."""
+        left = num_tokens
         for number in reversed(range(len(self.rounds))):
-            left -= len(self.rounds[number][0]) + len(self.rounds[number][1])
-            if left < 0 or (len(self.rounds) - number) * LEAST_ROUND_TOKENS > num_tokens:
+            left -= LEAST_ROUND_TOKENS
+            left -= sum(least_tokens(tokenizer, text, left) for text in self.rounds[number] if left >= 0)
+            if left < 0:
                 return number + 1
         return 0
 
@@ -64,13 +70,14 @@ def encode_chat(tokenizer: Any, messages: Sequence[Message], limit: int) -> Enco
         ids = tokenizer.encode_plain(conversation.render(dropped_rounds))
         return tokenizer.build_inputs_with_special_tokens(ids)
 
-    num_characters = len(conversation.system) + len(conversation.query)
-    if num_characters > limit * LONGEST_TOKEN:
+    alone = conversation.system + conversation.query
+    num_least = least_tokens(tokenizer, alone, limit) if len(alone) <= limit * LONGEST_TOKEN else limit
+    if num_least >= limit:
         raise PromptTooLongError(
-            f"The message is {num_characters} characters long; fewer than {limit} tokens fit.",
+            f"The message is {len(alone)} characters long; fewer than {limit} tokens fit.",
             "Shorten it, or raise max_length.",
         )
-    dropped = conversation.rounds_beyond(limit)
+    dropped = conversation.rounds_beyond(limit - num_least, tokenizer) if conversation.is_long(limit) else 0
     input_ids = encode(dropped)
     if len(input_ids) >= limit:
         # Every dropped round shortens the prompt, so the fewest that help are found by halving.
@@ -87,14 +94,8 @@ def encode_chat(tokenizer: Any, messages: Sequence[Message], limit: int) -> Enco
 def _arrange(messages: Sequence[Message]) -> _Conversation:
     """Sort messages into system lines, complete rounds and the query that waits for an answer."""
     system = "".join(f"{message.content}\n" for message in messages if message.role == "system" and message.content)
-    spoken: list[Message] = []
-    for message in messages:
-        if message.role == "system":
-            continue
-        if spoken and spoken[-1].role == message.role:
-            spoken[-1] = Message(message.role, f"{spoken[-1].content}\n{message.content}")
-        else:
-            spoken.append(message)
+    by_speaker = itertools.groupby((one for one in messages if one.role != "system"), key=lambda one: one.role)
+    spoken = [Message(role, "\n".join(one.content for one in group)) for role, group in by_speaker]
     if not spoken or spoken[-1].role != "user":
         raise InvalidRequestError("The conversation does not end with a message of the user.")
     *earlier, query = spoken

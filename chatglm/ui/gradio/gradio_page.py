@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -103,12 +104,11 @@ class GradioPage:
         try:
             key = _text(request, "key")
             session, index, deltas = self._start(request)
-        except ChatGLMError as error:
-            yield {"key": request.get("key"), "running": False, "error": error_text(error, language)}
-            return
-        assert session.pending is not None
-        with self._registered(key, session):
-            yield from _messages(key, session, session.pending, index, deltas, language, self._limit)
+            assert session.pending is not None
+            with self._registered(key, session):
+                yield from _messages(key, session, session.pending, index, deltas, language, self._limit)
+        except Exception as error:
+            yield {"key": request.get("key"), "running": False, "error": _told(error, language)}
 
     def stop(self, request: dict[str, Any]) -> None:
         """End an answer and keep its text."""
@@ -201,6 +201,7 @@ def _messages(
             "running": True,
             "index": index,
             "html": drawn,
+            "place": pending.queue_place,
             "round": round_ and round_.to_json(),
             "beat": round(started, 1),
         }
@@ -221,11 +222,18 @@ def _served(function: Callable[[dict[str, Any]], Any]) -> Callable[[Any], Any]:
     def serve(request: Any) -> Any:
         try:
             return function(_object(request)) or {}
-        except ChatGLMError as error:
-            return {"error": error_text(error, language_of(_object(request).get("language")))}
+        except Exception as error:
+            return {"error": _told(error, language_of(_object(request).get("language")))}
 
     serve.__name__ = function.__name__
     return serve
+
+
+def _told(error: Exception, language: Language) -> str:
+    """What the page says of an error; one that is not ours goes to the server's terminal too."""
+    if not isinstance(error, ChatGLMError):
+        traceback.print_exception(error)
+    return error_text(error, language)
 
 
 def _object(data: Any) -> dict[str, Any]:

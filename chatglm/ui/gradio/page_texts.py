@@ -42,6 +42,8 @@ _CHINESE = {
     "nothing": "对话为空，没有可保存的内容",
     "storage_full": "浏览器的存储空间已满，这段对话关闭页面后会丢失：请删除旧对话，或把它保存为文件。",
     "unreachable": "服务器没有响应。对话保存在这个浏览器里；服务器恢复后，页面会自动重新载入。",
+    "not_served": "服务器没有处理这次请求，请重试。",
+    "stopped_elsewhere": "已停止“{title}”中的回答，回答到此为止的文字已保留",
     "limit": "上下文 {limit}",
     "greeting": "有什么可以帮忙的？",
     "starters": "可以这样开始",
@@ -120,6 +122,8 @@ _ENGLISH = {
     "conversations, or save this one as a file.",
     "unreachable": "The server does not answer. Your conversations are kept in this browser; the page reloads when the "
     "server is back.",
+    "not_served": "The server did not serve this request; try again.",
+    "stopped_elsewhere": "Stopped the answer in “{title}” and kept its text so far",
     "limit": "context {limit}",
     "greeting": "What can I help with?",
     "starters": "Ways to begin",

@@ -43,6 +43,7 @@ def kept(session: ChatSession) -> Transcript:
 
 def show_conversation(session: ChatSession, context_limit: int, texts: Texts) -> None:
     """Draw all rounds and, if an answer is pending, keep drawing it."""
+    pending = session.pending  # it may end while the page is drawn: then all is drawn again
     if num := session.num_forgotten:
         st.caption(texts("forgotten", limit=MAX_ROUNDS, rounds=num))
     for index, round_ in enumerate(session.rounds):
@@ -51,7 +52,7 @@ def show_conversation(session: ChatSession, context_limit: int, texts: Texts) ->
         with st.chat_message("assistant"):
             _show_reply(round_.reply, index, context_limit, texts, is_full=session.is_full(round_))
             _show_actions(session, round_, index, texts)
-    if (pending := session.pending) is not None:
+    if pending is not None:
         index = len(session.rounds)
         _show_question(session, pending.round, index, texts)
         with st.chat_message("assistant"):

@@ -12,6 +12,7 @@ from chatglm.cells import wrap
 from chatglm.cli.suggestions import nearest
 from chatglm.generation.text import whole_characters
 from chatglm.ui.error_texts import BilingualError
+from chatglm.ui.notes import CONTEXT_FULL
 from chatglm.ui.terminal import parameters
 from chatglm.ui.terminal.information import information
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 NOTHING_TO_RETRY = "（还没有可重试的问题 / there is no question to try again）"
 NOTHING_TO_UNDO = "（没有可撤销的内容 / there is nothing to take back）"
 NOTHING_TO_CONTINUE = "（上一个回答已经完整 / the last answer is complete）"
-CONTEXT_FULL = "（上下文已满，无法继续 / the context is full: it cannot go on）"
 NOTHING_TO_SAVE = "（对话为空，未保存 / the conversation is empty, nothing was saved）"
 ONE_VERSION = "（这个问题只有一个回答；/retry 可再答一次 / there is one answer; /retry gives another）"
 NO_SYSTEM = "（没有系统指令 / there is no system instruction）"

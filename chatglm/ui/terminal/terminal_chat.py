@@ -162,7 +162,9 @@ class TerminalChat:
     def _show_notes(self) -> None:
         reply = self.session.last_reply
         assert reply is not None
-        for note in notes_on(reply, "/set max_length, /continue" if self.screen.has_person else "--max-length"):
+        rounds, option = self.session.rounds, "/set max_length, /continue" if self.screen.has_person else "--max-length"
+        is_full = bool(rounds) and rounds[-1].reply is reply and self.session.is_full(rounds[-1])
+        for note in notes_on(reply, option, is_full=is_full):
             self.screen.note(note)
         if self.is_verbose:
             self.screen.note(figures_of(reply))

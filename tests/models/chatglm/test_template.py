@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,50 @@ def test_megabytes_are_dropped_or_refused_unread(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(PromptTooLongError, match="1000000 characters long; fewer than 100 tokens fit"):
         encode_chat(tok, to_messages("x" * 1_000_000, []), limit=100)
     assert not num_read
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        to_messages("fox " * 40_000, []),
+        to_messages("a\n" * 80_000, [("", "")] * 300),
+        to_messages("好" * 80_000, []),
+        to_messages("<n>" * 50_000, []),
+        to_messages("hello", [("", "")] * 5000),
+        to_messages("hello", [("a\n" * 40_000, "b")] * 3),
+        to_messages("hello", [("a b " * 400, "c d " * 400)] * 20),
+        [Message("user", "fox " * 900)] * 1400,
+    ],
+    ids=["words", "line breaks", "Chinese", "symbols", "empty rounds", "long rounds", "rounds", "one speaker"],
+)
+def test_little_more_is_encoded_than_fits(messages: list[Message], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is asked: encoding is all that a request costs before it is refused."""
+    tok = tokenizer("small")
+    read: list[int] = []
+    encode = tok.encode_plain
+    monkeypatch.setattr(tok, "encode_plain", lambda text: read.append(len(text)) or encode(text))
+    with suppress(PromptTooLongError):
+        encode_chat(tok, messages, limit=2048)
+    assert sum(read) < 40 * 2048
+    assert len(read) < 2048
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@laws
+@given(
+    query=text,
+    history=st.lists(st.tuples(text, text).map(lambda pair: (pair[0] * 9, pair[1] * 9)), max_size=8),
+    limit=st.integers(20, 120),
+)
+def test_the_fewest_rounds_are_dropped(name: str, query: str, history: list[tuple[str, str]], limit: int) -> None:
+    tok = tokenizer(name)
+    lengths = [len(tok.encode(render(to_messages(query, history[n:])))) for n in range(len(history) + 1)]
+    fewest = next((n for n, length in enumerate(lengths) if length < limit), None)
+    if fewest is None:
+        with pytest.raises(PromptTooLongError):
+            encode_chat(tok, to_messages(query, history), limit)
+    else:
+        assert encode_chat(tok, to_messages(query, history), limit).dropped_rounds == fewest
 
 
 def test_what_could_fit_is_never_dropped_unread(tmp_path: Path) -> None:

@@ -4,28 +4,34 @@ function isBusy() {
   return Boolean(running) && running.id === shown.id;
 }
 
-async function call(name, data) {
-  const reply = await server[name]({ ...data, language });
-  if (!reply) lose();
-  else if (reply.error) notify(reply.error, { isAlert: true });
-  return reply && !reply.error ? reply : null;
+async function call(name, { conversation, ...data }) {
+  const reply = await server[name]({ ...data, conversation: conversation && complete(conversation), language });
+  const problem = reply ? reply.error : (await appId()) && texts.not_served;
+  if (problem) notify(problem, { isAlert: true });
+  else if (!reply) lose();
+  return reply && !problem ? reply : null;
 }
 
 // Asks the server for the answer to a round; false if that cannot be now.
 async function perform(action, index, question) {
   if (isLost) notify(texts.unreachable, { isAlert: true });
   if (isLost || isBusy() || !validFields()) return false;
+  const { id } = shown;
+  if (running) {
+    const title = titleOf(running.conversation || running.before);
+    await stop();
+    notify(fill(texts.stopped_elsewhere, { title }));
+  }
+  if (isBusy() || shown.id !== id) return false;
   const before = shown, key = newId();
-  if (running) await stop();
-  if (shown.id !== before.id) return false;
-  running = { key, id: before.id, action, index, question, before, heard: Date.now(), stored: 0 };
+  running = { key, id, action, index, question, before, heard: Date.now(), stored: 0 };
   if (question !== undefined) {
-    shown = running.conversation = withRound({ question, versions: [{ text: "", finish_reason: "cancelled" }], selected: 0 });
+    shown = running.conversation = withRound(running, { question, versions: [{ text: "", finish_reason: "cancelled" }], selected: 0 });
     keep(shown);
   }
   const removed = before.rounds.length - index - 1;
   if (removed > 0) notify(fill(texts.later_removed, { rounds: removed }), { undo: () => restore(before) });
-  trigger("answer", { key, action, index, question, language, conversation: before });
+  trigger("answer", { key, action, index, question, language, conversation: complete(before) });
   drawState();
   drawTitle();
   announce(texts.answering);
@@ -33,36 +39,40 @@ async function perform(action, index, question) {
   return true;
 }
 
-function withRound(round) {
-  const base = shown.id === running.id ? shown : stored(running.id) || running.before;
-  return { ...base, time: Date.now(), rounds: [...running.before.rounds.slice(0, running.index), round] };
+// The conversation with what was changed during the answer, the rounds as they were before it, or those with its own.
+function withRound({ id, before, index }, round) {
+  const base = shown.id === id ? shown : stored(id) || before;
+  if (!round) return { ...base, time: before.time, rounds: before.rounds };
+  return { ...base, time: Date.now(), rounds: [...before.rounds.slice(0, index), round] };
 }
 
 function receive(message) {
-  if (!running || !message || message.key !== running.key) return;
+  if (!message) return;
+  const isOurs = message.key === running?.key;
+  if (message.running && (!isOurs || running.finished)) call("stop", { key: message.key }); // stopped before it had begun
+  if (!isOurs) return;
   const answer = running, isHere = isBusy(), isLast = !message.running;
   answer.heard = Date.now();
   answer.message = message;
-  const conversation = message.round ? withRound(message.round) : isLast ? answer.before : null;
+  const conversation = message.round || isLast ? withRound(answer, message.round) : null;
   if (conversation) answer.conversation = conversation;
   if (isHere && conversation) shown = conversation;
   if (conversation && (isLast || Date.now() - answer.stored > STORE_EVERY_MS)) {
     answer.stored = Date.now();
-    if (conversation.rounds.length) keep(conversation);
-    else forget(CONVERSATION + conversation.id);
+    keep(conversation);
   }
   if (isHere && message.html) draw(() => drawRound(message));
   if (isLast) finish(message, isHere);
 }
 
 function finish(message, isHere) {
-  const { before, action, question, finished } = running;
+  const { action, question, finished } = running;
   running = null;
   drawState();
   drawList();
   if (message.error) notify(message.error, { isAlert: true });
   if (isHere && !message.round) {
-    show(before);
+    show(shown);
     if (action === "ask" && !box.value) setBox(question);
   }
   const { text, error } = message.round ? message.round.versions[message.round.selected] : { text: "", error: "" };
@@ -82,6 +92,14 @@ function drop(id) {
   call("stop", { key: running.key });
   running = null;
   drawState();
+}
+
+// Takes a question back that still waits in the queue.
+function withdraw() {
+  if (!isBusy() || !running.message?.place) return;
+  const conversation = withRound(running);
+  drop(running.id);
+  keep(conversation);
 }
 
 // A server that has gone says nothing: it is looked for when there was no word from it for a while.

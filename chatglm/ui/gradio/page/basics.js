@@ -60,6 +60,7 @@ function localise() {
     else node.setAttribute("aria-label", texts[node.dataset.name]);
   }
   box.placeholder = hasKeyboard ? texts.placeholder : texts.placeholder_short;
+  box.enterKeyHint = hasKeyboard ? "send" : "enter";
 }
 
 // Messages to the reader
@@ -69,16 +70,21 @@ function notify(text, { undo, isAlert = false, stays = false } = {}) {
   for (const node of [...notices.children]) if (node.dataset.text === text) node.remove();
   const notice = make("div", { className: `notice${isAlert ? " alert" : ""}${stays ? " stays" : ""}`, "data-text": text });
   notice.append(make("span", {}, text));
+  const dismiss = () => {
+    const hadFocus = notice.contains(document.activeElement);
+    notice.remove();
+    if (hadFocus) focusBox();
+  };
   if (undo) {
     const act = make("button", { type: "button", className: "undo" }, texts.undo);
-    act.addEventListener("click", () => (notice.remove(), undo()));
+    act.addEventListener("click", () => (dismiss(), undo()));
     notice.append(act);
   }
   const close = button("close", texts.close);
-  close.addEventListener("click", () => notice.remove());
+  close.addEventListener("click", dismiss);
   notice.append(close);
   notices.append(notice);
-  if (!stays) setTimeout(() => notice.remove(), isAlert ? 20000 : undo ? 10000 : 4000);
+  if (!stays) setTimeout(dismiss, isAlert ? 20000 : undo ? 10000 : 4000);
 }
 
 function announce(text) {

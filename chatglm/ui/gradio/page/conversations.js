@@ -47,10 +47,11 @@ function change(id, values) {
     drawTitle();
   }
   const conversation = shown.id === id ? shown : stored(id);
-  if (conversation && conversation.rounds.length) keep({ ...conversation, ...values });
+  if (conversation) keep({ ...conversation, ...values });
 }
 
 function remove(id) {
+  if (running?.id === id) storeRunning();
   const conversation = stored(id);
   drop(id);
   forget(CONVERSATION + id);
@@ -69,7 +70,7 @@ function restore(conversation) {
 // The conversation on the page
 
 function start() {
-  const { system, ...settings } = { ...props.defaults, ...read(SETTINGS) };
+  const { system, ...settings } = read(SETTINGS) || {};
   show({ id: newId(), time: Date.now(), system, settings, rounds: [] });
 }
 

@@ -2,14 +2,14 @@
 
 const actions = {
   menu: toggleSide,
-  new: () => (start(), closeDrawer(), focusBox()),
+  new: () => (withdraw(), start(), closeDrawer(), focusBox()),
   show: (node) => (show(stored(node.closest("li").dataset.id)), closeDrawer()),
   rename: (node) => rename(node.closest("li")),
   delete: (node) => remove(node.closest("li").dataset.id),
   open: () => find("#file").click(),
   save: (node) => save(node.dataset.form),
   reset: resetFields,
-  starter: (node) => ask(node.textContent),
+  starter: (node) => (ask(node.textContent), focusBox()),
   to_end: () => (toEnd(), focusBox()),
   copy_code: (node) => copy(find("code", node.closest(".code")).textContent, node),
   copy: (node, index, isQuestion) => {
@@ -26,13 +26,13 @@ const actions = {
 
 function onClick(event) {
   const node = event.target.closest("[data-action]"), article = node?.closest("article");
-  if (!find("#save").contains(event.target)) find("#save").open = false;
+  if (!find("#save").contains(event.target)) closePopup();
   if (node && node.getAttribute("aria-disabled") !== "true") actions[node.dataset.action]?.(node, article && Number(article.dataset.round), article?.matches(".question"));
 }
 
 function onKey(event) {
   if (event.key === "Escape" && !event.isComposing) {
-    if (find("#save").open) find("#save").open = false;
+    if (find("#save").open) closePopup();
     else if (!wide.matches && page.classList.contains("side-open")) toggleSide();
     else if (isBusy()) stop();
   } else if (event.key.toLowerCase() === "o" && event.shiftKey && (event.ctrlKey || event.metaKey)) {
@@ -66,6 +66,7 @@ function begin() {
   scroller.addEventListener("scroll", onScroll);
   scroller.addEventListener("wheel", (event) => event.deltaY < 0 && distance() >= 0 && scroller.scrollTop > 0 && (follows = false), { passive: true });
   new ResizeObserver(() => follows && toEnd()).observe(scroller);
+  addEventListener("resize", () => element.querySelectorAll("#question, .editor textarea").forEach(grow));
   box.addEventListener("keydown", onBoxKey);
   box.addEventListener("input", () => setBox(box.value));
   find("#composer").addEventListener("submit", (event) => {
@@ -73,7 +74,7 @@ function begin() {
     if (isBusy()) stop();
     else ask(box.value);
   });
-  find("#fields").addEventListener("input", () => find("#fields").checkValidity() && readFields());
+  find("#fields").addEventListener("input", ({ target }) => readField(find("[name]", target.closest(".field"))));
   find("#fields").addEventListener("submit", (event) => event.preventDefault());
   find("#file").addEventListener("change", ({ target }) => {
     if (target.files[0]) open(target.files[0]);
@@ -87,7 +88,7 @@ function begin() {
   if (conversation) show(conversation);
   else start();
   setBox(read(DRAFT, sessionStorage) || "");
-  focusBox();
+  if (hasKeyboard) focusBox();
 }
 
 begin();

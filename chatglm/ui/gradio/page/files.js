@@ -1,7 +1,7 @@
 // Files
 
 async function save(form) {
-  find("#save").open = false;
+  closePopup();
   if (!shown.rounds.length) return notify(texts.nothing);
   const file = await call("save", { form, conversation: shown });
   if (!file) return null;
@@ -19,10 +19,12 @@ async function open(file) {
   }
   const reply = await call("open", { file: text });
   if (!reply) return null;
-  const settings = { ...shown.settings, ...reply.settings };
+  const own = Object.entries(shown.settings).filter(([name]) => name in DEFAULTS); // the rest came from another file
+  const settings = { ...Object.fromEntries(own), ...reply.settings }, system = reply.system ?? shown.system;
   const title = file.name.replace(/\.json$/i, "");
-  const conversation = { id: newId(), title, time: Date.now(), system: reply.system || "", settings, rounds: reply.rounds };
-  if (reply.rounds.length) keep(conversation);
+  const conversation = { id: newId(), title, time: Date.now(), system, settings, rounds: reply.rounds };
+  keep(conversation);
   show(conversation);
+  closeDrawer();
   return notify(fill(texts.opened, { rounds: reply.rounds.length }));
 }

@@ -12,7 +12,7 @@ function grow(area) {
 }
 
 function focusBox() {
-  if (hasKeyboard) box.focus(); // elsewhere the focus opens one, over half of the page
+  (hasKeyboard ? box : scroller).focus(); // elsewhere the box opens a keyboard over half of the page
 }
 
 async function ask(question) {
@@ -30,9 +30,14 @@ function drawQuestion(question) {
   toEnd();
 }
 
+// Keyboards on a screen have no Shift+Enter.
+function sends(event) {
+  return event.key === "Enter" && !event.shiftKey && (hasKeyboard || event.ctrlKey || event.metaKey);
+}
+
 function onBoxKey(event) {
   if (event.isComposing || event.keyCode === 229) return;
-  if (event.key === "Enter" && !event.shiftKey) {
+  if (sends(event)) {
     event.preventDefault();
     if (!isBusy()) ask(box.value);
   }
@@ -70,12 +75,12 @@ function edit(index) {
     focusBox();
   });
   area.addEventListener("input", () => grow(area));
-  area.addEventListener("keydown", (event) => {
+  form.addEventListener("keydown", (event) => {
     if (event.isComposing || event.keyCode === 229) return;
     if (event.key === "Escape") {
       event.stopPropagation();
       leave();
-    } else if (event.key === "Enter" && !event.shiftKey) {
+    } else if (event.target === area && sends(event)) {
       event.preventDefault();
       form.requestSubmit();
     }
@@ -101,8 +106,7 @@ async function showRounds() {
 function takeBack(index) {
   const before = shown, { question } = shown.rounds[index];
   const kept = { ...shown, rounds: shown.rounds.slice(0, index) };
-  if (index) keep(kept);
-  else forget(CONVERSATION + kept.id);
+  keep(kept);
   show(kept);
   setBox(question);
   focusBox();

@@ -1,10 +1,11 @@
 // Settings
 
+const { system: SYSTEM, ...DEFAULTS } = props.defaults;
 const FIELDS = [
   { name: "max_length", min: 1, max: props.limit, step: 1 },
-  { name: "temperature", min: 0, max: 2, step: 0.01 },
-  { name: "top_p", min: 0.01, max: 1, step: 0.01, label: "Top P" },
-  { name: "top_k", min: 0, max: 100, step: 1, label: "Top K" },
+  { name: "temperature", min: 0, max: Math.max(2, DEFAULTS.temperature), step: 0.01 },
+  { name: "top_p", min: 0, max: 1, step: 0.01, label: "Top P" },
+  { name: "top_k", min: 0, max: Math.max(100, DEFAULTS.top_k), step: 1, label: "Top K" },
 ];
 
 function makeFields() {
@@ -12,7 +13,8 @@ function makeFields() {
   const label = (name, text) => make("label", { htmlFor: name }, text || texts[name]);
   const common = (name) => ({ id: name, name, "aria-describedby": `${name}-info` });
   for (const { name, label: text, ...range } of FIELDS) {
-    const number = make("input", { type: "number", ...range, required: true, ...common(name) });
+    const step = Number.isInteger(range.step) ? range.step : "any";
+    const number = make("input", { type: "number", ...range, step, required: true, ...common(name) });
     const slider = make("input", { type: "range", ...range, "aria-label": text || texts[name], tabIndex: -1 });
     number.addEventListener("input", () => (slider.value = number.value));
     slider.addEventListener("input", () => (number.value = slider.value));
@@ -25,29 +27,38 @@ function makeFields() {
   find("#fields").append(make("button", { type: "button", "data-action": "reset" }, texts.reset));
 }
 
-function fillFields() {
-  for (const { name, min, max } of FIELDS) {
-    const value = Math.min(max, Math.max(min, Number(shown.settings[name] ?? props.defaults[name])));
-    for (const input of find(`#${name}`).parentElement.querySelectorAll("input")) input.value = value;
-  }
-  find("#seed").value = shown.settings.seed ?? "";
-  find("#system").value = shown.system || "";
+// A conversation holds only what differs from the server's defaults, which may be others tomorrow. With all of them:
+function complete({ settings, system, ...conversation }) {
+  const all = { ...DEFAULTS, ...settings };
+  for (const { name, min, max } of FIELDS) all[name] = Math.min(max, Math.max(min, Number(all[name])));
+  return { ...conversation, settings: all, system: system ?? SYSTEM ?? "" };
 }
 
-function readFields() {
-  const settings = { ...shown.settings };
-  for (const { name } of FIELDS) settings[name] = Number(find(`#${name}`).value);
-  settings.seed = find("#seed").value === "" ? null : Number(find("#seed").value);
-  const system = find("#system").value;
-  write(SETTINGS, { ...settings, system });
-  change(shown.id, { settings, system });
+function fillFields() {
+  const { settings, system } = complete(shown);
+  for (const { name } of FIELDS) for (const input of find(`#${name}`).parentElement.querySelectorAll("input")) input.value = settings[name];
+  find("#seed").value = settings.seed ?? "";
+  find("#system").value = system;
+}
+
+function readField(input) {
+  if (!input.checkValidity()) return;
+  const { name, value } = input, isText = name === "system";
+  const given = isText ? value : value === "" ? null : Number(value), initial = complete({});
+  const isDefault = given === (isText ? initial.system : initial.settings[name] ?? null);
+  const changed = { ...read(SETTINGS), [name]: given }, settings = { ...shown.settings, [name]: given };
+  if (isDefault) {
+    delete changed[name];
+    delete settings[name];
+  }
+  write(SETTINGS, changed);
+  change(shown.id, isText ? { system: isDefault ? undefined : given } : { settings });
 }
 
 function resetFields() {
-  const { system, ...settings } = props.defaults;
-  shown = { ...shown, system, settings };
+  forget(SETTINGS);
+  change(shown.id, { settings: {}, system: undefined });
   fillFields();
-  readFields();
 }
 
 function validFields() {
@@ -76,7 +87,15 @@ function toggleSide() {
 }
 
 function closeDrawer() {
-  if (!wide.matches) setSide(false);
+  if (wide.matches || !page.classList.contains("side-open")) return;
+  setSide(false);
+  focusBox();
+}
+
+function closePopup() {
+  const popup = find("#save"), hadFocus = popup.open && popup.contains(document.activeElement);
+  popup.open = false;
+  if (hadFocus) find("summary", popup).focus();
 }
 
 function setTheme(theme) {

@@ -42,7 +42,8 @@ function storedConversations() {
 }
 
 function keep(conversation) {
-  if (!write(CONVERSATION + conversation.id, conversation)) notify(texts.storage_full, { isAlert: true });
+  if (!conversation.rounds.length) forget(CONVERSATION + conversation.id);
+  else if (!write(CONVERSATION + conversation.id, conversation)) notify(texts.storage_full, { isAlert: true });
   drawList();
 }
 
