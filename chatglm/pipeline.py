@@ -138,9 +138,15 @@ class Pipeline:
 
     def _prompt(self, messages: Sequence[Message], answer_start: str, limit: int) -> Any:
         """The prompt in fewer than `limit` tokens, those of `answer_start` counted too."""
-        num_start = len(self.tokenizer.encode_plain(answer_start)) if answer_start else 0
+        num_start = least_tokens(self.tokenizer, answer_start, limit)
+        if num_start < limit and answer_start:
+            num_start = len(self.tokenizer.encode_plain(answer_start))
+        if num_start >= limit:
+            raise PromptTooLongError(
+                f"The prompt is {len(answer_start)} characters long; {limit} tokens fit.", "Shorten it."
+            )
         try:
-            return self.family.encode_chat(self.tokenizer, messages, max(1, limit - num_start))
+            return self.family.encode_chat(self.tokenizer, messages, limit - num_start)
         except PromptTooLongError as error:
             if limit < self.context_limit:
                 raise

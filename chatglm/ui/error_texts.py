@@ -42,6 +42,7 @@ _CHINESE = tuple(
             "问题太长，放不进 {0} 个 token。请缩短问题，或调大“最大长度”。",
         ),
         (r"The message is .+ long; fewer than (.+?)(?: tokens)? fit\.", "问题太长，放不进 {0} 个 token。请缩短问题。"),
+        (r"The prompt is .+ long; (.+) tokens fit\.", "问题太长，放不进 {0} 个 token。请缩短问题。"),
         (
             r"The prompt has (.+) tokens, but prompt and answer together may have (.+)\. .*max_length",
             "提示有 {0} 个 token，而提示与回答合计最多 {1} 个。请缩短问题，或调大“最大长度”。",

@@ -35,6 +35,11 @@ const add = (list) => list.getEntries().forEach((entry) => (window.shifted += en
 window.shifts = new PerformanceObserver(add);
 window.shifts.observe({type: "layout-shift", buffered: true});
 """
+# Top and bottom of the parts of the page.
+BOUNDS = """() => ["#main header", "#scroller", "#foot", "#question", "#model"].map((name) => {
+    const { top, bottom } = document.querySelector(name).getBoundingClientRect();
+    return [top, bottom];
+})"""
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +222,6 @@ def test_what_is_changed_while_an_answer_is_awaited_stays(reader: Person, pipeli
 
 def test_the_conversation_fills_the_window(reader: Person) -> None:
     """At sizes of a laptop, a large screen and a phone; the question box is at the bottom and grows up to a bound."""
-    bounds = lambda name: reader.page.locator(name).bounding_box()  # noqa: E731
     model = reader.page.locator("#model")
     reader.ask_and_wait("x")
     for width, height in ((1920, 1080), (390, 844), (1280, 800)):
@@ -225,15 +229,15 @@ def test_the_conversation_fills_the_window(reader: Person) -> None:
         heights = []
         for text in ("", "行\n行", "行\n" * 100):
             reader.box.fill(text)
-            header, scroller, foot, box = map(bounds, ("header", "#scroller", "#foot", "#question"))
-            assert scroller["y"] == header["y"] + header["height"]
-            assert scroller["y"] + scroller["height"] == pytest.approx(foot["y"])
-            assert foot["y"] + foot["height"] == pytest.approx(height)
-            assert 0 < height - box["y"] - box["height"] < 40
-            heights.append(box["height"])
+            (_, header), (top, bottom), foot, box, _ = reader.page.evaluate(BOUNDS)
+            assert [top, bottom, foot[1]] == pytest.approx([header, foot[0], height])
+            assert 0 < height - box[1] < 40
+            heights.append(box[1] - box[0])
         assert heights[0] < heights[1] < heights[2] == pytest.approx(0.4 * height, abs=0.1)
         if not model.is_visible():
             reader.page.locator("#menu").click()
+        reader.choose()  # opens the settings
+        assert reader.page.evaluate(BOUNDS)[-1][1] < height
         assert model.inner_text() == "echo · fp32 · cpu · 上下文 1024"
         assert reader.page.evaluate("document.documentElement.scrollWidth") <= width
     reader.box.fill("")

@@ -97,6 +97,12 @@ def test_calls_in_any_form_get_a_message(page: Any) -> None:
         served.stop(bad)
     assert served.open({"file": '{"messages": [{"role": "user", "content": "a"}]}'})["rounds"] == []
     assert served.show({"conversation": conversation()}) == {"html": ""}
+    for num_tokens, can_go_on in ((1023, True), (1024, False)):
+        cut = conversation(Round("a", (Reply("x" * num_tokens, "length"),)))
+        assert ('data-action="continue"' in served.show({"conversation": cut})["html"]) == can_go_on
+        messages = answers(page, action="continue", index=0, conversation=cut)
+        assert (messages[-1].get("error") == "") == can_go_on
+    assert messages == [{"key": "k", "running": False, "error": "The context is full: this answer cannot go on."}]
 
 
 def test_a_fault_of_the_server_is_told_and_logged(

@@ -108,6 +108,8 @@ def test_an_answer_goes_on_until_the_context_is_full(tmp_path: Path) -> None:
                 session.continue_answer()
             assert session.pending is None
             assert session.rounds[-1].reply is reply
+            # Of a text that is much too long only the beginning is encoded.
+            assert session.is_full(Round("a", (Reply("a b" * 3_000_000, "length"),)))
 
 
 def test_a_continuation_that_fails_leaves_the_answer() -> None:
