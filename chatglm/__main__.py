@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NamedTuple, NoReturn
 
-from chatglm.cli.console import run_program
+from chatglm.cli.console import prepare_streams, run_program
 from chatglm.cli.parsing import Parser
 from chatglm.errors import ChatGLMError
 
@@ -33,6 +33,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command named by the first argument; returns the exit code."""
+    prepare_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = Parser(prog="python -m chatglm", description="ChatGLM-6B: the commands of the suite.")
     rows = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser)

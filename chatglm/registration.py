@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import sys
 import threading
 from collections.abc import Iterable, Sequence
@@ -11,6 +13,8 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from chatglm.schema import Rule, check_keys, table_of, text
 
 AUTO_CLASSES = "transformers.models.auto"
 # Modules of transformers that read a folder's JSON files.
@@ -31,7 +35,7 @@ def register() -> None:
     from chatglm.loading import checked_folder
     from chatglm.models import FAMILIES
 
-    accept_marks(JSON_READERS)
+    guard_readers(JSON_READERS)
     for family in FAMILIES:
         family.model_class.check_folder = staticmethod(checked_folder)
         AutoConfig.register(family.model_type, family.config_class, exist_ok=True)
@@ -43,8 +47,8 @@ def register() -> None:
         AutoTokenizer.register(name_only, tokenizer_class=family.tokenizer_class, exist_ok=True)
 
 
-def accept_marks(modules: Iterable[str]) -> None:
-    """Let these modules of transformers read files that begin with a byte-order mark."""
+def guard_readers(modules: Iterable[str]) -> None:
+    """Let these modules of transformers read files with a byte-order mark, and refuse damaged settings."""
     for name in modules:
         vars(import_module(f"transformers.{name}"))["open"] = _open
 
@@ -52,15 +56,46 @@ def accept_marks(modules: Iterable[str]) -> None:
 def _open(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
     """The built-in function, also for text that begins with a byte-order mark, as Windows editors write it.
 
-    Raises DamagedFileError for settings of gigabytes.
+    Raises CheckpointError for settings that are no JSON object, or hold a value that the library takes as it is.
     """
     if mode == "r" and kwargs.get("encoding") == "utf-8":
         kwargs["encoding"] = "utf-8-sig"
         if str(file).endswith("config.json"):
-            from chatglm.checkpoints import check_json_size
-
-            check_json_size(Path(file))
+            return io.StringIO(json.dumps(_settings(Path(file))))
     return open(file, mode, *args, **kwargs)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    from chatglm.checkpoints import read_json
+
+    keys = read_json(path)
+    check_keys(path, keys, AUTO_RULES)
+    return keys
+
+
+def _is_code(value: Any) -> bool:
+    is_list = type(value) is list and bool(value)
+    return type(value) is str or (is_list and all(part is None or type(part) is str for part in value))
+
+
+def _is_dtype(value: Any) -> bool:
+    import torch
+
+    if type(value) is str:
+        return isinstance(getattr(torch, value, None), torch.dtype)
+    return value is None or type(value) in (int, dict)  # newer models have a type for each part
+
+
+CODE = Rule("a name or a list of names", _is_code)
+# What the Auto classes take without a look.
+AUTO_RULES = {
+    "model_type": text().or_none(),
+    "tokenizer_class": text().or_none(),
+    "auto_map": Rule(
+        table_of(CODE).words, lambda value: (_is_code if type(value) is list else table_of(CODE).accepts)(value)
+    ),
+    **dict.fromkeys(("dtype", "torch_dtype"), Rule("the name of a type of torch", _is_dtype)),
+}
 
 
 def register_when_needed() -> None:

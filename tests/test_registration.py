@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from chatglm.__main__ import main
+from chatglm.errors import CheckpointError
 from tests import forking
+from tests.folders import make_folder
 from tests.golden.cases import build
 
 # The first takes the longest way through the library's modules.
@@ -95,3 +99,25 @@ def test_auto_classes_in_any_order(imports: str, tmp_path: Path) -> None:
         "print(type(AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)).__module__)\n"
     )
     assert printed.splitlines()[-3:] == ["chatglm.models.chatglm.model"] * 3
+
+
+BROKEN = [b"", b"{", b"[]", b"null", b'"x"', b"[" * 50_000, b'{"a": ' + b"[" * 300 + b"]" * 300 + b"}", b"\xff\xfe\x00"]
+WRONG = [{"auto_map": 5}, {"auto_map": "x"}, {"auto_map": None}, {"auto_map": {"AutoConfig": 5, "AutoTokenizer": []}}]
+WRONG += [{"model_type": []}, {"tokenizer_class": 5}, {"tokenizer_class": ["x"]}, {"dtype": ""}, {"torch_dtype": 1e30}]
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_auto_classes_refuse_damaged_settings(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_folder(tmp_path, "safetensors", num_layers=1)
+    whole = json.loads((tmp_path / name).read_text())
+    classes = (AutoConfig, AutoModel, AutoTokenizer) if name == "config.json" else (AutoTokenizer,)
+    for content in [*BROKEN, *(json.dumps(whole | keys).encode() for keys in WRONG)]:
+        (tmp_path / name).write_bytes(content)
+        for auto_class in classes:
+            with pytest.raises(CheckpointError, match=name):
+                auto_class.from_pretrained(tmp_path)
+        assert main(["doctor", str(tmp_path)]) in (0, 1)  # and not a traceback
+    whole.pop("tokenizer_class", None)
+    (tmp_path / name).write_bytes(json.dumps(whole).encode("utf-16"))
+    assert AutoTokenizer.from_pretrained(tmp_path)("hello").input_ids
+    assert AutoConfig.from_pretrained(tmp_path).num_layers == 1

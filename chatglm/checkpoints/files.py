@@ -22,6 +22,7 @@ SHARD_NAME = re.compile(r"(?:pytorch_)?model-(\d+)-of-(\d+)\.(?:safetensors|bin)
 # A file of settings has some kB, the index of a model with a thousand tensors 100 kB.
 MAX_JSON_BYTES = 4_000_000
 MOST_SHARDS = 10_000
+MOST_LEVELS = 100
 
 POINTER_START = b"version https://git-lfs.github.com/spec/"
 WEB_PAGE_STARTS = (b"<!doctype html", b"<html")
@@ -125,7 +126,17 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
         raise DamagedFileError(f"{path} is not readable JSON: {error}.", "Download this file again.") from None
     if not isinstance(content, dict):
         raise DamagedFileError(f"{path} holds no JSON object.", "Download this file again.")
+    if _is_deep(content):  # copying it would exceed the stack
+        raise DamagedFileError(f"{path} is nested deeper than {MOST_LEVELS} levels.", "Download this file again.")
     return content
+
+
+def _is_deep(content: Any) -> bool:
+    level = [content]
+    for _ in range(MOST_LEVELS):
+        parts = (part for value in level for part in (value.values() if isinstance(value, dict) else value))
+        level = [part for part in parts if isinstance(part, dict | list)]
+    return bool(level)
 
 
 def check_json_size(path: Path, max_bytes: int = MAX_JSON_BYTES) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from chatglm.atomic import write_text
 from chatglm.checkpoints import read_json
+from chatglm.cli.console import prepare_streams
 from chatglm.conversion.writing import check_absent
 from chatglm.demo import CHECKPOINT, DEMO_NAME
 from chatglm.errors import ChatGLMError, CheckpointError, InvalidRequestError, MissingFileError
@@ -34,6 +35,7 @@ Report = Callable[[str], None]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run with these flags; returns the exit code."""
+    prepare_streams()
     try:
         run(parse_arguments(sys.argv[1:] if argv is None else argv))
         return 0

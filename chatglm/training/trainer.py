@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import Seq2SeqTrainer
 
 from chatglm.errors import MismatchError, TrainingError
-from chatglm.registration import accept_marks
+from chatglm.registration import guard_readers
 from chatglm.training.recipes import Recipe
 
 UNFINISHED = ".unfinished"
@@ -26,7 +26,7 @@ STATE_NAME = "trainer_state.json"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
-accept_marks(["trainer_callback"])  # which reads trainer_state.json
+guard_readers(["trainer_callback"])  # which reads trainer_state.json
 
 
 class RecipeTrainer(Seq2SeqTrainer):

@@ -52,6 +52,7 @@ class ChatGLMConfig(PreTrainedConfig):
     model_type = "chatglm"
     keys_to_ignore_at_inference = ["past_key_values"]
     attribute_map = ALIASES
+    tokenizer_class = "ChatGLMTokenizer"  # where tokenizer_config.json names none
 
     def __init__(self, **kwargs: Any) -> None:
         refuse_later_families(kwargs)
