@@ -6,26 +6,30 @@ import json
 import re
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("streamlit", reason="the page needs Streamlit: pip install streamlit")
 
+import streamlit as st
 from streamlit import config, context
 from streamlit.runtime.scriptrunner import RerunData, RerunException, StopException
 from streamlit.testing.v1 import AppTest
 
 from chatglm.cli.flags import ANSWER_FLAGS, MODEL_FLAGS
+from chatglm.generation.deltas import Delta
 from chatglm.pipeline import Pipeline
 from chatglm.ui.rounds import Reply, Round
 from chatglm.ui.session import ChatSession
 from chatglm.ui.streamlit import streamlit_page
-from chatglm.ui.streamlit.conversation import show_conversation
+from chatglm.ui.streamlit.conversation import kept, show_conversation
 from chatglm.ui.streamlit.page_texts import TEXTS, texts_for
 from chatglm.ui.streamlit.settings import FORMS, MAX_ROUNDS
+from chatglm.ui.transcript import Transcript
 from tests.ui.streamlit_script import TalkingPipeline
 
 pytestmark = pytest.mark.xdist_group("streamlit")
@@ -60,6 +64,31 @@ def test_an_answer_ends_when_its_reader_leaves_but_not_on_a_rerun(
     assert (session.pending is not None) == is_pending
 
 
+def test_what_a_reload_leaves_of_a_pending_answer() -> None:
+    """All that stopping it would, and what it was to replace as long as it has no text."""
+    session = ChatSession(TalkingPipeline(), history=[("一", "1"), ("endless", "2")])  # type: ignore[arg-type]
+
+    def reloaded(num_deltas: int, deltas: Iterator[Delta]) -> list[tuple[str, list[str]]]:
+        for _ in range(num_deltas):
+            next(deltas)
+        other = ChatSession(TalkingPipeline())  # type: ignore[arg-type]
+        other.load(kept(session).json().encode())
+        session.stop()
+        return [(round_.question, [version.text for version in round_.versions]) for round_ in other.rounds]
+
+    line, before = "第 1 行\n\n", [("一", ["1"]), ("endless", ["2"])]
+    assert reloaded(0, session.retry()) == before
+    assert reloaded(1, session.retry()) == [before[0], ("endless", ["2", line])]
+    assert reloaded(1, session.continue_answer()) == [before[0], ("endless", ["2", line + line])]
+    num_rounds = len(session.rounds)
+    assert len(reloaded(0, session.ask("endless"))) == num_rounds + 1
+    assert reloaded(1, session.ask("endless"))[-1] == ("endless", [line])
+    everything = [round_.question for round_ in session.rounds]
+    assert [question for question, _ in reloaded(0, session.edit(0, "endless"))] == everything
+    session.open(Transcript("", None, session.rounds))
+    assert reloaded(1, session.edit(0, "endless")) == [("endless", [line])]
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHATGLM_CACHE", environment["CHATGLM_CACHE"])
@@ -71,7 +100,9 @@ def _clean_environment(environment: dict[str, str], monkeypatch: pytest.MonkeyPa
 def open_page(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
     def start(*flags: str) -> AppTest:
         monkeypatch.setattr(sys, "argv", [SCRIPT, *flags])
-        page = AppTest.from_file(SCRIPT, default_timeout=PATIENCE_S).run()
+        page = AppTest.from_file(SCRIPT, default_timeout=PATIENCE_S)
+        page.session_state["has_memory"] = True  # as after the answer of the browser
+        page.run()
         assert not page.exception
         return page
 
@@ -152,12 +183,7 @@ def test_what_can_be_done_to_rounds(open_page: Callable[..., AppTest], talking: 
     session = page.session_state["chat"]
     session.rounds = [*session.rounds, Round("二三四", (Reply("二", "length"),))]
     assert CHINESE("length") in page.run().main.caption[-1].value
-    assert CHINESE("full") not in page.main.caption[-1].value
-    rounds, session.rounds = session.rounds, [Round("满", (Reply("x" * 1024, "length"),))]
-    assert CHINESE("full") in page.run().main.caption[-1].value
-    assert "continue-0" not in [button.key for button in page.button]
-    session.rounds = rounds
-    press(page.run(), "continue-1")
+    press(page, "continue-1")
     assert history(page) == [("一", "一"), ("二三四", "二三四")]
     press(page, "icons-undo-1")
     press(page, "icons-retry-0")
@@ -180,6 +206,40 @@ def test_what_can_be_done_to_rounds(open_page: Callable[..., AppTest], talking: 
     press(page, "unclear")
     assert history(page) == [("二", "二")]
     assert page.button("icons-retry-1").label == CHINESE("retry")
+    press(page, "icons-edit-1")
+    press(page, "icons-undo-1")
+    ask(page, "三")  # another round, which nobody edits
+    assert [area.key for area in page.text_area] == ["system"]
+
+
+def test_a_question_waits_for_what_the_tab_kept_and_clear_keeps_a_pending_answer(
+    open_page: Callable[..., AppTest], talking: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a tab outlives a server, the question comes first."""
+
+    def memory(content: str | None, texts: Any, on_found: Callable[[], None]) -> None:
+        st.button(str(content), key="found", on_click=on_found)
+
+    monkeypatch.setattr(streamlit_page, "memory", memory)
+    page = open_page()
+    del page.session_state["has_memory"]
+    page.session_state["memory"] = SimpleNamespace(found='[["一", "二"]]')
+    assert history(ask(page, "三")) == []
+    assert page.button("found").label == "None"
+    press(page, "found")
+    assert history(page) == [("一", "二"), ("三", "三")]
+    assert json.loads(page.button("found").label)["history"] == [["一", "二"], ["三", "三"]]
+
+    monkeypatch.setattr(streamlit_page, "show_conversation", lambda *_: None)  # which waits for the answer
+    press(page, "clear")
+    ask(page, "endless")
+    session = page.session_state["chat"]
+    assert "unclear" not in {button.key for button in page.button}
+    session.wait(5, PATIENCE_S)
+    press(page, "clear")
+    assert (session.rounds, session.pending) == ([], None)
+    press(page, "unclear")
+    assert [(question, answer[:5]) for question, answer in history(page)] == [("endless", "第 1 行")]
 
 
 def test_files_hold_the_settings(
@@ -270,7 +330,7 @@ def test_the_server_says_where_it_is_and_looks_nowhere_else(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "/no/such/folder"], "没有文件夹"),
+        (["--model", "/no/such/folder"], "没有文件夹 /no/such/folder"),
         (["--no-such-flag"], "no-such-flag"),
         (["--top-p", "2"], "at most 1"),
     ],

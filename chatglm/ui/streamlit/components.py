@@ -61,12 +61,17 @@ def open_button(key: str, texts: Texts, on_chosen: Callable[[], None]) -> None:
     _OPEN(data={"label": texts("open")}, key=key, width="content", on_chosen_change=on_chosen)
 
 
-def memory(content: str | None, on_found: Callable[[], None]) -> None:
-    """Keep `content` in the browser's tab; None asks for what is kept there, and `on_found` is called if there is any.
+def memory(content: str | None, texts: Texts, on_found: Callable[[], None]) -> None:
+    """Keep `content` in the browser's tab; None asks for what is kept there, and `on_found` is called.
 
-    It then is `st.session_state["memory"].found`.
+    What was found then is `st.session_state["memory"].found`, "null" if there was nothing.
     """
-    _MEMORY(data={"content": content}, key="memory", on_found_change=on_found)
+    _MEMORY(data={"content": content, "full": texts("storage_full")}, key="memory", on_found_change=on_found)
+
+
+def keep(content: str, place: DeltaGenerator) -> None:
+    """Keep this instead, in the same run."""
+    place.html(f'<div class="kept">{escape(content)}</div>')
 
 
 def escaped(text: str) -> str:

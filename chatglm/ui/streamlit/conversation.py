@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,21 +13,32 @@ from streamlit.runtime.scriptrunner import RerunException
 
 from chatglm.ui.rounds import Reply, Round
 from chatglm.ui.session import ChatSession, Pending, answer_in_background
-from chatglm.ui.streamlit.components import answer, copy_button, escaped, feed, question
+from chatglm.ui.streamlit.components import answer, copy_button, escaped, feed, keep, question
 from chatglm.ui.streamlit.page_texts import Texts
 from chatglm.ui.streamlit.settings import MAX_ROUNDS, apply_settings
+from chatglm.ui.transcript import Transcript
 
 if TYPE_CHECKING:
     from chatglm.generation.deltas import Delta
 
-DRAW_EVERY_S = 0.05
+DRAW_EVERY_S, KEEP_EVERY_S = 0.05, 1.0
 WAIT_S = 0.2  # between two checks whether Streamlit wants the thread back
 
 
 def start(session: ChatSession, ask: Callable[[], Iterable[Delta]]) -> None:
     """Let a thread generate an answer with the settings of now."""
+    st.session_state.pop("editing", None)
     apply_settings(session)
     answer_in_background(ask())
+
+
+def kept(session: ChatSession) -> Transcript:
+    """What a reload leaves: what stopping the answer would, or all from before it as long as it has no text."""
+    pending, so_far, rounds = session.pending, session.round_so_far, session.rounds
+    if pending is not None:
+        has_all = len(rounds) == len(pending.before)
+        rounds = [*rounds, so_far] if so_far is not None and (has_all or so_far.reply.text) else pending.before
+    return replace(session.transcript, rounds=rounds)
 
 
 def show_conversation(session: ChatSession, context_limit: int, texts: Texts) -> None:
@@ -35,7 +47,8 @@ def show_conversation(session: ChatSession, context_limit: int, texts: Texts) ->
     if num := session.num_forgotten:
         st.caption(texts("forgotten", limit=MAX_ROUNDS, rounds=num))
     for index, round_ in enumerate(session.rounds):
-        _show_question(session, round_, index, texts)
+        is_edited = session.pending is None and st.session_state.get("editing") is round_.versions[0]
+        _show_question(session, round_, index, texts, is_edited=is_edited)
         with st.chat_message("assistant"):
             _show_reply(round_.reply, index, context_limit, texts, is_full=session.is_full(round_))
             _show_actions(session, round_, index, texts)
@@ -46,9 +59,9 @@ def show_conversation(session: ChatSession, context_limit: int, texts: Texts) ->
             _show_pending(session, index, context_limit, texts)
 
 
-def _show_question(session: ChatSession, round_: Round, index: int, texts: Texts) -> None:
+def _show_question(session: ChatSession, round_: Round, index: int, texts: Texts, *, is_edited: bool = False) -> None:
     with st.chat_message("user"):
-        if st.session_state.get("editing") != index or session.pending is not None:
+        if not is_edited:
             question(round_.question)
             return
         with st.form(f"edit-{index}", border=False):
@@ -59,7 +72,6 @@ def _show_question(session: ChatSession, round_: Round, index: int, texts: Texts
                 is_sent = st.form_submit_button(texts("send"), type="primary")
                 is_cancelled = st.form_submit_button(texts("cancel"))
         if is_sent and text.strip():
-            del st.session_state.editing
             start(session, lambda: session.edit(index, text))
             st.rerun()
         if is_cancelled:
@@ -116,7 +128,7 @@ def _show_actions(session: ChatSession, round_: Round, index: int, texts: Texts)
             button("later", "chevron_right", partial(select, selected + 1), is_disabled=selected == num - 1)
         if round_.reply.text:
             copy_button(round_.reply.text, f"copy-{index}", texts)
-        button("edit", "edit", partial(st.session_state.__setitem__, "editing", index))
+        button("edit", "edit", partial(st.session_state.__setitem__, "editing", round_.versions[0]))
         if is_last:
             button("retry", "refresh", partial(start, session, session.retry))
             button("undo", "delete", session.undo)
@@ -132,12 +144,16 @@ def _show_pending(session: ChatSession, index: int, context_limit: int, texts: T
     """
     text = session.pending.reply.text if session.pending is not None else ""
     answer(text, f"answer-{index}", texts, is_new=not text)
-    place, status = st.empty(), st.empty()
+    place, status, kept_place = st.empty(), st.empty(), st.empty()
+    kept_at = time.monotonic()
     try:
         while (pending := session.pending) is not None:
             text = pending.reply.text
             feed(text, place)
             status.caption(escaped(_status(pending, context_limit, texts)))
+            if time.monotonic() > kept_at + KEEP_EVERY_S:
+                keep(kept(session).json(), kept_place)
+                kept_at = time.monotonic()
             time.sleep(DRAW_EVERY_S)
             session.wait(len(text), WAIT_S)
     except RerunException:

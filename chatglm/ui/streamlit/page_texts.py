@@ -70,6 +70,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "保留最近 {limit} 轮；刷新页面或重启服务后对话还在，关闭标签页即清空。",
         "The last {limit} rounds are kept through a reload and a restart of the server, until the tab is closed.",
     ),
+    "storage_full": (
+        "浏览器存不下这个对话了，刷新页面会丢失最近的内容，请先保存。",
+        "The browser cannot store this conversation: a reload would lose its latest part. Save it.",
+    ),
     "save": ("保存", "Save"),
     "html": ("网页", "Web page"),
     "markdown": ("Markdown", "Markdown"),
@@ -77,6 +81,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "open": ("打开", "Open"),
     "clear": ("清空对话", "Clear"),
     "unclear": ("撤销清空", "Undo clear"),
+    "unopen": ("撤销打开", "Undo open"),
 }
 
 # Questions that the demo answers, too.

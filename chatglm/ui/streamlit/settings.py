@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import streamlit as st
 
 from chatglm.errors import ChatGLMError
 from chatglm.generation.config import CHAT_DEFAULTS
 from chatglm.ui.error_texts import error_text
+from chatglm.ui.rounds import Round
 from chatglm.ui.session import ChatSession
 from chatglm.ui.streamlit.components import escaped, open_button
 from chatglm.ui.streamlit.page_texts import Texts, language_of
-from chatglm.ui.transcript import Transcript
+from chatglm.ui.transcript import Transcript, read_transcript
 
 if TYPE_CHECKING:
+    from streamlit.delta_generator import DeltaGenerator
+
     from chatglm.pipeline import Pipeline
 
 # Upstream's page has a top_p of its own.
@@ -34,16 +38,17 @@ FORMS: dict[str, tuple[str, str, Callable[[Transcript], str]]] = {
 }
 
 
-def show_side_bar(pipeline: Pipeline, session: ChatSession, texts: Texts) -> None:
-    """Draw it, and give the session the parameters that it says."""
+def show_side_bar(pipeline: Pipeline, session: ChatSession, texts: Texts) -> DeltaGenerator:
+    """Draw it, and give the session the parameters that it says; returns a place beside what is said of keeping."""
     with st.sidebar:
         st.header(texts("title"), anchor=False)
         lines = [texts("model", name=pipeline.name), texts("precision", precision=pipeline.precision)]
         st.caption(escaped("\n".join([*lines, texts("limit", limit=pipeline.context_limit)])))
-        _show_files(session, texts)
+        place = _show_files(session, texts)
         st.subheader(texts("settings"), anchor=False)
         _show_settings(pipeline.context_limit, {**session.options, "system": session.system}, texts)
     apply_settings(session)
+    return place
 
 
 def _show_settings(context_limit: int, given: Mapping[str, Any], texts: Texts) -> None:
@@ -84,35 +89,72 @@ def open_conversation(session: ChatSession, data: bytes) -> None:
     Raises:
         ChatGLMError: it is none; everything stays as it was.
     """
-    session.load(data)
-    use_settings({**session.transcript.settings, "system": session.system or ""})
+    transcript = read_transcript(data)
+    _open_transcript(session, transcript)
 
 
-def _show_files(session: ChatSession, texts: Texts) -> None:
+def _open_transcript(session: ChatSession, transcript: Transcript) -> None:
+    session.open(transcript)
+    use_settings({**transcript.settings, "system": session.system or ""})
+
+
+def _show_files(session: ChatSession, texts: Texts) -> DeltaGenerator:
     state = st.session_state
     with st.container(horizontal=True, gap="small"):
-        if session.rounds:
+        if session.rounds or session.pending is not None:
             st.button(texts("clear"), key="clear", icon=":material/delete:", on_click=_clear, args=(session,))
-        elif "cleared" in state:
-            st.button(
-                texts("unclear"), key="unclear", icon=":material/undo:", on_click=session.open, args=(state.cleared,)
-            )
+        if (undoable := _undoable(session)) is not None:
+            name = undoable.name
+            st.button(texts(name), key=name, icon=":material/undo:", on_click=_undo, args=(session, undoable))
         with st.popover(texts("save"), icon=":material/download:", disabled=not session.rounds):
             _show_downloads(session, texts)
         open_button("open", texts, partial(_open, session))
     if trouble := state.pop("trouble", None):
         st.error(escaped(trouble))
     st.caption(texts("kept", limit=MAX_ROUNDS))
+    return st.container()
+
+
+@dataclass(frozen=True)
+class Undoable:
+    """What can be had again: `before`, as long as the conversation is `after`, or empty."""
+
+    name: Literal["unclear", "unopen"]
+    before: Transcript
+    after: list[Round]
+
+
+def _undoable(session: ChatSession) -> Undoable | None:
+    undoable: Undoable | None = st.session_state.get("undoable")
+    if undoable is None or session.pending is not None:
+        return None
+    return undoable if not session.rounds or session.rounds is undoable.after else None
+
+
+def _undo(session: ChatSession, undoable: Undoable) -> None:
+    del st.session_state.undoable
+    if undoable.name == "unclear":  # settings may have changed since
+        session.open(replace(undoable.before, system=None, settings={}))
+        return
+    session.set_options({})
+    _open_transcript(session, replace(undoable.before, settings={"seed": None, **undoable.before.settings}))
 
 
 def _clear(session: ChatSession) -> None:
-    st.session_state.cleared = session.transcript
+    session.stop()
+    before = session.transcript
     session.clear()
+    st.session_state.undoable = Undoable("unclear", before, session.rounds)
 
 
 def _open(session: ChatSession) -> None:
     try:
-        open_conversation(session, st.session_state["open"].chosen.encode(errors="replace"))
+        transcript = read_transcript(st.session_state["open"].chosen.encode(errors="replace"))
+        session.stop()
+        before = session.transcript
+        _open_transcript(session, transcript)
+        if before.rounds:
+            st.session_state.undoable = Undoable("unopen", before, session.rounds)
     except ChatGLMError as error:
         st.session_state.trouble = error_text(error, language_of(st.context.locale))
 

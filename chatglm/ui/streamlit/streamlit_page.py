@@ -17,7 +17,7 @@ from chatglm.errors import ChatGLMError
 from chatglm.ui.error_texts import error_text
 from chatglm.ui.session import ChatSession
 from chatglm.ui.streamlit.components import escaped, memory, style
-from chatglm.ui.streamlit.conversation import show_conversation, start
+from chatglm.ui.streamlit.conversation import kept, show_conversation, start
 from chatglm.ui.streamlit.page_texts import Texts, language_of, starters_for, texts_for
 from chatglm.ui.streamlit.settings import MAX_ROUNDS, open_conversation, show_side_bar
 from chatglm.ui.streamlit.streamlit_flags import COMMAND, make_parser, parse
@@ -51,16 +51,15 @@ def load(options: dict[str, Any]) -> Pipeline:
 def _show_chat(pipeline: Pipeline, given: dict[str, Any], texts: Texts) -> None:
     style()
     language = language_of(st.context.locale)
-    is_new = "chat" not in st.session_state
-    if is_new:
+    if "chat" not in st.session_state:
         st.session_state.chat = ChatSession(
             pipeline, given, max_rounds=MAX_ROUNDS, error_text=lambda error: error_text(error, language)
         )
     session: ChatSession = st.session_state.chat
-    show_side_bar(pipeline, session, texts)
     buttons = st.bottom.container()
     if (question := st.chat_input(texts("placeholder"))) and question.strip():
         _ask(session, question.rstrip())
+    place = show_side_bar(pipeline, session, texts)
     if session.pending is not None:
         buttons.button(
             texts("stop"),
@@ -72,8 +71,8 @@ def _show_chat(pipeline: Pipeline, given: dict[str, Any], texts: Texts) -> None:
         )
     elif not session.rounds:
         _show_welcome(pipeline, session, texts)
-    with st.sidebar:
-        memory(None if is_new else session.transcript.json(), _restore)
+    with place:
+        memory(kept(session).json() if "has_memory" in st.session_state else None, texts, _restore)
     show_conversation(session, pipeline.context_limit, texts)
 
 
@@ -87,12 +86,21 @@ def _show_welcome(pipeline: Pipeline, session: ChatSession, texts: Texts) -> Non
 
 
 def _ask(session: ChatSession, question: str) -> None:
-    start(session, lambda: session.ask(question))
+    """Answer a question, once it is known what the tab has kept: after a restart of the server it may come first."""
+    if "has_memory" in st.session_state:
+        start(session, lambda: session.ask(question))
+    else:
+        st.session_state.asked = question
 
 
 def _restore() -> None:
-    """Continue the conversation that the tab kept, unless there is another by now."""
-    session: ChatSession = st.session_state.chat
-    if not session.rounds and session.pending is None:
-        with suppress(ChatGLMError):  # of another release
-            open_conversation(session, st.session_state.memory.found.encode(errors="replace"))
+    """Continue the conversation that the tab kept, if any."""
+    state = st.session_state
+    if "has_memory" in state:
+        return
+    state.has_memory = True
+    session: ChatSession = state.chat
+    with suppress(ChatGLMError):  # there is none, or it is of another release
+        open_conversation(session, state.memory.found.encode(errors="replace"))
+    if "asked" in state:
+        _ask(session, state.pop("asked"))
