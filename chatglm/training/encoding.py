@@ -50,25 +50,31 @@ class Example:
 
 
 class Encoder:
-    """Makes examples of rows with the family's template: (tokenizer, messages, limit) -> ids and dropped rounds."""
+    """Makes examples of rows with the family's template: (tokenizer, messages, limit) -> ids and dropped rounds.
+
+    `spec` says which token ends an answer and how much of a prompt is learned; None = the tokenizer's, and nothing.
+    """
 
     def __init__(
         self,
         encode_chat: Callable[..., Any],
         tokenizer: Any,
-        spec: ModelSpec,
         lengths: Lengths,
         source_prefix: str = "",
+        *,
+        spec: ModelSpec | None = None,
     ) -> None:
-        self._encode_chat, self._tokenizer, self._spec = encode_chat, tokenizer, spec
+        self._encode_chat, self._tokenizer = encode_chat, tokenizer
+        self._eos_id: int = spec.eos_ids[0] if spec is not None else tokenizer.eos_token_id
+        self._num_learned = spec.learned_prompt_tokens if spec is not None else 0
         self._lengths, self._source_prefix = lengths, source_prefix
 
     def __call__(self, record: Record) -> Example:
         prompt_ids, dropped, is_cut = self._prompt(record)
         response = self._tokenizer.encode_plain(record.response)
         room = max(self._lengths.target - 2, 0)
-        response_ids = [*response[:room], self._spec.eos_ids[0]]
-        num_ignored = len(prompt_ids) - self._spec.learned_prompt_tokens
+        response_ids = [*response[:room], self._eos_id]
+        num_ignored = len(prompt_ids) - self._num_learned
         return Example(prompt_ids, response_ids, num_ignored, dropped, is_cut, len(response) > room)
 
     def _prompt(self, record: Record) -> tuple[list[int], int, bool]:

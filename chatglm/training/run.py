@@ -16,6 +16,7 @@ from chatglm.conversion.writing import check_absent
 from chatglm.demo import CHECKPOINT, DEMO_NAME
 from chatglm.errors import ChatGLMError, CheckpointError, InvalidRequestError, MissingFileError
 from chatglm.loading import LoadedModel, find_folder, load
+from chatglm.loading.base_model import base_warning
 from chatglm.training.answers import Answering, answer, write_predictions
 from chatglm.training.arguments import Arguments, parse_arguments
 from chatglm.training.curve import draw_losses
@@ -176,13 +177,15 @@ class _Session:
             import transformers
 
             transformers.set_seed(training.seed)  # before the recipe initializes what is trained
+            if (start := lora_to_continue(arguments.model)) is not None:
+                report(base_warning("LoRA update", start.path, loaded.model))
             self._recipe: Recipe = make_recipe(arguments.method, loaded.model, base, arguments.model)
         else:
             self._recipe = Untrained(loaded.model, base, arguments.method)
         self._lengths = Lengths(data.max_source_length, data.max_target_length)
         self._network, self._tokenizer = self._recipe.network, loaded.tokenizer
         encode = loaded.family.encode_chat
-        self._encode = Encoder(encode, loaded.tokenizer, loaded.model.spec, self._lengths, data.source_prefix)
+        self._encode = Encoder(encode, loaded.tokenizer, self._lengths, data.source_prefix, spec=loaded.model.spec)
         self._check_context()
         self._trainer: RecipeTrainer | None = None
 

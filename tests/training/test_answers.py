@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from chatglm.loading import load
-from chatglm.models.chatglm.template import encode_chat
 from chatglm.pipeline import load_pipeline
 from chatglm.training.answers import Answering, answer
 from chatglm.training.encoding import Encoder, Lengths
@@ -32,7 +31,7 @@ def prefix(base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_a_batch_equals_its_rows_alone(options: dict[str, Any], num_beams: int, base: Path, prefix: Path) -> None:
     wanted = dict(options)
     loaded = load(base, ptuning_checkpoint=prefix if wanted.pop("prefix", None) else None, **wanted)
-    encode = Encoder(encode_chat, loaded.tokenizer, loaded.model.spec, Lengths(30, 20))
+    encode = Encoder(loaded.model.encode_chat, loaded.tokenizer, Lengths(30, 20), spec=loaded.model.spec)
     prompts = [encode(Record(text, "x")).prompt_ids for text in PROMPTS]
     batched = answer(loaded.model, loaded.tokenizer, prompts, Answering(8, 4, num_beams))
     alone = [answer(loaded.model, loaded.tokenizer, [ids], Answering(8, 1, num_beams))[0] for ids in prompts]

@@ -37,13 +37,13 @@ ROUNDS = st.lists(st.tuples(WORDS, WORDS), max_size=4)
 
 def _encoder(source: int = 200, target: int = 60, prefix: str = "") -> Encoder:
     tokenizer = small_tokenizer()
-    return Encoder(encode_chat, tokenizer, spec_of(tokenizer), Lengths(source, target), prefix)
+    return Encoder(encode_chat, tokenizer, Lengths(source, target), prefix, spec=spec_of(tokenizer))
 
 
 @pytest.mark.parametrize("learned", [0, 1])
 def test_the_family_says_how_much_of_the_prompt_is_learned(learned: int) -> None:
     tokenizer = small_tokenizer()
-    encode = Encoder(encode_chat, tokenizer, spec_of(tokenizer, learned), Lengths(200, 60))
+    encode = Encoder(encode_chat, tokenizer, Lengths(200, 60), spec=spec_of(tokenizer, learned))
     example = encode(Record("你好", "hello"))
     labels = Examples([example])[0]["labels"]
     assert (
@@ -51,6 +51,7 @@ def test_the_family_says_how_much_of_the_prompt_is_learned(learned: int) -> None
         == [*example.prompt_ids, *example.response_ids][-len(example.response_ids) - learned :]
     )
     assert set(labels[: len(example.prompt_ids) - learned]) == {IGNORED}
+    assert learned or Encoder(encode_chat, tokenizer, Lengths(200, 60))(Record("你好", "hello")) == example
 
 
 def test_the_layout_of_a_row() -> None:

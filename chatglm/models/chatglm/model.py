@@ -24,7 +24,6 @@ from chatglm.models import refuse_later_families
 from chatglm.models.chatglm.config import ALIASES, ChatGLMNetworkConfig, own_names
 from chatglm.models.chatglm.network import ChatGLMNetwork, uses_adapter
 from chatglm.models.chatglm.positions import causal_after, find_layout, some_visible
-from chatglm.models.chatglm.template import encode_chat
 from chatglm.models.library_folder import stored_generation_config, with_index_metadata
 from chatglm.models.upstream_chat import UpstreamChat
 from chatglm.nn.kv_cache import AnyCache
@@ -101,7 +100,6 @@ class ChatGLMForConditionalGeneration(UpstreamChat, ChatGLMNetwork, PreTrainedMo
     }
     # Set by chatglm.registration: validating a folder belongs to a layer above this one.
     check_folder: ClassVar[Callable[[Any], object] | None] = None
-    encode_chat = staticmethod(encode_chat)
     config: Any
     transformer: Any
     lm_head: Any

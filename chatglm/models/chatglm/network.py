@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from chatglm.model_spec import ModelSpec
 from chatglm.models.chatglm.positions import Layout, find_layout
+from chatglm.models.chatglm.template import encode_chat
 from chatglm.models.chatglm.weights import model_spec
 from chatglm.nn.attention import attend, attend_with_probabilities
 from chatglm.nn.kv_cache import AnyCache, KVCache, concatenated
@@ -197,6 +198,7 @@ class ChatGLMNetwork(nn.Module):
     lm_head: nn.Module
     num_ranks = 1
     stored_defaults: dict[str, Any]
+    encode_chat = staticmethod(encode_chat)
 
     def __init__(self, config: Any) -> None:
         super().__init__()
