@@ -127,9 +127,9 @@ def check_lora_fits(network: Any, lora: StoredLora) -> None:
     modules = dict(network.named_modules())
     linears = [name for name, module in modules.items() if hasattr(module, "in_features") and name != network.spec.head]
     targets = lora.config.targets([name for name in modules if name], linears)
-    differing = sorted(modules.keys() & (targets ^ lora.scales.keys())) if targets is not None else []
+    differing = sorted(modules.keys() & (targets ^ lora.scales.keys()))
     if differing:
-        has, lacks = (lora.config.path, lora.path) if differing[0] in (targets or ()) else (lora.path, lora.config.path)
+        has, lacks = (lora.config.path, lora.path) if differing[0] in targets else (lora.path, lora.config.path)
         raise MismatchError(
             f"{has} has an update for {differing[0]}, but {lacks.name} has none ({len(differing)} such layers).",
             ONE_FOLDER,

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import re
 import reprlib
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,10 @@ from chatglm.schema import FLAG, Rule, check_keys, number, table_of, text, whole
 
 CONFIG_NAME = "adapter_config.json"
 PATTERN_SECONDS, LONGEST_PATTERN, MOST_REPEATS = 1.0, 2000, 10_000
+# What `regex` reads as fuzzy matching and as classes, and `re` as characters.
+UNLIKE_RE = re.compile(r"\{(?!\d+(?:,\d*)?\}|,\d+\})|\[\[|\[:")
 ALL_LINEAR = "all-linear"
+DEFAULT_TARGETS = ("query_key_value",)  # peft's for chatglm
 COPY_AGAIN = "Copy the folder again."
 MERGE = (
     "Merge it where peft is installed, `PeftModel.from_pretrained(base, FOLDER).merge_and_unload()"
@@ -111,11 +115,11 @@ class LoraConfig:
             found[layer] = rank, float(alpha) / (math.sqrt(rank) if self.keys.get("use_rslora") else float(rank))
         return found
 
-    def targets(self, names: Collection[str], all_linear: Collection[str]) -> set[str] | None:
-        """The modules among `names` that peft would give an update; None if the config leaves that open."""
+    def targets(self, names: Collection[str], all_linear: Collection[str]) -> set[str]:
+        """The modules among `names` that peft would give an update."""
         wanted, patterns = self.keys.get("target_modules"), _Patterns(self.path)
         if wanted is None:
-            return None
+            wanted = list(DEFAULT_TARGETS)
         if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
             wanted = list(all_linear)
         excluded = self.keys.get("exclude_modules") or []
@@ -167,8 +171,12 @@ class _Patterns:
 
         counts = [max(1, int(number)) for number in re.findall(r"(?<=[{,])\d{1,12}(?=[,}])", pattern)]
         try:
-            re.compile(pattern)  # `regex` reads more than that
-            if len(pattern) > LONGEST_PATTERN or math.prod(counts) > MOST_REPEATS:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of sets in sets, which a later `re` may know
+                re.compile(pattern)  # `regex` reads more than that
+            if UNLIKE_RE.search(pattern):
+                reason = "has braces or brackets that are not used here"
+            elif len(pattern) > LONGEST_PATTERN or math.prod(counts) > MOST_REPEATS:
                 reason = "is too long"
             else:
                 timeout = max(self._end - monotonic(), 1e-3)

@@ -10,7 +10,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 # Files that the process opens beside its connections, and connections that were accepted but not yet counted.
-SPARE_FILES = 256
+OWN_FILES = 64
 BACKLOG = 128
 _TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 # An interim response, which clients skip: whoever has gone resets the connection, whoever listens does not.
@@ -18,14 +18,19 @@ _PROBE = b"HTTP/1.1 102 Processing\r\n\r\n"
 _PROBE_SECONDS = (0.05, 0.5, 2.0)
 
 
-def allowed_connections(wanted: int) -> int:
-    """As many as the limit of open files leaves room for, at most `wanted`."""
+def connection_bounds(wanted: int) -> tuple[int, int]:
+    """Connections at once, at most `wanted`, and how many more may be accepted at a time: the limit of open files
+    leaves room for both, for as many again that are being closed, and for the files of the process.
+    """
     try:
         import resource
     except ImportError:  # Windows has no such limit
-        return wanted
+        return wanted, BACKLOG
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return wanted if limit == resource.RLIM_INFINITY else max(1, min(wanted, limit - SPARE_FILES))
+    if limit == resource.RLIM_INFINITY:
+        return wanted, BACKLOG
+    backlog = max(1, min(BACKLOG, limit // 8))
+    return max(1, min(wanted, limit - 3 * backlog - OWN_FILES)), backlog
 
 
 def connection_class(max_connections: int, header_timeout: float) -> type[H11Protocol]:

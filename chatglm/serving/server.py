@@ -16,7 +16,7 @@ import uvicorn
 from chatglm.cli.signals import record_stop_signals
 from chatglm.serving.app import create_app, create_polling_app
 from chatglm.serving.commands import StartedServer
-from chatglm.serving.connections import BACKLOG, allowed_connections, connection_class
+from chatglm.serving.connections import connection_bounds, connection_class
 from chatglm.serving.polling.workers import PollingWorkers
 from chatglm.serving.request_log import LinePrinter
 from chatglm.serving.service import RequestService
@@ -80,12 +80,13 @@ def make_server(
 ) -> DrainingServer:
     """A uvicorn server that neither logs requests nor sends a Server header."""
     settings = service.settings
+    max_connections, backlog = connection_bounds(settings.max_connections)
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
-        http=connection_class(allowed_connections(settings.max_connections), settings.header_timeout),
+        http=connection_class(max_connections, settings.header_timeout),
         ws="none",
         lifespan="off",
-        backlog=BACKLOG,
+        backlog=backlog,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         log_level="warning",
         access_log=False,

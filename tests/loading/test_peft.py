@@ -128,6 +128,7 @@ def test_plain_adapters(
         {"init_lora_weights": "orthogonal"},
         {"init_lora_weights": "mica"},
         {"target_modules": ["lm_head"]},
+        {"target_modules": None, "alpha_pattern": {"query_key_value{1,2}": 5}},
     ],
     ids=str,
 )
@@ -190,6 +191,11 @@ def edit(folder: Path, **keys: Any) -> None:
         ({"alpha_pattern": [1]}, r"alpha_pattern is an object .*, not \[1\]"),
         ({"alpha_pattern": {"(": 1}}, "pattern .* cannot be read"),
         ({"alpha_pattern": {"(((a{1000}){1000}){1000})": 1}}, "pattern .* is too long"),
+        *(
+            ({"alpha_pattern": {pattern: 9}}, "pattern .* has braces or brackets")
+            for pattern in ("dense{e}", "(?:dens){s<=1}e", "[[:alpha:]]*", "[x[:alpha:]]*", "dense{}", r"\{e\}")
+        ),
+        ({"target_modules": None}, "has an update for .*dense.*adapter_config.json has none"),
         ({"target_modules": ["query_key_value"]}, "has an update for .*dense.*adapter_config.json has none"),
         ({"exclude_modules": "(.*).dense"}, "has an update for .*dense.*adapter_config.json has none"),
         ({"target_modules": [*ALL, "lm_head"]}, "has an update for lm_head, but .*adapter_model.* has none"),

@@ -17,7 +17,7 @@ from chatglm.cli.settings import Settings
 from chatglm.errors import ChatGLMError
 from chatglm.pipeline import Pipeline
 from chatglm.serving.app import create_app
-from chatglm.serving.connections import SPARE_FILES, allowed_connections
+from chatglm.serving.connections import connection_bounds
 from chatglm.serving.schemas import MAX_JSON_PARTS, parse_json
 from chatglm.serving.service import RequestService
 from tests.serving.servers import (
@@ -67,10 +67,16 @@ def test_more_connections_than_allowed_are_turned_away(demo: Pipeline) -> None:
         assert eventually(lambda: server.get("/health").status_code == 200)
 
 
-def test_there_are_files_left_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    for limit, expected in ((resource.RLIM_INFINITY, 1000), (300, 300 - SPARE_FILES), (10, 1), (65536, 1000)):
-        monkeypatch.setattr(resource, "getrlimit", lambda which, limit=limit: (limit, limit))
-        assert allowed_connections(1000) == expected
+@pytest.mark.parametrize("limit", [resource.RLIM_INFINITY, 10, 100, 150, 300, 1024, 4096, 65536])
+def test_there_are_files_left_for_others(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (limit, limit))
+    connections, backlog = connection_bounds(1000)
+    assert 1 <= connections <= 1000
+    assert backlog >= 1
+    if limit == resource.RLIM_INFINITY or limit > 5000:
+        assert connections == 1000
+    elif limit > 100:
+        assert connections + 3 * backlog < limit - 50
 
 
 def test_a_client_that_has_only_finished_sending_is_answered(endless: Server) -> None:

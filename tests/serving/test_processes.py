@@ -126,6 +126,48 @@ def test_ctrl_c_again_and_again(tiny: Path) -> None:
         busy.close()
 
 
+FEW_FILES = """
+import resource, runpy, sys
+sys.argv = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_NOFILE, (150, 150))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow  # a connection that finds the queue full tries again after a second
+@pytest.mark.parametrize("script", ["api.py", "stream_api.py"])
+def test_more_connections_than_files(script: str) -> None:
+    """Those beyond the bound are closed, hardly anything is logged, and the server goes on when they have left."""
+    with process("-c", FEW_FILES, script, environment=QUIET) as server:
+        url = server.wait_until_listening()
+        silent = [connect(url) for _ in range(200)]
+        assert eventually(lambda: sum(_is_closed(each) for each in silent) > 100)
+        for each in silent:
+            each.close()
+        assert eventually(lambda: _status(url) == 200)
+        server.send(signal.SIGTERM)
+        assert server.wait() == 0
+        assert len(server.stderr.text.splitlines()) < 20
+        assert "Traceback" not in server.stderr.text
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    connection.settimeout(0)
+    try:
+        return connection.recv(1000) is not None
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
+
+
+def _status(url: str) -> int:
+    try:
+        return httpx.get(f"{url}/health", timeout=PATIENCE_S).status_code
+    except httpx.TransportError:
+        return 0
+
+
 @pytest.mark.parametrize("command", [serve, serve_polling])
 def test_a_port_in_use_is_reported_before_the_model_is_loaded(
     command: Command, capsys: pytest.CaptureFixture[str]
