@@ -4,16 +4,20 @@
     python -m benchmarks.chat --model chatglm-6b --dtype bf16
 
 Decoding reads every weight once per token, so tokens/s is shown beside the floor that this machine's memory bandwidth
-sets, measured in the same run by summing an array as large as the weights. Ends with one JSON line.
+sets, measured in the same run by summing an array as large as the weights. The share of exit is that of the seconds
+after the answer in those of a whole `cli_demo.py --prompt`. Ends with one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -31,6 +35,24 @@ def read_bandwidth(num_bytes: int, device: torch.device) -> float:
         array.sum().item()
         best = min(best, time.perf_counter() - start)
     return array.numel() * 4 / best
+
+
+def exit_share(flags: list[str]) -> float:
+    """Seconds from the last of the answer to the end of `cli_demo.py --prompt`, in those from its start: least of 3."""
+    script = Path(__file__).parents[1] / "cli_demo.py"
+    shares = []
+    for _ in range(3):
+        start = answered = time.perf_counter()
+        argv = [sys.executable, str(script), *flags, "--prompt", "你好", "--temperature", "0"]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            assert process.stdout is not None
+            while os.read(process.stdout.fileno(), 4096):
+                answered = time.perf_counter()
+            if process.wait():
+                raise SystemExit("cli_demo.py failed.")
+        end = time.perf_counter()
+        shares.append((end - answered) / (end - start))
+    return min(shares)
 
 
 def main() -> None:
@@ -66,6 +88,7 @@ def main() -> None:
         "bandwidth_floor_tokens_per_s": round(floor, 1),
         "fraction_of_floor": round(rate / floor, 3),
         "peak_rss_mb": round(peak / 1e6),
+        "exit_share": round(exit_share(["--model", args.model, "--device", args.device, "--dtype", args.dtype]), 3),
     }
     for name, value in result.items():
         print(f"{name:32} {value}")

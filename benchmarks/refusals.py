@@ -52,10 +52,10 @@ BODIES: dict[str, Callable[[int], bytes]] = {
     "braces": repeated("", '{"a":', ""),
     "keys": lambda size: ("{" + ",".join(f'"{n}":1' for n in range(size // 11)) + "}").encode(),
     "digits": repeated('{"prompt":"a","seed":', "1", "}"),
-    "fractions": repeated('{"prompt":"a","temperature":0.', "3", "}"),
+    "fractions": repeated('{"prompt":"a","top_p":7.', "3", "}"),
     "stop strings": repeated('{"prompt":"a","stop":[', '"ab",', '"ab"]}'),
     "one wide character": repeated('{"prompt":"\N{GRINNING FACE}', "x", '"}'),
-    "spaces": repeated('{"prompt":"a",', " ", '"history":5}'),
+    "spaces": repeated('{"prompt":5,', " ", '"history":5}'),
     "no JSON": repeated("", "\x00", ""),
 }  # fmt: skip
 
