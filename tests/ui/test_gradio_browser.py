@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -432,5 +433,11 @@ def test_pages_of_other_sites_uploads_and_monitoring_are_refused(demo: str) -> N
         assert httpx.get(demo, headers=headers).status_code == 403
     link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
     assert httpx.get(demo, headers=link).status_code == 200
-    assert httpx.post(f"{demo}/gradio_api/upload", files={"files": b"12"}).status_code >= 400
+    for path in ("upload", "gradio_api/upload", "gradio_api/upload/"):
+        assert httpx.post(f"{demo}/{path}", files={"files": b"1"}).status_code == 403
+    join = f"{demo}/gradio_api/queue/join"
+    assert httpx.post(join, content=iter([b"{}"])).status_code == 411
+    with socket.create_connection(("127.0.0.1", int(demo.rsplit(":", 1)[1])), 30) as client:
+        client.sendall(b"POST /gradio_api/queue/join HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 413 ")
     assert httpx.get(f"{demo}/monitoring").status_code >= 400

@@ -133,6 +133,7 @@ def serving(pipeline: Pipeline, arguments: argparse.Namespace, port: int) -> Ite
 
     from chatglm.ui.gradio.first_paint import FirstPaint
     from chatglm.ui.gradio.gradio_page import THEME, GradioPage
+    from chatglm.ui.gradio.page_requests import PageRequests
 
     page = GradioPage(pipeline, answer_options(arguments))
     try:
@@ -151,9 +152,8 @@ def serving(pipeline: Pipeline, arguments: argparse.Namespace, port: int) -> Ite
                 footer_links=[],
                 # The engine has the queue, not Gradio: everybody is let in, to see their place or be refused.
                 max_threads=arguments.max_running + arguments.max_waiting + SPARE_THREADS,
-                max_file_size=1,  # the page uploads nothing
                 enable_monitoring=False,
-                app_kwargs={"middleware": [*_protection(arguments), Middleware(FirstPaint)]},
+                app_kwargs={"middleware": [*_protection(arguments), Middleware(PageRequests), Middleware(FirstPaint)]},
             )
     except OSError:
         raise ChatGLMError(f"Port {port} on {arguments.host} is in use.", "Give another one with --port.") from None
