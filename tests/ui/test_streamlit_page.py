@@ -208,7 +208,7 @@ def test_what_can_be_done_to_rounds(open_page: Callable[..., AppTest], talking: 
     assert page.button("icons-retry-1").label == CHINESE("retry")
     press(page, "icons-edit-1")
     press(page, "icons-undo-1")
-    ask(page, "三")  # another round, which nobody edits
+    ask(page, "三")  # another round, which is not edited
     assert [area.key for area in page.text_area] == ["system"]
 
 

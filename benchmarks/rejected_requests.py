@@ -1,7 +1,7 @@
-"""What it costs a server to refuse a body: processor time per MB, and memory per byte.
+"""What rejecting a request costs a server: processor time per MB of its body, and memory per byte.
 
-    python -m benchmarks.refusals                       api.py with the demo model, bodies of 4 MB
-    python -m benchmarks.refusals --megabytes 8 --model chatglm-6b-int4
+    python -m benchmarks.rejected_requests                 api.py with the demo model, bodies of 4 MB
+    python -m benchmarks.rejected_requests --megabytes 8 --model chatglm-6b-int4
 
 Each body is sent five times to each endpoint. The bounds are BOUND_MS and BOUND_BYTES; the exit code is 1 beyond them.
 Linux only. The last line is JSON.
@@ -31,7 +31,7 @@ def repeated(start: str, part: str, end: str) -> Callable[[int], bytes]:
     return lambda size: (start + part * (size // len(part)) + end).encode()
 
 
-BODIES: dict[str, Callable[[int], bytes]] = {
+REQUESTS: dict[str, Callable[[int], bytes]] = {
     "empty pairs": repeated('{"prompt":"a","history":[', '["",""],', '["",""]]}'),
     "short rounds": repeated('{"prompt":"a","history":[', '["a","b"],', '["a","b"]]}'),
     "messages": repeated(
@@ -99,10 +99,10 @@ def costs(client: httpx.Client, process: Process, path: str, body: bytes) -> dic
 def rows(url: str, pid: int, megabytes: float) -> Iterator[dict[str, Any]]:
     with httpx.Client(base_url=url, timeout=600) as client:
         client.post("/", json={"prompt": "hello"}).raise_for_status()
-        for name, make in BODIES.items():
+        for name, make in REQUESTS.items():
             body = make(int(1e6 * megabytes))
             for path in PATHS:
-                yield {"body": name, "path": path, **costs(client, Process(pid), path, body)}
+                yield {"request": name, "path": path, **costs(client, Process(pid), path, body)}
 
 
 def is_within(row: dict[str, Any]) -> bool:
@@ -115,15 +115,15 @@ def main() -> int:
     args, flags = parser.parse_known_args()
     measured = []
     with server_process(flags) as (url, process):
-        print(f"{'body':18} {'path':22} {'status':>6} {'ms/MB':>7} {'bytes/byte':>10}")
+        print(f"{'request':18} {'path':22} {'status':>6} {'ms/MB':>7} {'bytes/byte':>10}")
         for row in rows(url, process.pid, args.megabytes):
             mark = "" if is_within(row) else "  beyond the bounds"
             figures = f"{row['status']:6} {row['ms_per_mb']:7} {row['bytes_per_byte']:10}"
-            print(f"{row['body']:18} {row['path']:22} {figures}{mark}", flush=True)
+            print(f"{row['request']:18} {row['path']:22} {figures}{mark}", flush=True)
             measured.append(row)
     worst = {name: max(row[name] for row in measured) for name in ("ms_per_mb", "bytes_per_byte")}
     beyond = [row for row in measured if not is_within(row)]
-    print(json.dumps({"bodies": len(BODIES), "requests": REPEATS * len(measured), **worst, "beyond": beyond}))
+    print(json.dumps({"kinds": len(REQUESTS), "requests": REPEATS * len(measured), **worst, "beyond": beyond}))
     return int(bool(beyond))
 
 
