@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before the first import of torch; child processes inherit it
 
@@ -52,6 +53,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """What was imported stays: without it the collections that libraries ask for take a tenth of a second each."""
     gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Without the group, which xdist appends to the name of a test: --last-failed would not find it."""
+    report.nodeid = re.sub(r"@[^@\]]+$", "", report.nodeid)
 
 
 def pytest_sessionfinish() -> None:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import streamlit as st
+
 from chatglm.generation.deltas import Delta
 from chatglm.messages import Message
 from chatglm.ui.streamlit import streamlit_page
@@ -58,6 +60,15 @@ def _talk(cancel: threading.Event) -> Iterator[Delta]:
     yield Delta("", "cancelled", 5, number)
 
 
+def _run_slowly() -> None:
+    """So that whatever comes meanwhile ends this run before the page is drawn."""
+    for _ in range(20):
+        time.sleep(0.1)
+        st.empty()
+
+
 if __name__ == "__main__":
+    if "slow" in st.query_params and "has_memory" in st.session_state:
+        _run_slowly()
     streamlit_page.load = lambda _: TalkingPipeline()  # type: ignore[assignment,return-value]
     streamlit_page.show()

@@ -165,6 +165,16 @@ def test_an_answer_is_read_while_it_grows_then_stopped_continued_and_kept(guest:
     guest.says("1/2")
 
 
+def test_a_question_outlives_the_run_that_brought_it(browser: Any, server: Server) -> None:
+    with Profile(browser) as profile:
+        guest = Guest(profile.open(f"{server.address}/?slow"))
+        guest.page.wait_for_function(f"{KEPT} !== null")
+        guest.ask("早")
+        guest.page.wait_for_timeout(500)  # its run has begun
+        guest.page.get_by_role("slider").nth(2).press("ArrowRight")  # which ends that run for another
+        guest.page.locator(".st-key-actions-0").wait_for()
+
+
 def test_markdown_on_a_phone(browser: Any, server: Server) -> None:
     with Profile(browser, viewport={"width": 390, "height": 780}, color_scheme="dark") as profile:
         phone = Guest(profile.open(server.address))

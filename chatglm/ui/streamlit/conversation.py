@@ -65,18 +65,18 @@ def _show_question(session: ChatSession, round_: Round, index: int, texts: Texts
             question(round_.question)
             return
         with st.form(f"edit-{index}", border=False):
-            text = st.text_area(
+            st.text_area(
                 texts("edit"), round_.question, key=f"edited-{index}", help=texts("edit_help"), height="content"
             )
             with st.container(horizontal=True):
-                is_sent = st.form_submit_button(texts("send"), type="primary")
-                is_cancelled = st.form_submit_button(texts("cancel"))
-        if is_sent and text.strip():
-            start(session, lambda: session.edit(index, text))
-            st.rerun()
-        if is_cancelled:
-            del st.session_state.editing
-            st.rerun()
+                send, cancel = partial(_send_edited, session, index), partial(st.session_state.pop, "editing", None)
+                st.form_submit_button(texts("send"), type="primary", on_click=send)
+                st.form_submit_button(texts("cancel"), on_click=cancel)
+
+
+def _send_edited(session: ChatSession, index: int) -> None:
+    if (text := st.session_state[f"edited-{index}"]).strip():
+        start(session, lambda: session.edit(index, text))
 
 
 def _show_reply(reply: Reply, index: int, context_limit: int, texts: Texts, *, is_full: bool) -> None:

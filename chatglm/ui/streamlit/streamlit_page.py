@@ -1,5 +1,6 @@
 """The Streamlit page. Streamlit runs `show` from top to bottom after every input: the page is drawn from the visitor's
-`ChatSession` and the settings, while a thread of its own generates the pending answer.
+`ChatSession` and the settings, while a thread of its own generates the pending answer. All input is taken by callbacks:
+the next input ends a run, and what a call in that run would have returned is lost.
 """
 
 from __future__ import annotations
@@ -57,8 +58,7 @@ def _show_chat(pipeline: Pipeline, given: dict[str, Any], texts: Texts) -> None:
         )
     session: ChatSession = st.session_state.chat
     buttons = st.bottom.container()
-    if (question := st.chat_input(texts("placeholder"))) and question.strip():
-        _ask(session, question.rstrip())
+    st.chat_input(texts("placeholder"), key="question", on_submit=_ask_what_is_typed, args=(session,))
     place = show_side_bar(pipeline, session, texts)
     if session.pending is not None:
         buttons.button(
@@ -83,6 +83,11 @@ def _show_welcome(pipeline: Pipeline, session: ChatSession, texts: Texts) -> Non
     with st.container(horizontal=True):
         for number, starter in enumerate(starters_for(st.context.locale)):
             st.button(starter, key=f"starter-{number}", on_click=_ask, args=(session, starter))
+
+
+def _ask_what_is_typed(session: ChatSession) -> None:
+    if question := st.session_state.question.rstrip():
+        _ask(session, question)
 
 
 def _ask(session: ChatSession, question: str) -> None:
