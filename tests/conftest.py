@@ -55,13 +55,17 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Without the group, which xdist appends to the name of a test: --last-failed would not find it."""
-    report.nodeid = re.sub(r"@[^@\]]+$", "", report.nodeid)
-
-
-def pytest_sessionfinish() -> None:
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    _name_without_groups(session.config)
     gc.collect()  # what it finds is reported; pytest would look five times more
     gc.freeze()
     forking.close()
+
+
+def _name_without_groups(config: pytest.Config) -> None:
+    """xdist appends the group to the name of a test; --last-failed, run without xdist, would not find it."""
+    cache = getattr(config, "cache", None)
+    if cache is not None and not hasattr(config, "workerinput"):
+        failed = cache.get("cache/lastfailed", {})
+        cache.set("cache/lastfailed", {re.sub(r"@[^@\]]+$", "", name): True for name in failed})
