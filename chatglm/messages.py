@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from chatglm.errors import InvalidRequestError
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "observation"]
 History = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Message:
-    """One utterance and who speaks."""
+    """One utterance and who speaks; an observation is what a tool returned.
+
+    `metadata`: the name of the tool that an answer calls with its content. `tools`: what a system message offers.
+    """
 
     role: Role
     content: str
+    metadata: str = ""
+    tools: Sequence[Mapping[str, Any]] = ()
 
 
 def check_history(history: Iterable[Sequence[str]] | None) -> History:
