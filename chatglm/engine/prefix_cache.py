@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from chatglm.engine.block_manager import BLOCK_TOKENS, BlockManager
+from chatglm.engine.block_manager import BlockManager
 from chatglm.engine.request import Request, RequestDecoder
 from chatglm.nn.kv_cache import KVCache
 
 MAX_ENTRIES = 256  # all are compared with each new prompt
+LEAST_TOKENS = 16  # fewer are as quickly read as copied
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class PrefixCache:
             if entry.cache.uses_adapter == request.uses_adapter
         }
         best = max(lengths, key=lambda entry: lengths[entry], default=None)
-        if best is None or lengths[best] < BLOCK_TOKENS:
+        if best is None or lengths[best] < LEAST_TOKENS:
             return None
         self._touch(best)
         return best, lengths[best]
@@ -51,7 +52,7 @@ class PrefixCache:
         if not isinstance(cache, KVCache) or request.finish_reason == "error":
             return None
         num_tokens = cache.get_seq_length() - self._num_positions(0, cache)
-        if num_tokens < BLOCK_TOKENS:
+        if num_tokens < LEAST_TOKENS:
             return None
         return Entry(torch.tensor(request.token_ids[:num_tokens]), cache.copy())
 

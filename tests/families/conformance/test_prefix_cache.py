@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from chatglm.engine import Engine
+from chatglm.engine import decoder as decoder_module
 from chatglm.engine.block_manager import BLOCK_TOKENS
 from chatglm.engine.decoder import BatchDecoder
+from chatglm.engine.prefix_cache import LEAST_TOKENS
 from chatglm.generation.config import GenerationConfig
 from chatglm.messages import Message
 from chatglm.pipeline import Pipeline, load_pipeline
@@ -28,7 +30,7 @@ def plain(pipe: Pipeline) -> Iterator[Engine]:
 
 def test_the_next_turn_is_read_from_where_it_is_new(folder: Path) -> None:
     options = {"temperature": 0, "max_new_tokens": 12}
-    turns = [Message("user", "the quick brown fox " * 2)]
+    turns = [Message("user", "the quick brown fox " * 9)]
     with load_pipeline(folder, device="cpu", dtype="fp32") as pipe:
         first = pipe.submit(turns, **options).result()
         turns += [Message("assistant", first.text), Message("user", "hello")]
@@ -38,7 +40,7 @@ def test_the_next_turn_is_read_from_where_it_is_new(folder: Path) -> None:
         if pipe.model.spec.visibility == "prefix":
             assert (known, stats.prefix_hits, stats.prefix_misses) == (0, 0, 0)
         else:
-            assert first.prompt_tokens - BLOCK_TOKENS < known < second.prompt_tokens
+            assert first.prompt_tokens - LEAST_TOKENS < known < second.prompt_tokens
             assert (stats.prefix_hits, stats.prefix_misses) == (1, 1)
         assert (first.cached_tokens, stats.cached_tokens_total) == (0, known)
         assert stats.prompt_tokens_total == first.prompt_tokens + second.prompt_tokens
@@ -49,8 +51,9 @@ def test_the_next_turn_is_read_from_where_it_is_new(folder: Path) -> None:
         assert (again.text, again.cached_tokens) == (second.text, 0)
 
 
-def test_answers_of_prompts_that_begin_alike(pipe: Pipeline, plain: Engine) -> None:
-    """Many in any order, in memory for few."""
+def test_answers_of_prompts_that_begin_alike(pipe: Pipeline, plain: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many in any order, in memory for few, long ones read in pieces."""
+    monkeypatch.setattr(decoder_module, "CAUSAL_TOKENS_AT_ONCE", 7)
     chance = random.Random(3)
     vocabulary = pipe.tokenizer.encode_plain("hello world, how are you? the quick brown fox")
     stem = [chance.choice(vocabulary) for _ in range(60)]
@@ -76,7 +79,7 @@ def test_answers_of_prompts_that_begin_alike(pipe: Pipeline, plain: Engine) -> N
 
 
 def test_with_and_without_an_adapter_nothing_is_shared(pipe: Pipeline) -> None:
-    prompt = pipe.tokenizer.build_inputs_with_special_tokens(pipe.tokenizer.encode_plain("the quick brown fox " * 3))
+    prompt = pipe.tokenizer.build_inputs_with_special_tokens(pipe.tokenizer.encode_plain("the quick brown fox " * 9))
     engine = Engine(BatchDecoder(pipe.model), pipe.tokenizer)
     try:
         known = [
