@@ -181,15 +181,15 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 @contextmanager
-def server_process(flags: list[str]) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """api.py on a free port: its address and its process, which is gone after the block."""
-    command = [sys.executable, "api.py", "--port", "0", "--no-log-requests", *flags]
+def server_process(flags: list[str], script: str = "api.py") -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A server on a free port: its address and its process, which is gone after the block."""
+    command = [sys.executable, script, "--port", "0", "--no-log-requests", *flags]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
         assert process.stdout is not None
         try:
             found = re.search(r"http://\S+", process.stdout.readline())
             if found is None:
-                raise SystemExit("api.py did not start.")
+                raise SystemExit(f"{script} did not start.")
             yield found[0], process
         finally:
             process.terminate()

@@ -7,6 +7,7 @@ At every split the joined deltas equal the cleaned `tokenizer.decode(ids)`, cut 
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol
 
@@ -15,6 +16,9 @@ from chatglm.generation.text import SPACE_RULES, Replacer
 from chatglm.model_spec import TextStage
 
 LeadingSpaces = Literal["keep", "drop one", "drop all"]
+# What bytes that are no UTF-8 become: one U+FFFD each, as SentencePiece does, or one for what belongs together, as
+# Python's errors="replace" does. A tokenizer whose `broken_bytes` says nothing has the first.
+BrokenBytes = Literal["each", "together"]
 SPACE_MARK = "▁"  # SentencePiece's own sign for a space inside a piece
 REPLACEMENT = "\ufffd"
 
@@ -31,22 +35,26 @@ class SurfaceTokenizer(Protocol):
         ...
 
     def surface(self, token_id: int) -> str | bytes | None:
-        """Text with `▁` for spaces; one raw byte; "" for a control token; None for an id that is passed over."""
+        """Text with `▁` for spaces; raw bytes; "" for a control token; None for an id that is passed over."""
         ...
 
 
 class SurfaceDecoder:
-    """Joins surfaces as SentencePiece decodes the list: byte runs are UTF-8, an invalid byte gives one U+FFFD."""
+    """Joins surfaces as SentencePiece decodes the list: byte runs are UTF-8; `broken_bytes` of it become U+FFFD."""
 
-    def __init__(self, leading_spaces: LeadingSpaces) -> None:
+    def __init__(self, leading_spaces: LeadingSpaces, broken_bytes: BrokenBytes = "each") -> None:
         self._leading_spaces = leading_spaces
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace") if broken_bytes == "together" else None
         self._at_start = True
         self._bytes = b""
 
     def push(self, surface: str | bytes) -> str:
         if isinstance(surface, bytes):
-            self._bytes += surface
-            text = self._read_bytes()
+            if self._utf8 is not None:
+                text = self._utf8.decode(surface)
+            else:
+                self._bytes += surface
+                text = self._read_bytes()
             self._at_start = self._at_start and not text
             return text
         before = self.finish()
@@ -58,8 +66,9 @@ class SurfaceDecoder:
         return before + surface.replace(SPACE_MARK, " ")
 
     def finish(self) -> str:
-        text = self._read_bytes(ended=True) if self._bytes else ""
-        return text
+        if self._utf8 is not None:
+            return self._utf8.decode(b"", final=True)
+        return self._read_bytes(ended=True) if self._bytes else ""
 
     def _read_bytes(self, ended: bool = False) -> str:
         text = ""
@@ -88,7 +97,7 @@ class IncrementalDetokenizer:
         self, tokenizer: SurfaceTokenizer, stop_strings: Sequence[str] = (), clean_up: Sequence[TextStage] = ()
     ) -> None:
         self._tokenizer = tokenizer
-        self._decoder = SurfaceDecoder(tokenizer.leading_spaces)
+        self._decoder = SurfaceDecoder(tokenizer.leading_spaces, getattr(tokenizer, "broken_bytes", "each"))
         self._stop_finder = StopFinder(stop_strings)
         spaces = [Replacer(*rule) for rule in SPACE_RULES] if tokenizer.clean_up_tokenization_spaces else []
         self._stages: list[TextStage] = [*spaces, *clean_up, self._stop_finder]
@@ -136,8 +145,10 @@ class IncrementalDetokenizer:
         return text[num_known:]
 
 
-def join_surfaces(surfaces: Iterable[str | bytes | None], leading_spaces: LeadingSpaces) -> str:
+def join_surfaces(
+    surfaces: Iterable[str | bytes | None], leading_spaces: LeadingSpaces, broken_bytes: BrokenBytes = "each"
+) -> str:
     """The raw text of a whole list of surfaces: the fold of `SurfaceDecoder`."""
-    decoder = SurfaceDecoder(leading_spaces)
+    decoder = SurfaceDecoder(leading_spaces, broken_bytes)
     pushed = [decoder.push(surface) for surface in surfaces if surface is not None]
     return "".join(pushed) + decoder.finish()

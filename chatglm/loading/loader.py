@@ -17,7 +17,7 @@ from chatglm.devices import choose_device
 from chatglm.errors import DamagedFileError, InvalidRequestError
 from chatglm.generation.config import stored_settings
 from chatglm.kernels.packing import check_bits
-from chatglm.loading.base_model import base_warning
+from chatglm.loading.base_model import check_base
 from chatglm.loading.fill import NOT_SHARDED, fill_network, mapping_message
 from chatglm.loading.lora_checkpoint import StoredLora, attach_lora, check_lora_fits, find_lora
 from chatglm.loading.memory_estimate import (
@@ -175,13 +175,12 @@ def load(
             is_left_out=plan.has,
             progress=progress,
         )
+        if adapters.prefix is not None:
+            check_base("P-Tuning prefix", adapters.prefix.files.paths[0], network)
+        if adapters.lora is not None:
+            check_base("LoRA update", adapters.lora.path, network)
         close = _finish(network, adapters, plan, placement, examined, chosen_dtype)
-    _report_all(
-        report,
-        base_warning("P-Tuning prefix", adapters.prefix.files.paths[0], network) if adapters.prefix else "",
-        base_warning("LoRA update", adapters.lora.path, network) if adapters.lora else "",
-        mapping_message(folder, filled) if mmap else "",
-    )
+    _report_all(report, mapping_message(folder, filled) if mmap else "")
     network.stored_defaults = settings
     family = cast(Family, examined.family)
     tokenizer = family.tokenizer_class.from_pretrained(str(folder)) if wraps else examined.tokenizer

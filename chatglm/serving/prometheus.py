@@ -50,9 +50,12 @@ class ServerMetrics:
             "chatglm_answer_seconds", "From admission to the end.", registry=self._registry, buckets=_SECONDS
         )
 
-    def seconds_until_free(self, num_slots: int) -> int:
-        """When one of so many busy slots will be free, by what answers took of late: whole seconds, 1 to 600."""
-        return min(600, max(1, math.ceil(self._usual_seconds / num_slots)))
+    def seconds_until_room(self, num_requests: int) -> int:
+        """When one of so many running and waiting requests will have ended, in whole seconds, 1 to 600.
+
+        By Little's law: `num_requests` end within the time that one takes of late, its waiting included.
+        """
+        return min(600, max(1, math.ceil(self._usual_seconds / max(1, num_requests))))
 
     def note_duration(self, seconds: float) -> None:
         """An answer took so long, waiting included."""

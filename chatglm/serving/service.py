@@ -63,7 +63,8 @@ class RequestService:
         try:
             handle = submit(prompt, deadline=self.settings.request_timeout, **{**self.settings.defaults, **given})
         except QueueFullError as error:
-            error.retry_after = self.metrics.seconds_until_free(self.settings.max_running)
+            stats = self.stats()
+            error.retry_after = self.metrics.seconds_until_room(stats.running + stats.waiting)
             raise
         with self._lock:
             self._handles.add(handle)

@@ -16,7 +16,7 @@ from chatglm.conversion.writing import check_absent
 from chatglm.demo import CHECKPOINT, DEMO_NAME
 from chatglm.errors import ChatGLMError, CheckpointError, InvalidRequestError, MissingFileError
 from chatglm.loading import LoadedModel, find_folder, load
-from chatglm.loading.base_model import base_warning
+from chatglm.loading.base_model import check_base
 from chatglm.training.answers import Answering, answer, write_predictions
 from chatglm.training.arguments import Arguments, parse_arguments
 from chatglm.training.curve import draw_losses
@@ -178,7 +178,7 @@ class _Session:
 
             transformers.set_seed(training.seed)  # before the recipe initializes what is trained
             if (start := lora_to_continue(arguments.model)) is not None:
-                report(base_warning("LoRA update", start.path, loaded.model))
+                check_base("LoRA update", start.path, loaded.model)
             self._recipe: Recipe = make_recipe(arguments.method, loaded.model, base, arguments.model)
         else:
             self._recipe = Untrained(loaded.model, base, arguments.method)

@@ -2,6 +2,7 @@
 
 output/.unfinished/checkpoint-40/   while several processes write it (one name for all: not chatglm.atomic)
 output/checkpoint-40/               by renaming, when it is complete
+output/model.safetensors            of the last step, by renaming, after the settings that it needs
 """
 
 from __future__ import annotations
@@ -108,7 +109,10 @@ class RecipeTrainer(Seq2SeqTrainer):
         last = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if not (last / STATE_NAME).exists() and not self.args.save_only_model:
             self._save_checkpoint(self.model_wrapped, None)
-        self.save_model()
+        output = Path(self.args.output_dir)
+        self.save_model(str(output / UNFINISHED))
+        if self.args.should_save:
+            move_weights_last(output / UNFINISHED, output, self._recipe.weight_name)
         self.save_state()
 
     def _remove_oldest(self, output: Path) -> None:
@@ -120,6 +124,14 @@ class RecipeTrainer(Seq2SeqTrainer):
         room = limit - (best is not None)
         for path in kept[: max(0, len(kept) - max(room, 1))]:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def move_weights_last(source: Path, target: Path, weight_name: str) -> None:
+    """Move all files of `source`; weights never lie beside the settings of another training, whenever this ends."""
+    (target / weight_name).unlink(missing_ok=True)
+    for path in sorted(source.iterdir(), key=lambda path: path.name == weight_name):
+        path.replace(target / path.name)
+    source.rmdir()
 
 
 @contextmanager

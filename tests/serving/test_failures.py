@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from chatglm.pipeline import Pipeline
+from chatglm.serving.prometheus import ServerMetrics
 from tests.serving.servers import BROKEN, MUCH, PATIENCE_S, Server, break_after, eventually, open_socket, serving
 
 STREAMED = {
@@ -115,6 +116,17 @@ def test_the_limit_of_running_and_waiting_requests(endless: Server) -> None:
     for each in sockets:
         each.close()
     eventually(endless.is_idle)
+
+
+def test_the_time_to_try_again_follows_queue_and_answers() -> None:
+    metrics = ServerMetrics(lambda: pytest.fail("not read"))
+    assert metrics.seconds_until_room(30) == 1
+    for _ in range(100):
+        metrics.note_duration(59.9)
+    assert [metrics.seconds_until_room(num) for num in (1, 6, 30, 1000)] == [60, 10, 2, 1]
+    for _ in range(100):
+        metrics.note_duration(1e6)
+    assert metrics.seconds_until_room(1) == 600
 
 
 def test_health_answers_while_answers_are_made(endless: Server) -> None:

@@ -16,6 +16,7 @@ import torch
 from chatglm.errors import ChatGLMError, DamagedFileError, MismatchError
 from chatglm.training import run as runs
 from chatglm.training.resuming import check_checkpoint
+from chatglm.training.trainer import move_weights_last
 from tests.folders import cut
 from tests.loading.damage import damage
 from tests.training.data import arguments
@@ -33,6 +34,32 @@ def trained(base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture
 def output(trained: Path, tmp_path: Path) -> Path:
     return shutil.copytree(trained, tmp_path / "output")
+
+
+@pytest.mark.parametrize("num_moved", range(4))
+def test_weights_never_lie_beside_settings_of_another_training(
+    num_moved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("config.json", "model.safetensors", "z.json")
+    folders = [tmp_path / word for word in ("old", "new")]
+    for folder in folders:
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text(folder.name)
+    replace, left = Path.replace, [None] * num_moved
+
+    def replace_or_end(path: Path, target: Path) -> Path:
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace_or_end)
+    with contextlib.suppress(KeyboardInterrupt):
+        move_weights_last(folders[1], folders[0], "model.safetensors")
+    found = {path.name: path.read_text() for path in folders[0].iterdir()}
+    assert ("model.safetensors" in found) == (num_moved == 3)
+    assert num_moved < 3 or set(found.values()) == {"new"}
 
 
 def edit_state(path: Path, **keys: Any) -> None:

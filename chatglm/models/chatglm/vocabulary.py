@@ -13,14 +13,13 @@ from pathlib import Path
 
 import sentencepiece
 
-from chatglm.checkpoints import check_usable
-from chatglm.errors import DamagedFileError, MismatchError
-from chatglm.generation.detokenizer import SPACE_MARK, LeadingSpaces
+from chatglm.errors import MismatchError
+from chatglm.generation.detokenizer import LeadingSpaces
+from chatglm.models.vocabulary_file import find_leading_spaces, piece_surface, read_sentencepiece
 
 NEWLINE, TAB = "<n>", "<|tab|>"
 SPECIAL_PIECES = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
 LONGEST_BLANK = 80
-MAX_FILE_BYTES = 64 * 2**20  # the published file has 2.7 MB
 _CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6  # SentencePiece's own piece types
 _WHITE_SPACE = re.compile(r"(\n|\t|  +)")
 
@@ -44,7 +43,7 @@ class PieceVocabulary:
         self._markup = self._white_space.keys() | {find(piece) for piece in SPECIAL_PIECES} - {self.unk_id}
         self._guard_length = len(self.processor.encode_as_ids(NEWLINE))
         self._unk_surface: str = self.processor.decode_ids([self.unk_id])
-        self.leading_spaces: LeadingSpaces = self._find_leading_spaces()
+        self.leading_spaces: LeadingSpaces = find_leading_spaces(self.processor)
 
     def piece_to_id(self, piece: str) -> int:
         return int(self.processor.piece_to_id(piece))
@@ -94,12 +93,7 @@ class PieceVocabulary:
     def surface(self, piece_id: int) -> str | bytes:
         if piece_id in self._white_space:
             return self._white_space[piece_id]
-        if self.processor.is_control(piece_id):
-            return ""
-        if self.processor.is_unknown(piece_id):
-            return self._unk_surface
-        piece = self.id_to_piece(piece_id)
-        return bytes([int(piece[3:5], 16)]) if self.processor.is_byte(piece_id) else piece
+        return self._unk_surface if self.processor.is_unknown(piece_id) else piece_surface(self.processor, piece_id)
 
     def _white_space_ids(self, found: str) -> tuple[list[int], str]:
         """Symbols of one newline, one tab or a run of blanks (longest lengths first), and what has no symbol."""
@@ -122,13 +116,6 @@ class PieceVocabulary:
         name = self.id_to_piece(piece_id)
         return [i for part in (name[0], name[1:]) for i in self._encode_between(part, is_first=False, is_last=False)]
 
-    def _find_leading_spaces(self) -> LeadingSpaces:
-        """How decoding treats spaces at the start of a text: asked of SentencePiece, whose options are not exposed."""
-        space = self.piece_to_id(SPACE_MARK)
-        if space == self.unk_id or self.processor.decode_ids([space]) != "":
-            return "keep"
-        return "drop all" if self.processor.decode_ids([space, space]) == "" else "drop one"
-
 
 def blank(length: int) -> str:
     """The symbol of a run of blanks."""
@@ -136,17 +123,10 @@ def blank(length: int) -> str:
 
 
 def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
-    check_usable(path)
-    if (size := path.stat().st_size) > MAX_FILE_BYTES:  # SentencePiece ends the process at two gigabytes
-        raise DamagedFileError(f"{path} has {size:,} bytes, too many for a vocabulary.", "Download it again.")
-    content = path.read_bytes()
-    try:
-        processor = sentencepiece.SentencePieceProcessor(model_proto=content)
-        if processor.piece_to_id("[gMASK]") == processor.unk_id():
-            processor = sentencepiece.SentencePieceProcessor(model_proto=content + _first_release_additions(processor))
-    except (RuntimeError, ValueError) as error:
-        raise DamagedFileError(f"{path} is not a SentencePiece model ({error}).", "Download it again.") from error
-    return processor
+    processor = read_sentencepiece(path)
+    if processor.piece_to_id("[gMASK]") != processor.unk_id():
+        return processor
+    return read_sentencepiece(path, path.read_bytes() + _first_release_additions(processor))
 
 
 def _first_release_additions(processor: sentencepiece.SentencePieceProcessor) -> bytes:

@@ -1,0 +1,1 @@
+"""ChatGLM2-6B, also with a context of 32k."""
