@@ -34,7 +34,7 @@ def request(num_blocks: int = 1, num_prompt: int = 2) -> Request:
 def test_first_come_first_served_within_every_bound(
     max_running: int, max_waiting: int, events: list[int | float]
 ) -> None:
-    """An integer is a request of so many blocks; a fraction picks one of those present, who leaves something to reuse."""
+    """An integer is a request of so many blocks; a fraction one of those present, who leaves something to reuse."""
     scheduler = Scheduler(BlockManager(NUM_BLOCKS), max_running, max_waiting)
     present: list[Request] = []
     kept: list[float] = []  # least recently used first
