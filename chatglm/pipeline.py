@@ -60,7 +60,7 @@ class Pipeline:
                 self._engine = Engine(BatchDecoder(self._open_model()), self.tokenizer)
             return self._engine
 
-    def start_engine(self, *, max_running: int = 16, max_waiting: int = 64, memory_limit: int | None = None) -> Engine:
+    def start_engine(self, **limits: Any) -> Engine:
         """Make the engine before the first request, with limits of one's own (see `Engine`).
 
         Raises InvalidRequestError if the limits leave no room for anything, or there is an engine already.
@@ -68,13 +68,7 @@ class Pipeline:
         with self._engine_lock:
             if self._engine is not None:
                 raise InvalidRequestError("The engine is running already.", "Set its limits before the first request.")
-            self._engine = Engine(
-                BatchDecoder(self._open_model()),
-                self.tokenizer,
-                max_running=max_running,
-                max_waiting=max_waiting,
-                memory_limit=memory_limit,
-            )
+            self._engine = Engine(BatchDecoder(self._open_model()), self.tokenizer, **limits)
             return self._engine
 
     def submit(

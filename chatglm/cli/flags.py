@@ -238,6 +238,15 @@ SERVER_FLAGS = (
         shown_default="a share of what is free",
     ),
     Flag(
+        "--prefix-cache",
+        "",
+        "保留已结束请求的 KV 缓存，供开头相同的请求使用（ChatGLM-6B 双向读取上文，不适用）",
+        "keep KV caches of ended requests for others that begin alike (not for ChatGLM-6B, which reads both ways)",
+        parse=switch,
+        default=True,
+        shown_default="on",
+    ),
+    Flag(
         "--request-timeout",
         "SECONDS",
         "单个请求的最长时间，0 为不限",

@@ -54,7 +54,10 @@ def load_for_server(arguments: argparse.Namespace, settings: Settings) -> Pipeli
     with exit_on_sigterm(), exit_on_interrupt(LOADING_CANCELLED):
         pipeline = load_from_flags(arguments, is_server=True)
         engine = pipeline.start_engine(
-            max_running=settings.max_running, max_waiting=settings.max_waiting, memory_limit=settings.cache_memory
+            max_running=settings.max_running,
+            max_waiting=settings.max_waiting,
+            memory_limit=settings.cache_memory,
+            reuses_prefixes=settings.prefix_cache,
         )
         engine.warm_up()
     return pipeline

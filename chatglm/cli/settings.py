@@ -27,6 +27,7 @@ class Settings:
     max_running: int = 10  # requests answered at once
     max_waiting: int = 20  # requests that may wait; one more is rejected
     cache_memory: int | None = None  # bytes for the KV caches of all running requests; None = a share of what is free
+    prefix_cache: bool = True  # whether prompts reuse what is known of prompts that began alike
     request_timeout: float | None = None  # seconds from a request's arrival until its answer is ended; None = no limit
     # seconds that running answers get to finish after SIGTERM, before they are cancelled
     shutdown_timeout: float = 10.0

@@ -19,6 +19,8 @@ from chatglm.nn.packed import Packed, PackedPrompts, PackedSteps
 from chatglm.nn.prefix_encoder import PrefixEncoder
 
 PROMPT_TOKENS_AT_ONCE = 256
+# Of a prompt that only looks back, so that masks and what lies between the layers do not grow with its square.
+CAUSAL_TOKENS_AT_ONCE = 512
 
 
 class PromptLayout(Protocol):
@@ -109,18 +111,24 @@ class BatchDecoder:
     def fill_caches(
         self, prompts: Sequence[Tensor], layouts: Sequence[PromptLayout], caches: Sequence[KVCache]
     ) -> None:
-        """Prefill all but the last token of each prompt [1, n] into its empty cache: bidirectional, then causal."""
-        self._store_prefix(caches)
+        """Prefill all but the last token of each prompt [1, n]: bidirectional, then causal.
+
+        A cache is empty or holds the first tokens of its prompt, which then are none of the bidirectional ones.
+        """
+        self._store_prefix([cache for cache in caches if cache.get_seq_length() == 0])
+        starts = [self._num_tokens(cache) for cache in caches]
         lengths = [prompt.shape[1] - 1 for prompt in prompts]
         bidirectional = [min(layout.num_bidirectional, length) for layout, length in zip(layouts, lengths, strict=True)]
-        self._fill(prompts, layouts, caches, [0] * len(prompts), bidirectional, causal=False)
-        self._fill(prompts, layouts, caches, bidirectional, lengths, causal=True)
+        self._fill(prompts, layouts, caches, starts, bidirectional, causal=False)
+        starts = [max(pair) for pair in zip(starts, bidirectional, strict=True)]
+        while starts != lengths:
+            stops = [min(start + CAUSAL_TOKENS_AT_ONCE, n) for start, n in zip(starts, lengths, strict=True)]
+            self._fill(prompts, layouts, caches, starts, stops, causal=True)
+            starts = stops
 
     def decode(self, input_ids_B1: Tensor, layouts: Sequence[PromptLayout], caches: Sequence[KVCache]) -> Tensor:
         """Logits [B, V] after one more token of each request. An error leaves all caches as they were."""
-        columns = [
-            cache.get_seq_length() - self.cache_positions(0, uses_adapter=cache.uses_adapter) for cache in caches
-        ]
+        columns = [self._num_tokens(cache) for cache in caches]
         positions = [layout.answer_positions(column) for layout, column in zip(layouts, columns, strict=True)]
         positions_RB = torch.tensor(positions, device=input_ids_B1.device).T
         steps = PackedSteps(caches)
@@ -129,6 +137,9 @@ class BatchDecoder:
             logits = self.network.lm_head(hidden_1TC[0])
         steps.commit(self.spec.num_layers)
         return logits[: len(caches)]
+
+    def _num_tokens(self, cache: KVCache) -> int:
+        return cache.get_seq_length() - self.cache_positions(0, uses_adapter=cache.uses_adapter)
 
     def _store_prefix(self, caches: Sequence[KVCache]) -> None:
         encoder = self.network.prefix_encoder

@@ -2,7 +2,7 @@
 
     callers, any thread              engine thread, one step
     submit() --> Scheduler   ------> 1  cancelled and expired requests end
-                  slots, blocks      2  prompts of new requests: one call
+                  slots, blocks      2  prompts of new requests: one call, without what PrefixCache knows of them
     Handle  <-- Outbox       <------ 3  one token for each running request: one call
                                      4  slots and blocks of finished requests are free, then the deltas go out
 
@@ -17,13 +17,14 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from chatglm.engine.block_manager import BLOCK_TOKENS, BlockManager, count_blocks
 from chatglm.engine.graph_runner import new_runner
 from chatglm.engine.handle import Handle
+from chatglm.engine.prefix_cache import PrefixCache
 from chatglm.engine.request import Request, never
-from chatglm.engine.runner import Decoder, next_prompts
+from chatglm.engine.runner import Decoder, Runner, next_prompts
 from chatglm.engine.scheduler import Scheduler
 from chatglm.engine.stats import Stats
 from chatglm.errors import ChatGLMError, QueueFullError
@@ -51,17 +52,21 @@ class Engine:
         max_waiting: int = 64,
         memory_limit: int | None = None,
         uses_graphs: bool | None = None,
+        reuses_prefixes: bool = True,
     ) -> None:
         """Make room for requests; `decoder` is a `BatchDecoder` in eval mode. `max_waiting` are beyond `max_running`.
 
         `memory_limit`: bytes for all caches; None = a share of what is free. `uses_graphs`: replay captured steps
-        (graph_runner.py); None = on one GPU. Raises InvalidRequestError if the limits leave no room.
+        (graph_runner.py); None = on one GPU. `reuses_prefixes`: keep the caches of ended requests for prompts that
+        begin as they do, where the network only looks back. Raises InvalidRequestError if the limits leave no room.
         """
         self._decoder = decoder
         self._tokenizer = tokenizer
         blocks = BlockManager(count_blocks(decoder, memory_limit, max_running))
         self._scheduler = Scheduler(blocks, max_running, max_waiting)
         self._runner = new_runner(decoder, blocks, max_running, uses_graphs)
+        can_reuse = decoder.spec.visibility == "causal" and isinstance(self._runner, Runner)
+        self._prefixes = PrefixCache(decoder, blocks) if reuses_prefixes and can_reuse else None
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._is_closed = False
@@ -150,6 +155,9 @@ class Engine:
                 failed=counts["error"],
                 refused=counts["refused"],
                 prompt_tokens_total=counts["prompt tokens"],
+                cached_tokens_total=counts["cached tokens"],
+                prefix_hits=counts["prefix hits"],
+                prefix_misses=counts["prefix misses"],
                 tokens_total=counts["tokens"],
                 steps_total=counts["steps"],
                 slots_used=len(scheduler.running),
@@ -170,6 +178,9 @@ class Engine:
             thread = self._thread
         if thread is not None:
             thread.join(STEP_SECONDS)
+        if self._prefixes is not None:
+            with self._changed:
+                self._prefixes.clear()
 
     # --- the engine's thread ---
 
@@ -201,9 +212,23 @@ class Engine:
         self._settle(running)
 
     def _prefill(self, new_requests: Sequence[Request]) -> None:
-        if new_requests:
-            self._runner.prefill(new_requests)
-            self._counts["prompt tokens"] += sum(r.prompt.shape[1] for r in new_requests if r.cache is not None)
+        if not new_requests:
+            return
+        self._find_prefixes(new_requests)
+        self._runner.prefill(new_requests)
+        for request in new_requests:
+            request.reused = None
+            if request.cache is not None:
+                self._counts["prompt tokens"] += request.prompt.shape[1]
+                self._counts["cached tokens"] += request.num_reused
+
+    def _find_prefixes(self, new_requests: Sequence[Request]) -> None:
+        if self._prefixes is None:
+            return
+        with self._changed:
+            for request in new_requests:
+                request.reused = self._prefixes.find(request)
+                self._counts["prefix misses" if request.reused is None else "prefix hits"] += 1
 
     def _decode(self, requests: Sequence[Request]) -> None:
         if requests:
@@ -214,11 +239,15 @@ class Engine:
 
     def _settle(self, requests: Sequence[Request]) -> list[Request]:
         """Free what the ended held, then let the callers see what is new; returns those that run now."""
+        ended = [request for request in requests if request.finish_reason is not None]
+        entries = [self._prefixes.entry_of(request) for request in ended] if self._prefixes is not None else []
         with self._changed:
-            for request in requests:
-                if request.finish_reason is not None:
-                    self._scheduler.remove(request)
-                    self._counts[request.finish_reason] += 1
+            for request in ended:
+                request.cache = None
+                self._scheduler.remove(request)
+                self._counts[str(request.finish_reason)] += 1
+            for entry in filter(None, entries):
+                cast(PrefixCache, self._prefixes).keep(entry)
             running = list(self._scheduler.running)
             self._changed.notify_all()
         for request in requests:

@@ -80,6 +80,8 @@ class Request:
         self.prompt: Tensor = torch.tensor([input_ids])
         self.layout: Any = decoder.prompt_layout(self.prompt)
         self.cache: Any = None
+        self.reused: tuple[Any, int] | None = None  # a cache to begin with, and how many of its tokens
+        self.num_reused = 0
         self.uses_adapter = uses_adapter
         num_tokens = len(input_ids) + self.num_allowed
         self.num_positions = decoder.cache_positions(num_tokens, uses_adapter=uses_adapter)
@@ -161,11 +163,14 @@ class Request:
             self.outbox.put(self.take_deltas(), self.error)
 
     def _delta(self, text: str, reason: FinishReason | None) -> Delta:
-        return Delta(text, reason, self.prompt.shape[1], self.num_generated, self._dropped_rounds)
+        return Delta(
+            text, reason, self.prompt.shape[1], self.num_generated, self._dropped_rounds, cached_tokens=self.num_reused
+        )
 
     def _finish(self, reason: FinishReason) -> None:
         self.finish_reason = reason
-        self.cache = None
+        if reason == "error":
+            self.cache = None
 
 
 def _clear_frames(error: BaseException) -> None:

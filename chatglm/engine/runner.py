@@ -60,6 +60,9 @@ class Runner:
                 self._decoder.new_cache(request.num_positions, uses_adapter=request.uses_adapter)
                 for request in requests
             ]
+            for request, cache in zip(requests, caches, strict=True):
+                if request.reused is not None:
+                    begin_with(request, cache, self._decoder)
             self._decoder.fill_caches(prompts, [request.layout for request in requests], caches)
         for request, cache in zip(requests, caches, strict=True):
             request.cache = cache
@@ -124,6 +127,13 @@ def _processed(request: Request, logits_1V: Tensor) -> Tensor:
     except Exception as error:
         request.fail(error)
     return logits_1V[0].clamp(min=torch.finfo(logits_1V.dtype).min)
+
+
+def begin_with(request: Request, cache: Any, decoder: RequestDecoder) -> None:
+    """Copy what another request has left for this one into its empty cache."""
+    assert request.reused is not None
+    entry, request.num_reused = request.reused
+    cache.copy_from(entry.cache, decoder.cache_positions(request.num_reused, uses_adapter=request.uses_adapter))
 
 
 @contextmanager

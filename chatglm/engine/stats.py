@@ -11,7 +11,9 @@ class Stats:
 
     `running` hold a slot, `waiting` nothing yet. `finished` ended with "stop" or "length", `cancelled` by their caller
     or a closed engine, `expired` by their deadline, `failed` with an error; `refused` met a full queue. `tokens_total`
-    has no end tokens; `steps_total` are decode steps of all requests. Blocks have `block_tokens` cache positions.
+    has no end tokens; `steps_total` are decode steps of all requests. `cached_tokens_total` of the prompts' tokens were
+    known from another request: `prefix_hits` requests began so, `prefix_misses` did not. Blocks have `block_tokens`
+    cache positions; those kept for reuse are free.
     """
 
     running: int
@@ -22,6 +24,9 @@ class Stats:
     failed: int
     refused: int
     prompt_tokens_total: int
+    cached_tokens_total: int
+    prefix_hits: int
+    prefix_misses: int
     tokens_total: int
     steps_total: int
     slots_used: int

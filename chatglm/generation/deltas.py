@@ -14,6 +14,7 @@ class Delta:
     """New text of an answer, perhaps empty; `finish_reason` is None until the last delta.
 
     `prompt_tokens` includes special tokens, `completion_tokens` no end token. `dropped_rounds`: oldest ones left out.
+    `cached_tokens`: of the prompt, whose keys and values were known from another request.
     """
 
     text: str
@@ -21,6 +22,7 @@ class Delta:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     dropped_rounds: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Completion:
     prompt_tokens: int
     completion_tokens: int
     dropped_rounds: int
+    cached_tokens: int
 
 
 def fold(deltas: Iterable[Delta]) -> Completion:
@@ -40,6 +43,4 @@ def fold(deltas: Iterable[Delta]) -> Completion:
     for last in deltas:
         texts.append(last.text)
     assert last.finish_reason is not None, "the stream has not finished"
-    return Completion(
-        "".join(texts), last.finish_reason, last.prompt_tokens, last.completion_tokens, last.dropped_rounds
-    )
+    return Completion(**{**vars(last), "text": "".join(texts)})

@@ -88,6 +88,19 @@ class KVCache:
         keys, values = self._stored(layer_idx)
         return keys[:, :, : self._lengths[layer_idx]], values[:, :, : self._lengths[layer_idx]]
 
+    def copy_from(self, other: KVCache, num_positions: int) -> None:
+        """Begin with the first positions of another cache."""
+        for layer_idx in range(len(self._keys)):
+            keys, values = other.layer(layer_idx)
+            self.append(keys[:, :, :num_positions], values[:, :, :num_positions], layer_idx)
+
+    def copy(self) -> KVCache:
+        """A cache of the same positions, with room for no more."""
+        length = self.get_seq_length()
+        copied = KVCache(len(self._keys), length, self.storage_dtype, uses_adapter=self.uses_adapter)
+        copied.copy_from(self, length)
+        return copied
+
     @property
     def num_bytes(self) -> int:
         """Bytes held, reserved room included."""

@@ -110,6 +110,9 @@ class _EngineCollector(Collector):
         for name, description, value in (
             ("refused", "Requests refused because the queue was full.", stats.refused),
             ("prompt_tokens", "Tokens of prompts read.", stats.prompt_tokens_total),
+            ("cached_tokens", "Those of them that were known from another request.", stats.cached_tokens_total),
+            ("prefix_cache_hits", "Requests that began with known tokens.", stats.prefix_hits),
+            ("prefix_cache_misses", "Requests that did not, of a model that can reuse them.", stats.prefix_misses),
             ("completion_tokens", "Tokens of answers made.", stats.tokens_total),
         ):
             yield CounterMetricFamily(f"chatglm_{name}", description, value)

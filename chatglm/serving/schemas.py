@@ -49,7 +49,7 @@ Round = Annotated[list[_Said], Field(min_length=2, max_length=2)]
 # Parts of a JSON text: strings, and what begins or separates values. More of them than any conversation needs would
 # take many times the memory of their text.
 MAX_JSON_PARTS = 20_000
-_JSON_PART = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{,]', re.DOTALL)
+_JSON_PART = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{,]', re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 

@@ -132,7 +132,7 @@ def test_a_handle_can_be_read_again_and_summed_up() -> None:
         deltas = list(handle)
         assert handle.done
         assert list(handle) == deltas
-        assert handle.result() == Completion(text_of(deltas), "length", 1, 6, 2)
+        assert handle.result() == Completion(text_of(deltas), "length", 1, 6, 2, 0)
         assert [delta.dropped_rounds for delta in deltas] == [2] * len(deltas)
 
 

@@ -34,9 +34,10 @@ def request(num_blocks: int = 1, num_prompt: int = 2) -> Request:
 def test_first_come_first_served_within_every_bound(
     max_running: int, max_waiting: int, events: list[int | float]
 ) -> None:
-    """An integer is a request_ of so many blocks; a fraction picks one of those present, who leaves."""
+    """An integer is a request of so many blocks; a fraction one of those present, who leaves something to reuse."""
     scheduler = Scheduler(BlockManager(NUM_BLOCKS), max_running, max_waiting)
     present: list[Request] = []
+    kept: list[float] = []  # least recently used first
     for event in events:
         if isinstance(event, int):
             request_ = request(event)
@@ -47,12 +48,18 @@ def test_first_come_first_served_within_every_bound(
                 assert len(scheduler.waiting) == max_waiting
         elif present:
             scheduler.remove(present.pop(int(event * len(present))))
+            if event not in kept and scheduler.blocks.keep(event, BLOCK_TOKENS + 1, lambda: kept.pop(0)):
+                kept.append(event)
+            elif event in kept:
+                scheduler.blocks.touch(event)
+                kept.append(kept.pop(kept.index(event)))
         running = list(scheduler.running)
         assert [*running, *scheduler.waiting] == present, "none overtakes, none is lost"
         assert len(running) <= max_running
         assert len(scheduler.waiting) <= max_waiting
         used = sum(blocks_for(one.num_positions) for one in running)
         assert scheduler.blocks.free == NUM_BLOCKS - used >= 0
+        assert 2 * len(kept) <= scheduler.blocks.free, "what is kept lies in free blocks"
         if scheduler.waiting and len(running) < max_running:
             assert blocks_for(scheduler.waiting[0].num_positions) > scheduler.blocks.free, "none waits without need"
     for one in present:

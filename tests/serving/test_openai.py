@@ -52,6 +52,8 @@ def test_chat_with_exact_usage(client: openai.OpenAI, demo: Pipeline) -> None:
     assert whole.usage.prompt_tokens == result.prompt_tokens
     assert whole.usage.completion_tokens == result.completion_tokens
     assert whole.usage.total_tokens == result.prompt_tokens + result.completion_tokens
+    assert whole.usage.prompt_tokens_details is not None
+    assert whole.usage.prompt_tokens_details.cached_tokens == 0  # of a model that reads both ways
 
 
 def test_chat_streamed(client: openai.OpenAI) -> None:

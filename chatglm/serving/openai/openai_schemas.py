@@ -223,12 +223,19 @@ class TextRequest(CompletionOptions):
 OpenAIFinishReason = Literal["stop", "length"]
 
 
+class PromptTokensDetails(BaseModel):
+    """Tokens of the prompt that were known from another request."""
+
+    cached_tokens: int
+
+
 class Usage(BaseModel):
     """Tokens."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class AssistantMessage(BaseModel):
@@ -314,7 +321,14 @@ def total_usage(answers: Sequence[Completion], num_choices: int) -> Usage:
     """Usage of all answers of a request. A prompt is counted once, however many choices it has."""
     prompt = sum(answer.prompt_tokens for answer in answers[::num_choices])
     completion = sum(answer.completion_tokens for answer in answers)
-    return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=prompt + completion,
+        prompt_tokens_details=PromptTokensDetails(
+            cached_tokens=sum(answer.cached_tokens for answer in answers[::num_choices])
+        ),
+    )
 
 
 def openai_reason(reason: str) -> OpenAIFinishReason:
