@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from chatglm.errors import InvalidRequestError
 
@@ -47,3 +47,24 @@ def to_messages(query: str, history: History, system: str | None = None) -> list
     for past_query, answer in history:
         messages += [Message("user", past_query), Message("assistant", answer)]
     return [*messages, Message("user", query)]
+
+
+def to_message(entry: Mapping[str, Any]) -> Message:
+    """A message given as {"role": ..., "content": ...}, as transformers and later upstreams write it.
+
+    Role "tool" is an observation; metadata and, of a system message, tools are optional. Other keys are ignored.
+    Raises InvalidRequestError for another form.
+    """
+    form = 'Give a message as {"role": "user", "content": "..."}.'
+    if not isinstance(entry, Mapping):
+        raise InvalidRequestError("A message is no object with role and content.", form)
+    role = "observation" if entry.get("role") == "tool" else entry.get("role")
+    content, metadata = entry.get("content"), entry.get("metadata") or ""
+    if role not in get_args(Role):
+        raise InvalidRequestError(f"There is no role {role!r}.", f"The roles are {', '.join(get_args(Role))}.")
+    if not isinstance(content, str) or not isinstance(metadata, str):
+        raise InvalidRequestError("The content or metadata of a message is no string.", form)
+    tools = (entry.get("tools") or ()) if role == "system" else ()
+    if not isinstance(tools, (list, tuple)) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise InvalidRequestError("The tools of a message are no list of objects.", form)
+    return Message(cast(Role, role), content, metadata, list(tools))

@@ -67,6 +67,10 @@ class ChatGLM2TextTokenizer:
             self._surfaces[token_id] = self._find_surface(token_id)
         return self._surfaces[token_id]
 
+    def vocabulary_bytes(self) -> bytes:
+        """The content of a vocabulary file that is gone."""
+        return self.processor.serialized_model_proto()
+
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of token ids; ids that are no token are passed over."""
         return join_surfaces(map(self.surface, token_ids), self.leading_spaces)

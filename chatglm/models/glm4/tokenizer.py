@@ -76,6 +76,14 @@ class GLM4TextTokenizer:
         return cls(vocabulary, special_ids, f" in {folder}")
 
     @property
+    def vocab_file(self) -> Path:
+        return self.vocabulary.path
+
+    def vocabulary_bytes(self) -> bytes:
+        """The content of a vocabulary file that is gone."""
+        return self.vocabulary.serialize()
+
+    @property
     def vocab_size(self) -> int:
         """Byte pairs and special tokens; the model's embedding has more rows."""
         return max(self._names) + 1

@@ -29,7 +29,9 @@ _LONG_SPACE = re.compile(rf"(\s{{{LONGEST_SPACE}}})")
 
 
 class Vocabulary(Protocol):
-    """Byte pairs: the first ids of the tokenizer."""
+    """Byte pairs, read from `path`: the first ids of the tokenizer."""
+
+    path: Path
 
     @property
     def size(self) -> int: ...
@@ -41,6 +43,9 @@ class Vocabulary(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
     def token_bytes(self, token_id: int) -> bytes: ...
+    def serialize(self) -> bytes:
+        """The content of such a file."""
+        ...
 
 
 class RanksVocabulary:
@@ -51,7 +56,7 @@ class RanksVocabulary:
     def __init__(self, path: Path) -> None:
         import tiktoken
 
-        ranks = _read_ranks(path)
+        self.path, ranks = path, _read_ranks(path)
         self._bytes = list(ranks)
         self._encoding = tiktoken.Encoding("glm4", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={})
 
@@ -65,6 +70,9 @@ class RanksVocabulary:
     def token_bytes(self, token_id: int) -> bytes:
         return self._bytes[token_id]
 
+    def serialize(self) -> bytes:
+        return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(self._bytes))
+
 
 class JsonVocabulary:
     """A byte-level `tokenizer.json`; raises CheckpointError if it cannot be used.
@@ -76,8 +84,8 @@ class JsonVocabulary:
         import tokenizers
 
         check_vocabulary_file(path)
-        content = read_json(path, MAX_FILE_BYTES)
-        added = content.get("added_tokens", [])
+        self.path, content = path, read_json(path, MAX_FILE_BYTES)
+        self._added = added = content.get("added_tokens", [])
         if not ADDED_TOKENS.accepts(added):
             raise DamagedFileError(f"{path}: added_tokens is {ADDED_TOKENS.words}.", "Download it again.")
         self.special_ids: Mapping[str, int] = {token["content"]: token["id"] for token in added}
@@ -104,6 +112,9 @@ class JsonVocabulary:
 
     def token_bytes(self, token_id: int) -> bytes:
         return self._bytes[token_id]
+
+    def serialize(self) -> bytes:
+        return json.dumps(json.loads(self._tokenizer.to_str()) | {"added_tokens": self._added}).encode()
 
 
 def _is_added_token(value: Any) -> bool:
@@ -135,8 +146,16 @@ def token_bytes_of(vocabulary: Mapping[str, int]) -> list[bytes]:
     return [bytes(byte_of[character] for character in names[i]) for i in range(len(vocabulary))]
 
 
+def characters_of(token: bytes) -> str:
+    """A token as such files, and transformers, write it: each byte as one printable character."""
+    return "".join(_CHARACTERS[byte] for byte in token)
+
+
 def _byte_of_character() -> dict[str, int]:
     """The byte-level alphabet: printable bytes of Latin-1 are themselves, the others U+0100 and following, in order."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_CHARACTERS = {byte: character for character, byte in _byte_of_character().items()}
