@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from chatglm.schema import Rule, check_keys, table_of, text
+from chatglm.schema import Rule, check_keys, table_of, text, whole
 
 AUTO_CLASSES = "transformers.models.auto"
 # Modules of transformers that read a folder's JSON files.
@@ -91,6 +91,7 @@ CODE = Rule("a name or a list of names", _is_code)
 AUTO_RULES = {
     "model_type": text().or_none(),
     "tokenizer_class": text().or_none(),
+    "vocab_size": whole(0, 10**9).or_none(),
     "auto_map": Rule(
         table_of(CODE).words, lambda value: (_is_code if type(value) is list else table_of(CODE).accepts)(value)
     ),
