@@ -103,7 +103,14 @@ def test_auto_classes_in_any_order(imports: str, tmp_path: Path) -> None:
 
 BROKEN = [b"", b"{", b"[]", b"null", b'"x"', b"[" * 50_000, b'{"a": ' + b"[" * 300 + b"]" * 300 + b"}", b"\xff\xfe\x00"]
 WRONG = [{"auto_map": 5}, {"auto_map": "x"}, {"auto_map": None}, {"auto_map": {"AutoConfig": 5, "AutoTokenizer": []}}]
-WRONG += [{"model_type": []}, {"tokenizer_class": 5}, {"tokenizer_class": ["x"]}, {"dtype": ""}, {"torch_dtype": 1e30}, {"vocab_size": "x"}]
+WRONG += [
+    {"model_type": []},
+    {"tokenizer_class": 5},
+    {"tokenizer_class": ["x"]},
+    {"dtype": ""},
+    {"torch_dtype": 1e30},
+    {"vocab_size": "x"},
+]
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
