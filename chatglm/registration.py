@@ -25,8 +25,8 @@ JSON_READERS = (
     "tokenization_utils_base",
     "utils.hub",
 )
-# What tokenizer_config.json of published folders names, whatever the family.
-SHARED_TOKENIZER_NAMES = ("ChatGLMTokenizer", "ChatGLM4Tokenizer")
+# What tokenizer_config.json of published folders names, whatever the family -> the family without a config.json.
+SHARED_TOKENIZER_NAMES = {"ChatGLMTokenizer": "ChatGLM", "ChatGLM4Tokenizer": "GLM4"}
 # What finds a file of a model on the hub.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 WATCHED = ("transformers.", "chatglm.")
@@ -60,7 +60,7 @@ class TokenizerOfFolder:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """The tokenizer of the family that the model's config.json is of; without one the class of that name."""
+        """The tokenizer of the family that config.json is of; raises CheckpointError as it does."""
         from transformers.utils.hub import cached_file
 
         from chatglm.checkpoints import read_json
@@ -71,11 +71,10 @@ class TokenizerOfFolder:
             asked = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
             found = cached_file(str(pretrained_model_name_or_path), "config.json", **asked)
             path = Path(str(found))
-        family = family_of(read_json(path)) if path.exists() else None
-        own = [
-            row for row in FAMILIES if row is family or (family is None and cls.__name__ == f"{row.prefix}Tokenizer")
-        ]
-        return (own or FAMILIES)[0].tokenizer_class.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        prefix = SHARED_TOKENIZER_NAMES[cls.__name__]
+        by_name = next((row for row in FAMILIES if row.prefix == prefix), FAMILIES[0])
+        family = family_of(read_json(path)) if path.exists() else by_name
+        return family.tokenizer_class.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
 
 def guard_readers(modules: Iterable[str]) -> None:
