@@ -99,7 +99,7 @@ def test_tool_calls_are_read_when_they_are_complete() -> None:
     model = Roles(PIECES)
     model.chat(None, "22", after, role="observation")
     assert [message.role for message in model.asked] == ["system", "user", "assistant", "observation"]
-    assert (model.asked[0].tools, model.asked[2].metadata) == (TOOLS[0]["tools"], "get_weather")
+    assert (model.asked[0].tools, model.asked[2].metadata) == (tuple(TOOLS[0]["tools"]), "get_weather")
 
 
 @pytest.mark.parametrize(
