@@ -48,6 +48,7 @@ class ModelSpec:
         eos_ids, pad_id: tokens that end an answer; the token that rows are padded with, on the left.
         visibility: "prefix" = a prompt sees all of itself; "causal" = only what is before.
         learned_prompt_tokens: tokens at the end of a prompt that training learns as well (ChatGLM-6B: `<sop>`).
+        answer_prefix: text between a prompt and the text of an answer (ChatGLM3: a newline, after the name of a tool).
         clean_up: makes the stages that turn decoded text into the answer people see.
         chat_defaults: generation parameters used where a request gives none.
         ties_embedding: whether head and embedding may be one tensor when files hold one, or two equal ones.
@@ -73,6 +74,7 @@ class ModelSpec:
     chat_defaults: Mapping[str, Any]
     prefix_encoder: str = "transformer.prefix_encoder"
     learned_prompt_tokens: int = 0
+    answer_prefix: str = ""
     clean_up: Callable[[], list[TextStage]] = list
     ties_embedding: bool = False
     ignored_tensors: tuple[str, ...] = ()
@@ -86,6 +88,11 @@ class ModelSpec:
     @property
     def head_weight(self) -> str:
         return f"{self.head}.weight"
+
+    def encode_answer(self, tokenizer: Any, text: str) -> list[int]:
+        """The ids of an answer, or of its beginning, as they follow a prompt."""
+        prefix = tokenizer.encode_plain(self.answer_prefix) if self.answer_prefix else []
+        return [*prefix, *tokenizer.encode_plain(text)]
 
     def layer_of(self, name: str) -> int | None:
         """The number of the layer that a tensor or module belongs to; None outside the layers."""

@@ -73,7 +73,7 @@ class Request:
         if deadline is not None and not 0 <= deadline < math.inf:
             raise InvalidRequestError(f"deadline must be a number of seconds of at least 0, not {deadline!r}.")
         spec = decoder.spec
-        start_ids = tokenizer.encode_plain(answer_start) if answer_start else []
+        start_ids = spec.encode_answer(tokenizer, answer_start) if answer_start else []
         input_ids = [*input_ids, *start_ids]
         self.config = config
         self.num_allowed = token_limit(len(input_ids), config, spec.context_limit)
