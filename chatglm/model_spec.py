@@ -42,6 +42,7 @@ class ModelSpec:
 
     Attributes:
         layers, embedding, final_norm, head, prefix_encoder: names of the modules in the network.
+        prefix_projection: widths of the embedding and of the inner layer of a prefix encoder with projection.
         linears: the linear layers of a transformer layer, which quantization packs.
         num_layers, hidden_size, vocab_size, num_heads, num_kv_heads, head_width: L, model width, vocabulary, H, G, D.
         context_limit: tokens of prompt and answer together.
@@ -72,6 +73,7 @@ class ModelSpec:
     visibility: Literal["prefix", "causal"]
     chat_defaults: Mapping[str, Any]
     prefix_encoder: str = "transformer.prefix_encoder"
+    prefix_projection: tuple[int, int] = (0, 0)
     learned_prompt_tokens: int = 0
     clean_up: Callable[[], list[TextStage]] = list
     ties_embedding: bool = False
@@ -86,6 +88,11 @@ class ModelSpec:
     @property
     def head_weight(self) -> str:
         return f"{self.head}.weight"
+
+    @property
+    def prefix_width(self) -> int:
+        """Numbers of one position of a trained prefix: keys and values of every layer."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_width
 
     def layer_of(self, name: str) -> int | None:
         """The number of the layer that a tensor or module belongs to; None outside the layers."""
