@@ -110,7 +110,7 @@ def chatglm_keys() -> dict[str, Any]:
     )
 
 
-def later_keys(name: str, **changes: Any) -> Callable[[], dict[str, Any]]:
+def later_keys(name: str, *other_ends: str, **changes: Any) -> Callable[[], dict[str, Any]]:
     """The config.json of a tiny model of a family since ChatGLM2-6B: H * D is not C, and G is not H."""
 
     def keys() -> dict[str, Any]:
@@ -129,6 +129,8 @@ def later_keys(name: str, **changes: Any) -> Callable[[], dict[str, Any]]:
             "ffn_hidden_size": 96,
             "add_qkv_bias": True,
             "seq_length": 128,
+            "eos_token_id": [tokenizer.eos_token_id, *(tokenizer.special_id(name) for name in other_ends)],
+            "pad_token_id": tokenizer.pad_token_id,
             **changes,
         }
 
@@ -138,9 +140,13 @@ def later_keys(name: str, **changes: Any) -> Callable[[], dict[str, Any]]:
 CASES: tuple[FamilyCase, ...] = (
     FamilyCase("chatglm", chatglm_keys, folders.write_tokenizer),
     FamilyCase("chatglm2", later_keys("chatglm2"), write_chatglm2_tokenizer),
-    FamilyCase("chatglm3", later_keys("chatglm3"), write_chatglm3_tokenizer),
+    FamilyCase("chatglm3", later_keys("chatglm3", "<|user|>", "<|observation|>"), write_chatglm3_tokenizer),
     FamilyCase("codegeex2", later_keys("codegeex2", rotary_percent=0.5), write_codegeex2_tokenizer),
-    FamilyCase("glm4", later_keys("glm4", rope_ratio=500, layernorm_epsilon=1.5625e-07), write_glm4_tokenizer),
+    FamilyCase(
+        "glm4",
+        later_keys("glm4", "<|user|>", "<|observation|>", rope_ratio=500, layernorm_epsilon=1.5625e-07),
+        write_glm4_tokenizer,
+    ),
     FamilyCase(
         "glimmer",
         glimmer_keys,
