@@ -67,4 +67,4 @@ def to_message(entry: Mapping[str, Any]) -> Message:
     tools = (entry.get("tools") or ()) if role == "system" else ()
     if not isinstance(tools, (list, tuple)) or not all(isinstance(tool, Mapping) for tool in tools):
         raise InvalidRequestError("The tools of a message are no list of objects.", form)
-    return Message(cast(Role, role), content, metadata, list(tools))
+    return Message(cast(Role, role), content, metadata, tuple(tools))

@@ -49,6 +49,7 @@ class ModelSpec:
         eos_ids, pad_id: tokens that end an answer; the token that rows are padded with, on the left.
         visibility: "prefix" = a prompt sees all of itself; "causal" = only what is before.
         learned_prompt_tokens: tokens at the end of a prompt that training learns as well (ChatGLM-6B: `<sop>`).
+        answer_prefix: text between a prompt and the text of an answer (ChatGLM3: a newline, after the name of a tool).
         clean_up: makes the stages that turn decoded text into the answer people see.
         chat_defaults: generation parameters used where a request gives none.
         ties_embedding: whether head and embedding may be one tensor when files hold one, or two equal ones.
@@ -75,6 +76,7 @@ class ModelSpec:
     prefix_encoder: str = "transformer.prefix_encoder"
     prefix_projection: tuple[int, int] = (0, 0)
     learned_prompt_tokens: int = 0
+    answer_prefix: str = ""
     clean_up: Callable[[], list[TextStage]] = list
     ties_embedding: bool = False
     ignored_tensors: tuple[str, ...] = ()
@@ -93,6 +95,11 @@ class ModelSpec:
     def prefix_width(self) -> int:
         """Numbers of one position of a trained prefix: keys and values of every layer."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_width
+
+    def encode_answer(self, tokenizer: Any, text: str) -> list[int]:
+        """The ids of an answer, or of its beginning, as they follow a prompt."""
+        prefix = tokenizer.encode_plain(self.answer_prefix) if self.answer_prefix else []
+        return [*prefix, *tokenizer.encode_plain(text)]
 
     def layer_of(self, name: str) -> int | None:
         """The number of the layer that a tensor or module belongs to; None outside the layers."""

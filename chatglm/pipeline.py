@@ -134,7 +134,7 @@ class Pipeline:
         """The prompt in fewer than `limit` tokens, those of `answer_start` counted too."""
         num_start = least_tokens(self.tokenizer, answer_start, limit)
         if num_start < limit and answer_start:
-            num_start = len(self.tokenizer.encode_plain(answer_start))
+            num_start = len(self._open_model().spec.encode_answer(self.tokenizer, answer_start))
         if num_start >= limit:
             raise PromptTooLongError(
                 f"The prompt is {len(answer_start)} characters long; {limit} tokens fit.", "Shorten it."

@@ -25,6 +25,10 @@ JSON_READERS = (
     "tokenization_utils_base",
     "utils.hub",
 )
+# What tokenizer_config.json of published folders names, whatever the family -> the family without a config.json.
+SHARED_TOKENIZER_NAMES = {"ChatGLMTokenizer": "ChatGLM", "ChatGLM4Tokenizer": "GLM4"}
+# What finds a file of a model on the hub.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 WATCHED = ("transformers.", "chatglm.")
 
 
@@ -45,6 +49,32 @@ def register() -> None:
         # example, makes the library look for the tokenizer's remote file instead of taking ours.
         name_only = type(f"{family.prefix}TokenizerName", (family.config_class,), {})
         AutoTokenizer.register(name_only, tokenizer_class=family.tokenizer_class, exist_ok=True)
+    for name in SHARED_TOKENIZER_NAMES:
+        by_folder = type(name, (TokenizerOfFolder,), {})
+        name_only = type(f"{name}Name", (FAMILIES[0].config_class,), {})
+        AutoTokenizer.register(name_only, tokenizer_class=by_folder, exist_ok=True)
+
+
+class TokenizerOfFolder:
+    """Stands in the Auto registry for a class name that several families share."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """The tokenizer of the family that config.json is of; raises CheckpointError as it does."""
+        from transformers.utils.hub import cached_file
+
+        from chatglm.checkpoints import read_json
+        from chatglm.models import FAMILIES, family_of
+
+        path = Path(pretrained_model_name_or_path) / "config.json"
+        if not Path(pretrained_model_name_or_path).is_dir():
+            asked = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+            found = cached_file(str(pretrained_model_name_or_path), "config.json", **asked)
+            path = Path(str(found))
+        prefix = SHARED_TOKENIZER_NAMES[cls.__name__]
+        by_name = next((row for row in FAMILIES if row.prefix == prefix), FAMILIES[0])
+        family = family_of(read_json(path), path.parent) if path.exists() else by_name
+        return family.tokenizer_class.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
 
 def guard_readers(modules: Iterable[str]) -> None:

@@ -78,9 +78,8 @@ class _Codec:
         assert report.family is not None  # a healthy report has one
         self.tokenizer = report.tokenizer
         self.encode_chat: Callable[..., Any] = cast(Any, report.family).encode_chat
-        spec = report.family.spec(report.config)
-        self.eos_token_id = spec.eos_ids[0]
-        self.longest = min(LONGEST, spec.context_limit)
+        self.spec = report.family.spec(report.config)
+        self.longest = min(LONGEST, self.spec.context_limit)
 
     def sample(self, prompt: list[int], answer: list[int]) -> Sample:
         """Prompt ids, special ones included, and answer ids; what is too long loses its beginning or its end."""
@@ -111,7 +110,7 @@ def _conversations(path: Path, text: str, codec: _Codec) -> Iterator[Sample]:
                 'Each line is {"prompt": "...", "response": "..."}; plain text belongs in a .txt file.',
             ) from None
         asked = codec.encode_chat(codec.tokenizer, to_messages(prompt, history), 10**9).input_ids
-        yield codec.sample(asked, [*codec.tokenizer.encode_plain(response), codec.eos_token_id])
+        yield codec.sample(asked, [*codec.spec.encode_answer(codec.tokenizer, response), codec.spec.eos_ids[0]])
 
 
 def _fields(row: Any) -> tuple[str, str, History]:

@@ -17,7 +17,7 @@ from chatglm.generation.config import GenerationConfig
 from chatglm.generation.deltas import Delta, FinishReason
 from chatglm.generation.detokenizer import IncrementalDetokenizer
 from chatglm.generation.sampling import INVALID, LogitsProcessor, invalid_logits
-from chatglm.model_spec import ModelSpec
+from chatglm.model_spec import ModelSpec, TextStage
 
 
 def never() -> bool:
@@ -67,12 +67,13 @@ class Request:
         uses_adapter: bool = True,
         processors: Sequence[LogitsProcessor] = (),
         is_cancelled: Callable[[], bool] = never,
+        clean_up: Callable[[], list[TextStage]] | None = None,
     ) -> None:
         """Check all that needs no network; arguments as `Engine.submit`. Raises InvalidRequestError."""
         if deadline is not None and not 0 <= deadline < math.inf:
             raise InvalidRequestError(f"deadline must be a number of seconds of at least 0, not {deadline!r}.")
         spec = decoder.spec
-        start_ids = tokenizer.encode_plain(answer_start) if answer_start else []
+        start_ids = spec.encode_answer(tokenizer, answer_start) if answer_start else []
         input_ids = [*input_ids, *start_ids]
         self.config = config
         self.num_allowed = token_limit(len(input_ids), config, spec.context_limit)
@@ -94,7 +95,7 @@ class Request:
         self.outbox = Outbox()
         self.finish_reason: FinishReason | None = None
         self.error: BaseException | None = None
-        self._detokenizer = IncrementalDetokenizer(tokenizer, config.stop, spec.clean_up())
+        self._detokenizer = IncrementalDetokenizer(tokenizer, config.stop, (clean_up or spec.clean_up)())
         self._detokenizer.resume(start_ids, answer_start)
         self._dropped_rounds = dropped_rounds
         self._end_at = None if deadline is None else monotonic() + deadline

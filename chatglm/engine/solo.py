@@ -10,6 +10,7 @@ from chatglm.engine.runner import Decoder, Runner
 from chatglm.generation.config import GenerationConfig
 from chatglm.generation.deltas import Delta
 from chatglm.generation.sampling import LogitsProcessor
+from chatglm.model_spec import TextStage
 
 
 def stream_alone(
@@ -21,8 +22,12 @@ def stream_alone(
     dropped_rounds: int = 0,
     processors: Sequence[LogitsProcessor] = (),
     is_cancelled: Callable[[], bool] = never,
+    clean_up: Callable[[], list[TextStage]] | None = None,
 ) -> Iterator[Delta]:
-    """The answer as deltas; arguments and errors as `Engine.submit`, raised after a delta with reason "error"."""
+    """The answer as deltas; arguments and errors as `Engine.submit`, raised after a delta with reason "error".
+
+    `clean_up`: stages from decoded text to answer; None = those of the model.
+    """
     request = Request(
         decoder,
         tokenizer,
@@ -31,6 +36,7 @@ def stream_alone(
         dropped_rounds=dropped_rounds,
         processors=processors,
         is_cancelled=is_cancelled,
+        clean_up=clean_up,
     )
     return _steps(Runner(decoder), request)
 

@@ -15,6 +15,7 @@ from chatglm.generation.config import GenerationConfig
 from chatglm.generation.deltas import Delta
 from chatglm.generation.detokenizer import IncrementalDetokenizer
 from chatglm.generation.sampling import LogitsProcessor
+from chatglm.model_spec import TextStage
 
 ONE_ROW = {"num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
 SAMPLING = ("temperature", "top_p", "top_k")
@@ -102,10 +103,11 @@ def stream_by_library(
     dropped_rounds: int,
     processors: Sequence[LogitsProcessor],
     is_cancelled: Callable[[], bool],
+    clean_up: Callable[[], list[TextStage]] | None = None,
     others: Mapping[str, Any],
 ) -> Iterator[Delta]:
     """The answer as deltas, like `stream_alone`; `others` are further arguments of `generate`."""
-    text = IncrementalDetokenizer(tokenizer, config.stop, model.spec.clean_up())
+    text = IncrementalDetokenizer(tokenizer, config.stop, (clean_up or model.spec.clean_up)())
     arguments = library_arguments(config, len(prompt_ids), model.spec.context_limit)
     ids = torch.tensor([prompt_ids], device=model.device)
     arguments |= {"logits_processor": list(processors), "tokenizer": tokenizer, **others}

@@ -210,7 +210,7 @@ def _with_tools(conversation: Iterable[Mapping[str, Any]], tools: Any) -> list[M
         return messages
     at = next((number for number, message in enumerate(messages) if message.role == "system"), None)
     if at is None:
-        return [Message("system", "", tools=list(tools)), *messages]
+        return [Message("system", "", tools=tuple(tools)), *messages]
     first = messages[at]
-    messages[at] = Message("system", first.content, first.metadata, [*first.tools, *tools])
+    messages[at] = Message("system", first.content, first.metadata, (*first.tools, *tools))
     return messages

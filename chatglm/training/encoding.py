@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,12 +67,13 @@ class Encoder:
     ) -> None:
         self._encode_chat, self._tokenizer = encode_chat, tokenizer
         self._eos_id: int = spec.eos_ids[0] if spec is not None else tokenizer.eos_token_id
+        self._encode_answer = partial(spec.encode_answer, tokenizer) if spec is not None else tokenizer.encode_plain
         self._num_learned = spec.learned_prompt_tokens if spec is not None else 0
         self._lengths, self._source_prefix = lengths, source_prefix
 
     def __call__(self, record: Record) -> Example:
         prompt_ids, dropped, is_cut = self._prompt(record)
-        response = self._tokenizer.encode_plain(record.response)
+        response = self._encode_answer(record.response)
         room = max(self._lengths.target - 2, 0)
         response_ids = [*response[:room], self._eos_id]
         num_ignored = len(prompt_ids) - self._num_learned

@@ -3,52 +3,23 @@
 from __future__ import annotations
 
 import itertools
-import zlib
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration, ChatGLMTokenizer
-from tests.golden.cases import facts
+from tests.golden.cases import facts, fill_by_formula
 from tests.tokenizers import genuine_tokenizer
 
 GOLDEN = facts("chat_e2e_v1", "chat_e2e")
 ITEMS = GOLDEN["items"]
 
 
-def formula(name: str, shape: torch.Size) -> torch.Tensor:
-    """The golden's weights: a hash of seed, name and flat index, scaled by the first matching rule."""
-    x = np.arange(int(np.prod(shape)), dtype=np.uint32) * np.uint32(0x9E3779B1)
-    x += np.uint32(zlib.crc32(f"{GOLDEN['seed']}:{name}".encode()))
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        x ^= x >> np.uint32(shift)
-        x *= np.uint32(factor)
-    x ^= x >> np.uint32(16)
-    offset, scale = rule(name)
-    values = np.float32(offset) + (scale * (x.astype(np.float64) / 2**31 - 1)).astype(np.float32)
-    return torch.from_numpy(values.reshape(shape))
-
-
-def rule(name: str) -> tuple[float, float]:
-    if "norm" in name and name.endswith("weight"):
-        return 1.0, 0.25
-    if name.endswith("bias"):
-        return 0.0, 0.25
-    if "word_embeddings" in name:
-        return 0.0, 1.0
-    return 0.0, 1.5 if "lm_head" in name else 0.4
-
-
 @pytest.fixture(scope="module")
 def model() -> ChatGLMForConditionalGeneration:
     network = ChatGLMForConditionalGeneration(ChatGLMConfig(**GOLDEN["config"]))
-    network.load_state_dict({name: formula(name, tensor.shape) for name, tensor in network.state_dict().items()})
-    for name, (first, second, last, total) in GOLDEN["weights_check_first_second_last_sum"].items():
-        flat = network.get_parameter(name).detach().flatten().double()
-        assert flat[[0, 1, -1]].tolist() == [first, second, last]
-        assert float(flat.sum()) == pytest.approx(total, abs=1e-6 * flat.numel())
+    fill_by_formula(network, GOLDEN)
     return network.eval()
 
 

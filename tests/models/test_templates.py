@@ -125,7 +125,7 @@ def test_megabytes_are_refused_unread(name: str, monkeypatch: pytest.MonkeyPatch
     assert sum(num_read) < 100_000
 
 
-@pytest.mark.parametrize("name", ["chatglm2", "chatglm3", "glm4"])
+@pytest.mark.parametrize("name", ["chatglm2", "glm4"])
 def test_the_longest_token(name: str) -> None:
     tok, sizes = genuine_text_tokenizer(name), import_module(f"chatglm.models.{name}.template").SIZES
     assert max(len(tok.decode([i])) for i in range(min(tok.special_ids.values()))) == sizes.longest_token

@@ -102,9 +102,10 @@ def test_broken_bytes_of_byte_pairs_decode_as_python_does() -> None:
     assert join_surfaces(pieces, "keep", "together") == expected != join_surfaces(pieces, "keep")
 
 
-@pytest.mark.parametrize("unit", [" ", "\u3000", " \n", "ab", "!"])
-def test_long_runs(unit: str) -> None:
-    tok, text = tiny_tokenizer("glm4"), unit * 200_000
+@pytest.mark.parametrize(("unit", "count"), [(" ", 1_000_000), ("\u3000", 50_000), ("ab", 50_000)])
+def test_long_runs(unit: str, count: int) -> None:
+    """A million blanks overflow the stack of tiktoken."""
+    tok, text = tiny_tokenizer("glm4"), unit * count
     assert tok.decode(tok.encode_plain(text)) == text
 
 

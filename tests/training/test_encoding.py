@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -136,3 +137,11 @@ def test_prompts_for_generation_are_padded_on_the_left() -> None:
     ids, mask = left_padded([[5, 6], [7, 8, 9]], 3)
     assert torch.equal(ids, torch.tensor([[3, 5, 6], [7, 8, 9]]))
     assert torch.equal(mask, torch.tensor([[0, 1, 1], [1, 1, 1]]))
+
+
+def test_what_stands_between_prompt_and_answer_is_learned_with_it() -> None:
+    tokenizer = small_tokenizer()
+    spec = replace(spec_of(tokenizer), answer_prefix="\n")
+    example = Encoder(encode_chat, tokenizer, Lengths(20, 20), spec=spec)(Record("q", "a"))
+    answer = [*tokenizer.encode_plain("\n"), *tokenizer.encode_plain("a")]
+    assert example.response_ids == [*answer, spec.eos_ids[0]]

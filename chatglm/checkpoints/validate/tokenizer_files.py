@@ -34,7 +34,7 @@ def compare_vocabulary(folder: Path, family: ValidatedFamily, tokenizer: Any, co
     """How the tokenizer contradicts the configuration, if it does: at most one error."""
     path, spec = getattr(tokenizer, "vocab_file", folder), family.spec(config)
     wanted = describe_vocabulary(spec.vocab_size, spec)
-    differing = [name for name in _shared_ids(tokenizer, config) if _differ(tokenizer, config, name)]
+    differing = [name for name in _shared_ids(tokenizer, config) if not _agree(tokenizer, config, name)]
     if not differing and tokenizer.vocab_size <= spec.vocab_size:
         return
     if not (folder / SETTINGS_NAME).exists():
@@ -56,10 +56,10 @@ def compare_vocabulary(folder: Path, family: ValidatedFamily, tokenizer: Any, co
         )
 
 
-def _differ(tokenizer: Any, config: Any, name: str) -> bool:
-    configured = getattr(config, name)  # one id, or several that end an answer
-    known = configured if isinstance(configured, list) else [configured]
-    return getattr(tokenizer, name) not in known
+def _agree(tokenizer: Any, config: Any, name: str) -> bool:
+    """Whether both have the same id; a configuration may have none, or list several, the tokenizer's among them."""
+    wanted, own = getattr(config, name), getattr(tokenizer, name)
+    return wanted is None or own in (wanted if isinstance(wanted, (list, tuple)) else [wanted])
 
 
 def _shared_ids(tokenizer: Any, config: Any) -> list[str]:
