@@ -24,7 +24,6 @@ from chatglm.model_spec import ModelSpec
 from chatglm.models import family_of
 from chatglm.models.library_folder import stored_generation_config, with_index_metadata
 from chatglm.models.network_config import NetworkConfig
-from chatglm.models.upstream_chat import UpstreamChat
 from chatglm.nn.attention import causal_after, some_visible
 from chatglm.nn.kv_cache import AnyCache, uses_adapter
 from chatglm.nn.lora import merged_state, updates_for
@@ -76,7 +75,7 @@ class LibraryConfig(PreTrainedConfig):
         return super().from_dict({key: config_dict[key] for key in config_dict if key in known}, **kwargs)
 
 
-class LibraryModel(UpstreamChat, PreTrainedModel, GenerationMixin):
+class LibraryModel(PreTrainedModel, GenerationMixin):
     """Behind a family's network in the bases of a class, makes it a model of the library's; see `ChatGLMNetwork`."""
 
     base_model_prefix = "transformer"

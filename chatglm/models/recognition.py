@@ -6,17 +6,20 @@ ChatGLM3 from ChatGLM2 is the names that a folder gives itself, its chat templat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from chatglm.checkpoints import read_json
 from chatglm.errors import CheckpointError
 
-NAME_KEYS = ("architectures", "_name_or_path", "name_or_path", "tokenizer_class")
 LATER_KEYS = ("padded_vocab_size", "multi_query_attention", "kv_channels")
-GLM4_VOCABULARY = 151552
-CHATGLM3_LENGTH = 8192
+# What tells the vocabularies apart; GLM-4's is never the smaller one.
+CHATGLM2_VOCABULARY, GLM4_VOCABULARY = 65024, 151552
+# Of ChatGLM3-6B where nothing names it: its context, and `rope_ratio` of the variants for 32k and 128k.
+CHATGLM3_LENGTH, CHATGLM3_RATIOS = 8192, (50, 500)
 MAX_CODE_BYTES = 1 << 20
 
 
@@ -37,27 +40,34 @@ class Facts:
 
     @property
     def is_glm4(self) -> bool:
-        has_its_vocabulary = self.keys.get("padded_vocab_size") == GLM4_VOCABULARY
-        return self.is_later and (has_its_vocabulary or self._says("glm4", "glm-4"))
+        vocabulary = self.keys.get("padded_vocab_size")
+        named = vocabulary != CHATGLM2_VOCABULARY and self._is_named("glm4", "glm-4", "chatglm4")
+        return self.is_later and (vocabulary == GLM4_VOCABULARY or named)
 
     @property
     def is_codegeex2(self) -> bool:
-        return self.is_later and ("rotary_percent" in self.keys or self._says("codegeex2"))
+        return self.is_later and ("rotary_percent" in self.keys or self._is_named("codegeex2"))
 
     @property
     def is_chatglm3(self) -> bool:
-        if not self.is_later or self._says("chatglm2"):
+        if not self.is_later or self._is_named("chatglm2"):
             return False
-        return self._says("chatglm3") or self._has_roles() or self.keys.get("seq_length") == CHATGLM3_LENGTH
+        looks_so = self.keys.get("seq_length") == CHATGLM3_LENGTH or self.keys.get("rope_ratio") in CHATGLM3_RATIOS
+        return self._is_named("chatglm3") or self._has_roles() or looks_so
 
-    def _says(self, *names: str) -> bool:
-        said = f"{[self.keys.get(key) for key in NAME_KEYS]} {self._tokenizer()}".lower()
-        return any(name in said for name in names)
+    def _is_named(self, *starts: str) -> bool:
+        """Whether a class, or the repository that the folder is of, is named so; other paths say nothing."""
+        return any(name.startswith(starts) for name in self._names)
 
-    def _tokenizer(self) -> list[Any]:
-        settings = self._tokenizer_settings()
-        return [settings.get(key) for key in (*NAME_KEYS, "auto_map")]
+    @cached_property
+    def _names(self) -> list[str]:
+        settings = self._tokenizer_settings
+        classes = [*_texts(self.keys.get("architectures")), *_texts(settings.get("tokenizer_class"))]
+        classes += [name for value in _texts(settings.get("auto_map")) for name in [value.rpartition(".")[2]]]
+        paths = [*_texts(self.keys.get("_name_or_path")), *_texts(settings.get("name_or_path"))]
+        return [name.lower() for name in (*classes, *(re.split(r"[/\\]", path.rstrip("/"))[-1] for path in paths))]
 
+    @cached_property
     def _tokenizer_settings(self) -> dict[str, Any]:
         if self._folder is None:
             return {}
@@ -67,7 +77,7 @@ class Facts:
             return {}
 
     def _has_roles(self) -> bool:
-        template = str(self._tokenizer_settings().get("chat_template"))
+        template = str(self._tokenizer_settings.get("chat_template"))
         return "<|" in template or "<|assistant|>" in self._remote_code()
 
     def _remote_code(self) -> str:
@@ -76,3 +86,12 @@ class Facts:
                 return file.read(MAX_CODE_BYTES).decode(errors="replace")
         except OSError:
             return ""
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)

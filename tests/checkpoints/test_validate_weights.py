@@ -216,11 +216,6 @@ def test_a_quantized_config_with_plain_weights(folder: Path) -> None:
     )
 
 
-def test_a_chatglm2_folder(folder: Path) -> None:
-    change_config(folder, padded_vocab_size=65024, multi_query_attention=True)
-    only(examine(folder), UnsupportedModelError, "ChatGLM2")
-
-
 def test_chatglm2_weights_with_our_config(folder: Path) -> None:
     rewrite(folder, {"transformer.encoder.layers.0.input_layernorm.weight": torch.ones(8)})
     only(examine(folder), UnsupportedModelError, "ChatGLM2", str(folder))

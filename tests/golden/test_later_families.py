@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from chatglm.kernels.packing import dequantize
 from chatglm.nn.kv_cache import KVCache
 from chatglm.nn.rotary import pair_tables
 from tests.golden.cases import GOLDEN, GRADIENT_BOUND, assert_close, build, facts, family_named, tensors
@@ -152,6 +153,46 @@ def test_generate_greedy(folder: str) -> None:
     assert torch.equal(output.sequences, golden["sequences"])
     if "scores" in golden:
         assert_close(torch.stack(output.logits, dim=1), golden["scores"])
+
+
+@pytest.mark.parametrize("folder", folders_with("batch_and_greedy"))
+@torch.no_grad()
+def test_a_prefix_in_a_batch_and_while_generating(folder: str) -> None:
+    golden, model = tensors(folder, "batch_and_greedy"), build(folder)
+    mask = golden["attention_mask"].bool()
+    logits = model(golden["input_ids"], attention_mask=golden["attention_mask"]).logits
+    assert_close(logits[mask], golden["logits"][mask])
+    alone, wanted = golden["input_ids"][0][mask[0]][None], golden["greedy_sequences"]
+    output = model.generate(alone, max_length=wanted.shape[1], do_sample=False, eos_token_id=UNREACHABLE)
+    assert torch.equal(output, wanted)
+
+
+@pytest.mark.parametrize("folder", folders_with("prefix"))
+@torch.no_grad()
+def test_prefix_tensors(folder: str) -> None:
+    golden = tensors(folder, "prefix")
+    for i, (key, value) in enumerate(build(folder).transformer.prefix_encoder(1, torch.float32)):
+        assert_close(key.permute(2, 0, 1, 3), golden[f"prefix.{i}.key"])
+        assert_close(value.permute(2, 0, 1, 3), golden[f"prefix.{i}.value"])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@torch.no_grad()
+def test_quantized(bits: int) -> None:
+    """Bytes and scales from float16 weights; logits of those weights, written out, in float32."""
+    folder = "chatglm3/quantized_model"
+    golden, packed = tensors(folder, f"int{bits}"), build(folder, torch.float16).quantize(bits)
+    stored = {name.removeprefix("state."): tensor for name, tensor in golden.items() if name.startswith("state.")}
+    ours = packed.state_dict()
+    for name, tensor in stored.items():
+        assert torch.equal(ours[name].to(tensor.dtype), tensor)
+    model = build(folder)
+    names = [name.removesuffix(".weight_scale") for name in ours if name.endswith(".weight_scale")]
+    for linear in names:
+        weight, scale = ours[f"{linear}.weight"], ours[f"{linear}.weight_scale"].half()
+        model.get_submodule(linear).weight.copy_(dequantize(weight, scale, bits, torch.float16))
+    assert_close(model(golden["input_ids"]).logits, golden["logits_dequantised_float32"])
+    assert len(stored) == 2 * len(names)
 
 
 @pytest.mark.parametrize("folder", folders_with("greedy_batch"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from chatglm.models.chatglm.config import ChatGLMNetworkConfig
 from chatglm.models.chatglm.network import ChatGLMNetwork
 from chatglm.models.library_model import LibraryConfig, LibraryModel
+from chatglm.models.upstream_chat import UpstreamChat
 
 
 class ChatGLMConfig(LibraryConfig):
@@ -17,7 +18,7 @@ class ChatGLMConfig(LibraryConfig):
     tokenizer_class = "ChatGLMTokenizer"  # where tokenizer_config.json names none
 
 
-class ChatGLMForConditionalGeneration(ChatGLMNetwork, LibraryModel):
+class ChatGLMForConditionalGeneration(ChatGLMNetwork, UpstreamChat, LibraryModel):
     """The network with its output head; what `AutoModel.from_pretrained` returns for a chatglm-6b folder."""
 
     __init__ = LibraryModel.__init__

@@ -106,6 +106,7 @@ class ChatGLM2NetworkConfig(Derived, NetworkConfig):
         "rotary_percent": number(0.5, 0.5),
         "interleaved_qkv": _FALSE,
         "fp32_residual_connection": _FALSE,
+        "rope_scaling": Rule("null", lambda value: value is None),
         "hidden_dropout": number(0, 0),
         "attention_dropout": number(0, 0),
     }
@@ -139,6 +140,8 @@ class ChatGLM2NetworkConfig(Derived, NetworkConfig):
                 f"num_attention_heads {self.num_attention_heads} is no multiple of multi_query_group_num "
                 f"{self.multi_query_group_num}."
             )
+        if not self.eos_ids:
+            raise InvalidRequestError("eos_token_id is an empty list.", "Name the token that ends an answer.")
         if self.kv_channels % 4:
             raise InvalidRequestError(f"kv_channels {self.kv_channels} is no multiple of 4: half of a head is rotated.")
 
@@ -146,7 +149,9 @@ class ChatGLM2NetworkConfig(Derived, NetworkConfig):
     def from_keys(cls, keys: Mapping[str, Any]) -> Self:
         """As the base class; warns of keys that are missing although published models say something else there."""
         if mistake := first_mistake({name: keys[name] for name in cls.required if name in keys}, cls.required):
-            raise InvalidRequestError(f"{mistake}.", "Nothing here computes this.")
+            raise InvalidRequestError(
+                f"{mistake}.", "Published models have it so; nothing here computes another value."
+            )
         if isinstance(flag := keys.get("prefix_projection"), list) and len(flag) == 1:  # upstream's class writes this
             keys = {**keys, "prefix_projection": flag[0]}
         config = super().from_keys(keys)

@@ -8,6 +8,7 @@ from torch import Tensor
 from chatglm.models.chatglm2.config import ChatGLM2NetworkConfig, Derived
 from chatglm.models.chatglm2.network import ChatGLM2Network
 from chatglm.models.library_model import LibraryConfig, LibraryModel
+from chatglm.models.upstream_chat import RoundsChat
 
 
 class ChatGLM2Config(Derived, LibraryConfig):
@@ -20,12 +21,9 @@ class ChatGLM2Config(Derived, LibraryConfig):
     tokenizer_class = "ChatGLM2Tokenizer"  # where tokenizer_config.json names none
 
 
-class ChatGLM2ForConditionalGeneration(ChatGLM2Network, LibraryModel):
-    """The network with its output head; what `AutoModel.from_pretrained` returns for a chatglm2-6b folder."""
+class CausalModel(LibraryModel):
+    """`LibraryModel` for `ChatGLM2Network`."""
 
-    __init__ = LibraryModel.__init__
-    forward = LibraryModel.forward  # type: ignore[assignment]
-    config_class = ChatGLM2Config
     # Published files store these; they are computed here (see nn/rotary.py).
     _keys_to_ignore_on_load_unexpected = [r"rotary_pos_emb\.inv_freq"]
     _tied_weights_keys = {"transformer.output_layer.weight": "transformer.embedding.word_embeddings.weight"}
@@ -34,3 +32,11 @@ class ChatGLM2ForConditionalGeneration(ChatGLM2Network, LibraryModel):
         if attention_mask is not None:
             return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, num_past:]
         return torch.arange(num_past, num_past + input_ids.shape[1], device=input_ids.device)[None]
+
+
+class ChatGLM2ForConditionalGeneration(ChatGLM2Network, RoundsChat, CausalModel):
+    """The network with its output head; what `AutoModel.from_pretrained` returns for a chatglm2-6b folder."""
+
+    __init__ = CausalModel.__init__
+    forward = CausalModel.forward  # type: ignore[assignment]
+    config_class = ChatGLM2Config

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from chatglm.models.chatglm2.model import ChatGLM2Config, ChatGLM2ForConditionalGeneration
+from chatglm.models.chatglm2.model import CausalModel, ChatGLM2Config
 from chatglm.models.chatglm3.config import ChatGLM3NetworkConfig
 from chatglm.models.chatglm3.network import ChatGLM3Network
+from chatglm.models.role_chat import RoleChat
+from chatglm.models.tool_calls import read_python_call
 
 
 class ChatGLM3Config(ChatGLM2Config):
@@ -16,9 +18,10 @@ class ChatGLM3Config(ChatGLM2Config):
     tokenizer_class = "ChatGLM3Tokenizer"  # where tokenizer_config.json names none
 
 
-class ChatGLM3ForConditionalGeneration(ChatGLM3Network, ChatGLM2ForConditionalGeneration):
+class ChatGLM3ForConditionalGeneration(ChatGLM3Network, RoleChat, CausalModel):
     """The network with its output head."""
 
-    __init__ = ChatGLM2ForConditionalGeneration.__init__
-    forward = ChatGLM2ForConditionalGeneration.forward
+    __init__ = CausalModel.__init__
+    forward = CausalModel.forward  # type: ignore[assignment]
     config_class = ChatGLM3Config
+    read_arguments = staticmethod(read_python_call)

@@ -14,4 +14,4 @@ USER_ID, OBSERVATION_ID = 64795, 64797
 def model_spec(config: Any) -> ModelSpec:
     """The spec of a network of this configuration."""
     roles = (USER_ID, OBSERVATION_ID) if isinstance(config.eos_token_id, int) else ()
-    return weights.model_spec(config, eos_ids=(*config.eos_ids, *roles))
+    return weights.model_spec(config, eos_ids=(*config.eos_ids, *roles), answer_prefix="\n")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from chatglm.models.chatglm2.model import ChatGLM2Config, ChatGLM2ForConditionalGeneration
+from chatglm.models.chatglm2.model import CausalModel, ChatGLM2Config
 from chatglm.models.codegeex2.config import CodeGeeX2NetworkConfig
 from chatglm.models.codegeex2.network import CodeGeeX2Network
+from chatglm.models.upstream_chat import RoundsChat
 
 
 class CodeGeeX2Config(ChatGLM2Config):
@@ -15,9 +16,9 @@ class CodeGeeX2Config(ChatGLM2Config):
     tokenizer_class = "CodeGeeX2Tokenizer"  # where tokenizer_config.json names none
 
 
-class CodeGeeX2ForConditionalGeneration(CodeGeeX2Network, ChatGLM2ForConditionalGeneration):
+class CodeGeeX2ForConditionalGeneration(CodeGeeX2Network, RoundsChat, CausalModel):
     """The network with its output head."""
 
-    __init__ = ChatGLM2ForConditionalGeneration.__init__
-    forward = ChatGLM2ForConditionalGeneration.forward
+    __init__ = CausalModel.__init__
+    forward = CausalModel.forward  # type: ignore[assignment]
     config_class = CodeGeeX2Config

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from chatglm.models.chatglm2.model import ChatGLM2Config, ChatGLM2ForConditionalGeneration
+from chatglm.models.chatglm2.model import CausalModel, ChatGLM2Config
 from chatglm.models.glm4.config import GLM4NetworkConfig
 from chatglm.models.glm4.network import GLM4Network
+from chatglm.models.role_chat import RoleChat
+from chatglm.models.tool_calls import read_json_arguments
 
 
 class GLM4Config(ChatGLM2Config):
@@ -16,9 +18,10 @@ class GLM4Config(ChatGLM2Config):
     tokenizer_class = "GLM4Tokenizer"  # where tokenizer_config.json names none
 
 
-class GLM4ForConditionalGeneration(GLM4Network, ChatGLM2ForConditionalGeneration):
+class GLM4ForConditionalGeneration(GLM4Network, RoleChat, CausalModel):
     """The network with its output head."""
 
-    __init__ = ChatGLM2ForConditionalGeneration.__init__
-    forward = ChatGLM2ForConditionalGeneration.forward
+    __init__ = CausalModel.__init__
+    forward = CausalModel.forward  # type: ignore[assignment]
     config_class = GLM4Config
+    read_arguments = staticmethod(read_json_arguments)

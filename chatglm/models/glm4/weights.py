@@ -10,4 +10,4 @@ from chatglm.models.chatglm2 import weights
 
 def model_spec(config: Any) -> ModelSpec:
     """The spec of a network of this configuration."""
-    return weights.model_spec(config)
+    return weights.model_spec(config, answer_prefix="\n")
