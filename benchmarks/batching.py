@@ -28,7 +28,7 @@ from chatglm.engine import Engine
 from chatglm.engine.decoder import BatchDecoder
 from chatglm.engine.solo import stream_alone
 from chatglm.generation.config import GenerationConfig
-from chatglm.models import FAMILIES
+from chatglm.models import family_of
 
 SIZES = {"vocab_size": 32000, "hidden_size": 2048, "inner_hidden_size": 8192, "num_attention_heads": 16}
 SPECIALS = {"pad_token_id": 3, "mask_token_id": 31990, "gmask_token_id": 31991, "bos_token_id": 31992}
@@ -53,7 +53,7 @@ class Letters:
 
 
 def random_network(num_layers: int, dtype: torch.dtype, bits: int) -> Any:
-    family = FAMILIES[0]
+    family = family_of({"model_type": "chatglm"})
     config = family.config_class(**SIZES, **SPECIALS, eos_token_id=31993, num_layers=num_layers)
     torch.manual_seed(0)
     default = torch.get_default_dtype()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from chatglm.kernels.packing import largest
-from chatglm.models import FAMILIES
+from chatglm.models import family_of
 
 SIZES_6B = {
     "vocab_size": 130528,
@@ -51,7 +51,7 @@ def device_network(
     """
     torch.manual_seed(seed)
     packed = {"quantization_bit": bits if bits < 16 else 0, "quantization_embedding_bit": 8 if head_bits == 8 else 0}
-    family = FAMILIES[0]
+    family = family_of({"model_type": "chatglm"})
     # An end that never comes: answers have exactly the length asked for.
     network = family.empty_network(family.config({**sizes, **packed, "eos_token_id": sizes["vocab_size"] - 1}))
     network = network.to_empty(device=device).eval().requires_grad_(False)

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from chatglm.checkpoints import list_tensors
 from chatglm.checkpoints.validate.expected_weights import expected_shapes
-from chatglm.models import FAMILIES
+from chatglm.models import family_of
 from tests.folders import tiny_config, write_config, write_tokenizer
 
 DTYPE_SIZES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -44,7 +44,7 @@ def make_checkpoint(folder: Path, args: argparse.Namespace) -> None:
     )
     write_config(folder, config)
     write_tokenizer(folder)
-    family = FAMILIES[0]
+    family = family_of({"model_type": "chatglm"})
     shapes = expected_shapes(family, family.config(config))
     suffix, stem = ("safetensors", "model") if args.format == "safetensors" else ("bin", "pytorch_model")
     weight_map = {}

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from chatglm.models import FAMILIES
+from chatglm.models import family_of
 from tests.folders import tiny_config, write_config, write_tokenizer
 
 SIZES_6B = {
@@ -42,7 +42,7 @@ def write_folder(folder: Path, num_layers: int, **keys: Any) -> None:
     config = tiny_config(**{**SIZES_6B, "num_layers": num_layers, **keys})
     write_config(folder, config)
     write_tokenizer(folder)
-    family = FAMILIES[0]
+    family = family_of({"model_type": "chatglm"})
     network = family.empty_network(family.config(config))
     tensors = {
         name: (list(tensor.shape), torch.int8 if tensor.dtype == torch.int8 else torch.float16)

@@ -29,12 +29,12 @@ def measure(variant: str, arguments: argparse.Namespace) -> dict[str, float]:
     sys.path.insert(0, str(ROOT))
     import torch
 
-    from chatglm.models import FAMILIES
+    from chatglm.models import family_of
     from chatglm.training.arguments import ModelArguments
     from chatglm.training.recipes import make_recipe
 
     torch.manual_seed(0)
-    family = FAMILIES[0]
+    family = family_of({"model_type": "chatglm"})
     config = family.config_class(
         vocab_size=1000,
         hidden_size=arguments.hidden,

@@ -42,6 +42,7 @@ class ModelSpec:
 
     Attributes:
         layers, embedding, final_norm, head, prefix_encoder: names of the modules in the network.
+        prefix_projection: widths of the embedding and of the inner layer of a prefix encoder with projection.
         linears: the linear layers of a transformer layer, which quantization packs.
         num_layers, hidden_size, vocab_size, num_heads, num_kv_heads, head_width: L, model width, vocabulary, H, G, D.
         context_limit: tokens of prompt and answer together.
@@ -73,6 +74,7 @@ class ModelSpec:
     visibility: Literal["prefix", "causal"]
     chat_defaults: Mapping[str, Any]
     prefix_encoder: str = "transformer.prefix_encoder"
+    prefix_projection: tuple[int, int] = (0, 0)
     learned_prompt_tokens: int = 0
     answer_prefix: str = ""
     clean_up: Callable[[], list[TextStage]] = list
@@ -88,6 +90,11 @@ class ModelSpec:
     @property
     def head_weight(self) -> str:
         return f"{self.head}.weight"
+
+    @property
+    def prefix_width(self) -> int:
+        """Numbers of one position of a trained prefix: keys and values of every layer."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_width
 
     def encode_answer(self, tokenizer: Any, text: str) -> list[int]:
         """The ids of an answer, or of its beginning, as they follow a prompt."""

@@ -73,7 +73,7 @@ class TokenizerOfFolder:
             path = Path(str(found))
         prefix = SHARED_TOKENIZER_NAMES[cls.__name__]
         by_name = next((row for row in FAMILIES if row.prefix == prefix), FAMILIES[0])
-        family = family_of(read_json(path)) if path.exists() else by_name
+        family = family_of(read_json(path), path.parent) if path.exists() else by_name
         return family.tokenizer_class.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
 

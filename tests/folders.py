@@ -15,7 +15,7 @@ import sentencepiece
 import torch
 from safetensors.torch import save_file
 
-from chatglm.models import FAMILIES
+from chatglm.models import family_of
 
 SPECIALS = {
     "bos_token_id": "<sop>",
@@ -89,7 +89,7 @@ def tiny_config(**changes: Any) -> dict[str, Any]:
 
 def random_tensors(config: dict[str, Any], dtype: torch.dtype = torch.float16, *, tied: bool = True) -> Tensors:
     """Random weights of a network, with the rotary tables that published files also store."""
-    family = FAMILIES[0]
+    family = family_of({"model_type": "chatglm"})
     with torch.device("meta"):
         network = family.model_class(family.config_class.from_dict(config))
     generator = torch.Generator().manual_seed(1)

@@ -10,11 +10,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from chatglm.loading.placement import Placement, part_sizes, place
-from chatglm.models import FAMILIES
+from chatglm.models import family_of
 from chatglm.nn.kv_cache import KVCache
 from tests.folders import tiny_config
 
-FAMILY = FAMILIES[0]
+FAMILY = family_of({"model_type": "chatglm"})
 
 
 def empty(num_layers: int = 9, **keys: Any) -> Any:

@@ -27,7 +27,7 @@ from chatglm.loading.memory_estimate import (
     precision_name,
     type_for,
 )
-from chatglm.models import FAMILIES
+from chatglm.models import family_of
 from chatglm.sizes import format_bytes
 from tests import forking
 from tests.no_cuda import forbid_cuda
@@ -90,7 +90,7 @@ def test_a_program_on_a_cpu_never_touches_cuda() -> None:
 def test_planning_for_mps_never_touches_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     forbid_cuda(monkeypatch.setattr)
-    family = FAMILIES[0]
+    family = family_of({"model_type": "chatglm"})
     device = choose_device("mps")
     for bits in (0, 4):
         network = family.empty_network(family.config({"num_layers": 1, "quantization_bit": bits}))
@@ -187,7 +187,7 @@ def test_bf16_on_an_old_gpu_is_remarked(
 
 
 def test_estimate_of_chatglm_6b() -> None:
-    family = FAMILIES[0]
+    family = family_of({"model_type": "chatglm"})
     spec = family.spec(family.config({}))
     assert cache_bytes(spec, torch.float16) == 2 * 28 * 4096 * 2048 * 2
     grouped = replace(spec, num_kv_heads=2, context_limit=8192)
@@ -197,7 +197,7 @@ def test_estimate_of_chatglm_6b() -> None:
 @pytest.mark.parametrize("bits", [0, 8, 4])
 def test_parameters_are_counted_not_bytes(bits: int) -> None:
     """6.17 billion, however many bits each has; a tied embedding counts once."""
-    family = FAMILIES[0]
+    family = family_of({"model_type": "chatglm"})
     config = family.config({"quantization_bit": bits, "quantization_embedding_bit": bits})
     count = count_parameters(family.empty_network(config), [])
     per_layer = 12 * 4096**2 + (3 + 1 + 4 + 1) * 4096 + 4 * 4096

@@ -42,7 +42,7 @@ def _sizes(network: Any) -> list[int]:
 
 
 def _norm_values(network: Any) -> list[float]:
-    weight = next(network.get_submodule(network.spec.final_norm).parameters()).detach().flatten()
+    weight = next(network.get_submodule(network.spec.final_norm).parameters(), torch.empty(0)).detach().flatten()
     places = torch.linspace(0, weight.numel() - 1, min(NUM_VALUES, weight.numel())).long()
     return weight[places.to(weight.device)].float().tolist()
 

@@ -64,14 +64,13 @@ def find_prefix(path: str | Path) -> StoredPrefix:
 
 def check_prefix_fits(prefix: StoredPrefix, spec: ModelSpec, config: Any) -> None:
     """Raise MismatchError unless the prefix has exactly the shapes that a network of `spec` and `config` needs."""
-    width = spec.num_kv_heads * spec.head_width
-    all_layers = 2 * spec.num_layers * width
+    entry, inner = spec.prefix_projection
     wanted: dict[str, tuple[int, ...]] = {
-        "embedding.weight": (config.pre_seq_len, width if config.prefix_projection else all_layers)
+        "embedding.weight": (config.pre_seq_len, entry if config.prefix_projection else spec.prefix_width)
     }
     if config.prefix_projection:
-        wanted |= {"trans.0.weight": (width, width), "trans.0.bias": (width,)}
-        wanted |= {"trans.2.weight": (all_layers, width), "trans.2.bias": (all_layers,)}
+        wanted |= {"trans.0.weight": (inner, entry), "trans.0.bias": (inner,)}
+        wanted |= {"trans.2.weight": (spec.prefix_width, inner), "trans.2.bias": (spec.prefix_width,)}
     for name in sorted(wanted.keys() | prefix.tensors.keys()):
         stored, needed = prefix.tensors[name].shape if name in prefix.tensors else None, wanted.get(name)
         if stored != needed:

@@ -22,14 +22,15 @@ from typing import Any
 
 from chatglm.errors import UnsupportedModelError
 from chatglm.model_spec import ModelSpec
+from chatglm.models.recognition import Facts
 
 
 @dataclass(frozen=True)
 class Family:
-    """One row of the registry: `recognises` tests a config.json, `model_type` is its key in transformers."""
+    """One row of the registry: `recognises` tests a folder, `model_type` is its key in transformers."""
 
     name: str
-    recognises: Callable[[Mapping[str, Any]], bool]
+    recognises: Callable[[Facts], bool]
     package: str
     prefix: str
     model_type: str
@@ -81,35 +82,24 @@ class Family:
             return self.model_class(self.config_class(**vars(config)))
 
 
-# ChatGLM2 and later share model_type "chatglm".
-LATER_FAMILY_KEYS = ("padded_vocab_size", "multi_query_attention", "kv_channels")
-
-
-def _is_chatglm(keys: Mapping[str, Any]) -> bool:
-    return keys.get("model_type") == "chatglm" and not any(key in keys for key in LATER_FAMILY_KEYS)
-
-
 # The most specific first.
-FAMILIES = [Family("ChatGLM-6B", _is_chatglm, "chatglm.models.chatglm", "ChatGLM", "chatglm")]
+FAMILIES = [
+    Family("GLM-4-9B", lambda facts: facts.is_glm4, "chatglm.models.glm4", "GLM4", "chatglm"),
+    Family("CodeGeeX2-6B", lambda facts: facts.is_codegeex2, "chatglm.models.codegeex2", "CodeGeeX2", "chatglm"),
+    Family("ChatGLM3-6B", lambda facts: facts.is_chatglm3, "chatglm.models.chatglm3", "ChatGLM3", "chatglm"),
+    Family("ChatGLM2-6B", lambda facts: facts.is_later, "chatglm.models.chatglm2", "ChatGLM2", "chatglm"),
+    Family("ChatGLM-6B", lambda facts: facts.is_chatglm, "chatglm.models.chatglm", "ChatGLM", "chatglm"),
+]
 
 
-def family_of(keys: Mapping[str, Any]) -> Family:
-    """The family of a config.json; raises UnsupportedModelError, with what it seems to be, if none here reads it."""
+def family_of(keys: Mapping[str, Any], folder: Path | None = None) -> Family:
+    """The family of a config.json and the folder that it lies in; raises UnsupportedModelError for an unknown one."""
+    facts = Facts(keys, folder)
     for family in FAMILIES:
-        if family.recognises(keys):
+        if family.recognises(facts):
             return family
-    refuse_later_families(keys)
+    names = ", ".join(family.name for family in FAMILIES)
     raise UnsupportedModelError(
-        f"This folder holds a model of type {keys.get('model_type')!r}, not ChatGLM-6B.",
+        f"This folder holds a model of type {keys.get('model_type')!r}, not one of {names}.",
         'Give a folder whose config.json says model_type "chatglm".',
     )
-
-
-def refuse_later_families(keys: Mapping[str, Any]) -> None:
-    """Raise UnsupportedModelError when `keys` of a config.json are those of ChatGLM2 or later."""
-    found = [key for key in LATER_FAMILY_KEYS if key in keys]
-    if found:
-        raise UnsupportedModelError(
-            f"This is a ChatGLM2 or ChatGLM3 checkpoint (its config.json has `{found[0]}`), not ChatGLM-6B.",
-            "This family is not supported yet; use a chatglm-6b folder.",
-        )

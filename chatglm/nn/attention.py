@@ -65,6 +65,22 @@ def causal_mask(num_new: int, num_keys: int, device: torch.device) -> Tensor:
     return torch.ones(num_new, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_new)[None, None]
 
 
+def causal_after(num_past: int, position_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor | None:
+    """All of the past, causal among the new: bool [B or 1, 1, T, num_past + T]; None when that is everything."""
+    num_new = position_ids.shape[-1]
+    if num_new == 1 and (attention_mask is None or bool(attention_mask.all())):
+        return None
+    seen = causal_mask(num_new, num_past + num_new, position_ids.device)
+    if attention_mask is None:
+        return seen
+    return some_visible(seen & attention_mask.bool()[:, None, None])
+
+
+def some_visible(visible: Tensor) -> Tensor:
+    """Let a query that sees nothing (a pad) see everything, so that its unread output is finite."""
+    return visible | ~visible.any(dim=-1, keepdim=True)
+
+
 def attend_with_probabilities(
     query_BHTD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, visible: Tensor | None
 ) -> tuple[Tensor, Tensor]:

@@ -143,6 +143,11 @@ class KVCache:
         return grown
 
 
+def uses_adapter(cache: Any) -> bool:
+    """Whether prefix or LoRA belong to the conversation of a cache; transformers' own caches say nothing of it."""
+    return not isinstance(cache, KVCache) or cache.uses_adapter
+
+
 def concatenated(past: tuple[Tensor, Tensor], key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values [B, H, P, D] of a prefix in front of those of a call."""
     return torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)

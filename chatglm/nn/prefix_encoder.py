@@ -9,20 +9,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from chatglm.model_spec import ModelSpec
+
 
 class PrefixEncoder(nn.Module):
-    """Embedding(P, 2LC), or Embedding(P, C) -> Linear -> tanh -> Linear(C, 2LC) with `projection`."""
+    """Embedding(P, 2LC), or Embedding(P, E) -> Linear(E, I) -> tanh -> Linear(I, 2LC) with projection."""
 
-    def __init__(
-        self, pre_seq_len: int, num_layers: int, num_heads: int, head_width: int, projection: bool = False
-    ) -> None:
+    def __init__(self, spec: ModelSpec, pre_seq_len: int, has_projection: bool) -> None:
         super().__init__()
-        width = num_heads * head_width
-        self.view = (pre_seq_len, 2 * num_layers, num_heads, head_width)
-        self.embedding = nn.Embedding(pre_seq_len, width if projection else 2 * num_layers * width)
+        self.view = (pre_seq_len, 2 * spec.num_layers, spec.num_kv_heads, spec.head_width)
+        entry, inner = spec.prefix_projection
+        self.embedding = nn.Embedding(pre_seq_len, entry if has_projection else spec.prefix_width)
         self.trans: nn.Sequential | None = None
-        if projection:
-            self.trans = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 2 * num_layers * width))
+        if has_projection:
+            self.trans = nn.Sequential(nn.Linear(entry, inner), nn.Tanh(), nn.Linear(inner, spec.prefix_width))
         self.dropout = nn.Dropout(0.1)
 
     def forward(self, num_rows: int, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:

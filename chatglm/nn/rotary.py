@@ -1,8 +1,12 @@
-"""Rotary position embedding: with two position rows, each half of a head is rotated by its own row.
+"""Rotary position embedding, in two forms.
+
+ChatGLM-6B: with two position rows, each half of a head is rotated by its own row. Inside each part, width R, element i
+is paired with element i + R/2 (`rotate`).
 
     two rows: first D/2 by position, last D/2 by block position; one row: all of D by position
 
-Inside each part, width R, element i is paired with element i + R/2 (the "rotate half" form).
+ChatGLM2-6B and later: the first half of a head is rotated, in pairs of neighbours; the other half passes
+(`rotate_pairs`).
 Shapes: B rows, T positions, H heads, D head width, R rotated width, N positions of a table, P position rows (2 or 1).
 """
 
@@ -66,3 +70,25 @@ def rotate(x_BHTD: Tensor, tables: tuple[Tensor, Tensor], parts: int) -> Tensor:
     pairs = x_BHTD.unflatten(-1, (parts, 2, -1))
     rotated = torch.stack((-pairs[..., 1, :], pairs[..., 0, :]), dim=-2).flatten(-3)
     return x_BHTD * cos + rotated * sin
+
+
+def pair_tables(
+    positions_BT: Tensor, width: int, dtype: torch.dtype, base: float = ROTARY_BASE, divisor: float = 1
+) -> tuple[Tensor, Tensor]:
+    """cos and sin of each of R/2 pairs, [B, 1, T, R/2], in float32 and rounded once at the end; R = `width`.
+
+    Angles are position / divisor * base^(-2i/R). ChatGLM2-6B and CodeGeeX2-6B compute them in the model's type
+    upstream, which in bfloat16 merges neighbouring positions.
+    """
+    exponents = torch.arange(0, width, 2, dtype=torch.float32, device=positions_BT.device) / width
+    angles = (positions_BT[:, None, :, None].float() / divisor) * (1.0 / base**exponents)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate_pairs(x_BHTD: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate the pairs (0, 1), (2, 3), ... of the first 2 * tables' width elements of each head."""
+    cos, sin = tables
+    rotated, passed = x_BHTD.split((2 * cos.shape[-1], x_BHTD.shape[-1] - 2 * cos.shape[-1]), dim=-1)
+    even, odd = rotated[..., 0::2], rotated[..., 1::2]
+    pairs = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
+    return torch.cat((pairs.flatten(-2), passed), dim=-1)

@@ -97,13 +97,7 @@ class PTuning(Recipe):
         encoder = network.transformer.prefix_encoder
         if encoder is None:
             config.pre_seq_len, config.prefix_projection = model.pre_seq_len, model.prefix_projection
-            encoder = PrefixEncoder(
-                config.pre_seq_len,
-                config.num_layers,
-                config.num_attention_heads,
-                config.hidden_size // config.num_attention_heads,
-                config.prefix_projection,
-            ).to(network.device)
+            encoder = PrefixEncoder(network.spec, config.pre_seq_len, config.prefix_projection).to(network.device)
             network.transformer.prefix_encoder = encoder
         elif model.pre_seq_len not in (None, config.pre_seq_len):
             raise InvalidRequestError(

@@ -15,6 +15,13 @@ from chatglm.models import FAMILIES, Family, family_of
 from tests import folders
 from tests.families.glimmer.config import MODEL_TYPE, recognises
 from tests.families.glimmer.tokenizer import STOPS, GlimmerTextTokenizer, learn_pieces
+from tests.family_tokenizers import (
+    tiny_tokenizer,
+    write_chatglm2_tokenizer,
+    write_chatglm3_tokenizer,
+    write_codegeex2_tokenizer,
+    write_glm4_tokenizer,
+)
 
 
 @dataclass(frozen=True)
@@ -103,8 +110,43 @@ def chatglm_keys() -> dict[str, Any]:
     )
 
 
+def later_keys(name: str, *other_ends: str, **changes: Any) -> Callable[[], dict[str, Any]]:
+    """The config.json of a tiny model of a family since ChatGLM2-6B: H * D is not C, and G is not H."""
+
+    def keys() -> dict[str, Any]:
+        tokenizer = tiny_tokenizer(name)
+        return {
+            "model_type": "chatglm",
+            "_name_or_path": f"somebody/{name}",
+            "torch_dtype": "float32",
+            "padded_vocab_size": -(-tokenizer.vocab_size // 8) * 8,
+            "hidden_size": 64,
+            "num_layers": 3,
+            "num_attention_heads": 4,
+            "multi_query_attention": True,
+            "multi_query_group_num": 2,
+            "kv_channels": 8,
+            "ffn_hidden_size": 96,
+            "add_qkv_bias": True,
+            "seq_length": 128,
+            "eos_token_id": [tokenizer.eos_token_id, *(tokenizer.special_id(name) for name in other_ends)],
+            "pad_token_id": tokenizer.pad_token_id,
+            **changes,
+        }
+
+    return keys
+
+
 CASES: tuple[FamilyCase, ...] = (
     FamilyCase("chatglm", chatglm_keys, folders.write_tokenizer),
+    FamilyCase("chatglm2", later_keys("chatglm2"), write_chatglm2_tokenizer),
+    FamilyCase("chatglm3", later_keys("chatglm3", "<|user|>", "<|observation|>"), write_chatglm3_tokenizer),
+    FamilyCase("codegeex2", later_keys("codegeex2", rotary_percent=0.5), write_codegeex2_tokenizer),
+    FamilyCase(
+        "glm4",
+        later_keys("glm4", "<|user|>", "<|observation|>", rope_ratio=500, layernorm_epsilon=1.5625e-07),
+        write_glm4_tokenizer,
+    ),
     FamilyCase(
         "glimmer",
         glimmer_keys,

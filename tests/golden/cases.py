@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+from chatglm.models import FAMILIES
 
 GOLDEN = Path(__file__).parent
 FLOAT32_BOUND = 8e-6
@@ -27,10 +27,17 @@ def tensors(folder: str, case: str) -> dict[str, Tensor]:
     return load_file(GOLDEN / folder / f"{case}.safetensors")
 
 
-def build(folder: str, dtype: torch.dtype = torch.float32, **changes: Any) -> ChatGLMForConditionalGeneration:
+def family_named(name: str) -> Any:
+    """The row of the registry for the start of a folder's name."""
+    package = next(word for word in ("chatglm2", "chatglm3", "codegeex2", "glm4", "chatglm") if word in name)
+    return next(family for family in FAMILIES if family.package == f"chatglm.models.{package}")
+
+
+def build(folder: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """The tiny model of a folder, with its golden weights."""
     config = json.loads((GOLDEN / folder / "config.json").read_text(encoding="utf-8"))
-    model = ChatGLMForConditionalGeneration(ChatGLMConfig(**{**config, **changes}))
+    family = family_named(folder)
+    model = family.model_class(family.config_class(**{**config, **changes}))
     weights = {k: v for k, v in load_file(GOLDEN / folder / "weights.safetensors").items() if "inv_freq" not in k}
     model.load_state_dict(weights, strict=True)
     return model.to(dtype).eval()

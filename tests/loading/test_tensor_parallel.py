@@ -18,7 +18,7 @@ from chatglm.errors import DeviceError, InvalidRequestError
 from chatglm.loading import load
 from chatglm.loading.tensor_parallel import Shard
 from chatglm.model_spec import LinearSpec
-from chatglm.models import FAMILIES
+from chatglm.models import family_of
 from chatglm.nn.sharding import check_ranks, shard_range, shard_rows
 from tests import forking
 from tests.folders import make_folder
@@ -152,7 +152,7 @@ def test_what_is_refused(seen: Seen, what: str, words: str) -> None:
 
 
 def test_possible_numbers_are_named() -> None:
-    family = FAMILIES[0]
+    family = family_of({"model_type": "chatglm"})
     config = family.config({"num_layers": 1})
     spec = family.spec(config)
     for number in (1, 2, 4, 8, 16, 32):
@@ -199,7 +199,7 @@ def test_rows_of_interleaved_and_of_concatenated_segments() -> None:
 
 
 def test_key_and_value_heads_limit_the_number_of_ranks() -> None:
-    family = FAMILIES[0]
+    family = family_of({"model_type": "chatglm"})
     config = family.config({"num_layers": 1})
     spec = replace(family.spec(config), num_kv_heads=2)
     check_ranks(spec, config, 2)

@@ -51,7 +51,7 @@ class _Findings(list[Finding]):
 
 def validate_folder(
     folder: str | Path,
-    recognise: Callable[[dict[str, Any]], ValidatedFamily],
+    recognise: Callable[[dict[str, Any], Path], ValidatedFamily],
     *,
     default_family: ValidatedFamily | None = None,
     needs_tokenizer: bool = True,
@@ -59,8 +59,9 @@ def validate_folder(
 ) -> ValidationReport:
     """Everything that keeps `folder` from being loaded, found without loading any weights.
 
-    `recognise` gives the family of a config.json's keys or raises UnsupportedModelError; `default_family` says whose
-    tokenizer files to look for where it cannot be read. With `prefix_elsewhere` the folder may lack its prefix.
+    `recognise` gives the family of a config.json's keys and the folder or raises UnsupportedModelError;
+    `default_family` says whose tokenizer files to look for where it cannot be read. With `prefix_elsewhere` the folder
+    may lack its prefix.
     """
     folder = Path(folder)
     findings = _Findings()
@@ -74,7 +75,9 @@ def validate_folder(
     tensors, is_complete = _examine_files(files, findings) if files else ({}, False)
     if is_prefix_only(tensors):  # whatever else such a folder lacks does not matter
         return ValidationReport(folder, (Finding("error", folder, prefix_only(folder)),), tensors=tensors)
-    family: ValidatedFamily | None = findings.attempt(path, lambda: recognise(keys)) if keys is not None else None
+    family: ValidatedFamily | None = (
+        findings.attempt(path, lambda: recognise(keys, folder)) if keys is not None else None
+    )
     config = findings.attempt(path, lambda: _config(path, family, keys or {})) if family else None
     is_understood = family is None or config is not None
     quantized = check_quantization(folder, keys or {}, tensors) if is_understood else None

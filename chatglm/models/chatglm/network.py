@@ -21,7 +21,7 @@ from chatglm.models.chatglm.positions import Layout, find_layout
 from chatglm.models.chatglm.template import encode_chat
 from chatglm.models.chatglm.weights import model_spec
 from chatglm.nn.attention import attend, attend_with_probabilities
-from chatglm.nn.kv_cache import AnyCache, KVCache, concatenated
+from chatglm.nn.kv_cache import AnyCache, concatenated, uses_adapter
 from chatglm.nn.packed import Packed
 from chatglm.nn.prefix_encoder import PrefixEncoder
 from chatglm.nn.rotary import head_tables, rotate
@@ -125,7 +125,7 @@ class ChatGLMModel(nn.Module):
     gradient_checkpointing = False
     _gradient_checkpointing_func: Callable[..., Any]
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, spec: ModelSpec) -> None:
         super().__init__()
         self.config = config
         self.head_width = config.hidden_size // config.num_attention_heads
@@ -134,13 +134,7 @@ class ChatGLMModel(nn.Module):
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.prefix_encoder: PrefixEncoder | None = None
         if config.pre_seq_len is not None:
-            self.prefix_encoder = PrefixEncoder(
-                config.pre_seq_len,
-                config.num_layers,
-                config.num_attention_heads,
-                self.head_width,
-                config.prefix_projection,
-            )
+            self.prefix_encoder = PrefixEncoder(spec, config.pre_seq_len, config.prefix_projection)
 
     def forward(
         self,
@@ -184,11 +178,6 @@ class ChatGLMModel(nn.Module):
         return list(self.prefix_encoder(x_BTC.shape[0], x_BTC.dtype))
 
 
-def uses_adapter(cache: Cache | None) -> bool:
-    """Whether prefix or LoRA belong to the conversation of a cache; transformers' own caches say nothing of it."""
-    return not isinstance(cache, KVCache) or cache.uses_adapter
-
-
 class ChatGLMNetwork(nn.Module):
     """The network with its output head, which the engine runs (`Network`); `num_ranks` processes share its layers."""
 
@@ -207,7 +196,7 @@ class ChatGLMNetwork(nn.Module):
 
     def build(self) -> None:
         self.spec = model_spec(self.config)
-        self.transformer = ChatGLMModel(self.config)
+        self.transformer = ChatGLMModel(self.config, self.spec)
         self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
         if self.transformer.prefix_encoder is not None:
             self.requires_grad_(False)
@@ -239,8 +228,8 @@ class ChatGLMNetwork(nn.Module):
             self.forward_hidden(input_ids_BT, layout.positions(0, stop), layout.visible(0, stop), cache)
         )
 
-    def find_layout(self, input_ids_BT: Tensor) -> Layout:
-        return find_layout(input_ids_BT, self.config)
+    def find_layout(self, input_ids_BT: Tensor, attention_mask: Tensor | None = None) -> Layout:
+        return find_layout(input_ids_BT, self.config, attention_mask)
 
     def fuse(self) -> None:
         from chatglm.models.chatglm.fused import fuse

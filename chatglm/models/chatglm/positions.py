@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from chatglm.errors import InvalidRequestError
-from chatglm.nn.attention import causal_mask
 
 
 @dataclass(frozen=True)
@@ -101,19 +100,3 @@ def find_layout(input_ids: Tensor, config: Any, attention_mask: Tensor | None = 
 def first_column(flags: Tensor) -> Tensor:
     """Index of the first True of each row, [B, 1]; 0 for a row without one."""
     return flags.int().argmax(dim=1, keepdim=True)
-
-
-def causal_after(num_past: int, position_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor | None:
-    """All of the past, causal among the new: bool [B or 1, 1, T, num_past + T]; None when that is everything."""
-    num_new = position_ids.shape[-1]
-    if num_new == 1 and (attention_mask is None or bool(attention_mask.all())):
-        return None
-    seen = causal_mask(num_new, num_past + num_new, position_ids.device)
-    if attention_mask is None:
-        return seen
-    return some_visible(seen & attention_mask.bool()[:, None, None])
-
-
-def some_visible(visible: Tensor) -> Tensor:
-    """Let a query that sees nothing (a pad) see everything, so that its unread output is finite."""
-    return visible | ~visible.any(dim=-1, keepdim=True)

@@ -23,6 +23,7 @@ def model_spec(config: Any) -> ModelSpec:
         final_norm="transformer.final_layernorm",
         head="lm_head",
         prefix_encoder="transformer.prefix_encoder",
+        prefix_projection=(width, width),
         linears=(
             LinearSpec(
                 "attention.query_key_value",

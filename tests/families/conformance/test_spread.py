@@ -27,13 +27,13 @@ ROOT = Path(__file__).parents[3]
 def test_parts_of_a_network(case: FamilyCase) -> None:
     """Every parameter belongs to a part, and the layers are spread evenly."""
     family = case.family()
-    network = family.empty_network(case.config(num_layers=8))
+    network = family.empty_network(case.config(num_layers=32))
     sizes = part_sizes(network, torch.float32)
     spec = network.spec
-    assert {f"{spec.layers}.{number}" for number in range(8)} <= sizes.keys()
+    assert {f"{spec.layers}.{number}" for number in range(32)} <= sizes.keys()
     assert all(any(name.startswith(f"{part}.") for part in sizes) for name, _ in network.named_parameters())
     device_map = place(sizes, [1.0] * 4, spec)
-    numbers = [device_map[f"{spec.layers}.{number}"] for number in range(8)]
+    numbers = [device_map[f"{spec.layers}.{number}"] for number in range(32)]
     assert numbers == sorted(numbers)
     assert set(numbers) == {0, 1, 2, 3}
 

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Self
 
+from chatglm.models.recognition import Facts
+
 MODEL_TYPE = "glimmer"
 
 
@@ -71,6 +73,6 @@ class GlimmerNetworkConfig:
         return cls(**{key: value for key, value in keys.items() if key in known})
 
 
-def recognises(keys: Mapping[str, Any]) -> bool:
+def recognises(facts: Facts) -> bool:
     """Whether a folder with this config.json is a Glimmer model."""
-    return keys.get("model_type") == MODEL_TYPE
+    return facts.keys.get("model_type") == MODEL_TYPE

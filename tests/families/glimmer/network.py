@@ -105,13 +105,7 @@ class GlimmerNetwork(nn.Module):
         self.transformer.output_layer = nn.Linear(config.hidden_size, config.padded_vocab_size, bias=False)
         self.transformer.prefix_encoder = None
         if config.pre_seq_len is not None:
-            self.transformer.prefix_encoder = PrefixEncoder(
-                config.pre_seq_len,
-                config.num_layers,
-                config.multi_query_group_num,
-                config.kv_channels,
-                config.prefix_projection,
-            )
+            self.transformer.prefix_encoder = PrefixEncoder(self.spec, config.pre_seq_len, config.prefix_projection)
 
     @property
     def lm_head(self) -> nn.Module:

@@ -19,6 +19,7 @@ def model_spec(config: GlimmerNetworkConfig) -> ModelSpec:
         embedding="transformer.embedding.word_embeddings",
         final_norm="transformer.encoder.final_layernorm",
         head="transformer.output_layer",
+        prefix_projection=(width, width),
         linears=(
             LinearSpec(
                 "self_attention.query_key_value", width, (("query", queries), ("key", shared), ("value", shared))

@@ -1,0 +1,5 @@
+"""Positions of GLM-4-9B: those of ChatGLM2-6B."""
+
+from chatglm.models.chatglm2.positions import find_layout
+
+__all__ = ["find_layout"]
