@@ -8,6 +8,7 @@ prefix of its class names, they hold:
                   tie_word_embeddings, dtype
     tokenizer.py  PTextTokenizer.from_folder(folder): encode_plain(text), build_inputs_with_special_tokens(ids),
                   decode(ids), surface(id), leading_spaces, clean_up_tokenization_spaces, vocab_size
+                  and, for byte pairs, broken_bytes = "together"
     template.py   encode_chat(tokenizer, messages, limit) -> EncodedPrompt(input_ids, dropped_rounds)
     positions.py  find_layout(input_ids, config) -> positions(start, stop), answer_positions(column),
                   num_bidirectional: how many columns at the start see each other; 0 for a causal family
