@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,11 @@ def _registered() -> Iterator[None]:
     cases.unregister()
 
 
-@pytest.fixture(params=CASES, ids=lambda case: case.name, scope="package")
+def _params() -> list[Any]:
+    return [pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.is_slow else []) for case in CASES]
+
+
+@pytest.fixture(params=_params(), scope="package")
 def case(request: pytest.FixtureRequest, _registered: None) -> FamilyCase:
     return request.param
 

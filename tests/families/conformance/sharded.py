@@ -44,15 +44,14 @@ def main() -> None:
     cases.register()
     root, seen = Path(sys.argv[1]), {}
     with kernels.use("reference"):
-        for case in cases.CASES:
-            for name, options in LOADED.items():
-                folder = root / case.name / ("prefix" if name == "prefix" else "plain")
-                options = {"device": "cpu", "dtype": "fp32", **options}
-                with (
-                    load_pipeline(folder, **options) as whole,
-                    load_pipeline(folder, tensor_parallel=True, **options) as sharded,
-                ):
-                    seen[f"{case.name} {name}"] = seen_of(sharded, whole)
+        for name, options in LOADED.items():
+            folder = root / ("prefix" if name == "prefix" else "plain")
+            options = {"device": "cpu", "dtype": "fp32", **options}
+            with (
+                load_pipeline(folder, **options) as whole,
+                load_pipeline(folder, tensor_parallel=True, **options) as sharded,
+            ):
+                seen[name] = seen_of(sharded, whole)
     (root / f"{dist.get_rank()}.json").write_text(json.dumps(seen), encoding="utf-8")
     dist.destroy_process_group()
 

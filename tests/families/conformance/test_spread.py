@@ -17,7 +17,7 @@ from chatglm.loading import load, placement
 from chatglm.loading.placement import part_sizes, place
 from chatglm.pipeline import Pipeline
 from tests import forking
-from tests.families.cases import CASES, FamilyCase
+from tests.families.cases import FamilyCase
 from tests.families.conformance.asking import answers, error, logits
 from tests.families.conformance.sharded import LOADED, NUM_RANKS
 
@@ -50,12 +50,11 @@ def test_placed_answers(case: FamilyCase, pipe: Pipeline, folder: Path, monkeypa
 
 
 @pytest.fixture(scope="package")
-def seen(_registered: None, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of the processes saw, of every family."""
+def seen(case: FamilyCase, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of the processes saw."""
     root = tmp_path_factory.mktemp("sharded")
-    for case in CASES:
-        case.make_folder(root / case.name / "plain")
-        case.make_folder(root / case.name / "prefix", pre_seq_len=3)
+    case.make_folder(root / "plain")
+    case.make_folder(root / "prefix", pre_seq_len=3)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -84,10 +83,10 @@ def seen(_registered: None, tmp_path_factory: pytest.TempPathFactory) -> list[di
 
 @pytest.mark.xdist_group("programs")
 @pytest.mark.parametrize("loaded", LOADED)
-def test_sharded_answers(case: FamilyCase, seen: list[dict[str, Any]], loaded: str) -> None:
+def test_sharded_answers(seen: list[dict[str, Any]], loaded: str) -> None:
     for rank in seen:
-        of_case = rank[f"{case.name} {loaded}"]
+        of_case = rank[loaded]
         assert of_case["error"] < 1e-5
         assert of_case["answers"][0] == of_case["answers"][1]
-        assert of_case["logits"] == seen[0][f"{case.name} {loaded}"]["logits"]
+        assert of_case["logits"] == seen[0][loaded]["logits"]
         assert all(NUM_RANKS * own == whole for own, whole in of_case["sizes"].values())
