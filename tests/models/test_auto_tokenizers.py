@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -12,23 +11,16 @@ from transformers import AutoTokenizer
 
 import chatglm  # noqa: F401  (registers the Auto classes)
 from tests import forking
-from tests.family_tokenizers import genuine_folder
+from tests.family_tokenizers import WRITERS, genuine_folder
 from tests.models.test_library_tokenizers import PREFIXES
 from tests.models.test_text_tokenizers import FAMILIES
-from tests.tokenizers import GENUINE_FILES
 
 
 def folder_of(name: str, folder: Path) -> Path:
-    """The published files that the Auto class reads; code that the settings name is not among them."""
-    shutil.copytree(genuine_folder(name), folder)
-    if name == "chatglm2":  # of which only the vocabulary and the configuration of a longer context are at hand
-        shutil.copy(GENUINE_FILES / "chatglm2-6b-32k" / "config.json", folder)
-        settings = {
-            "name_or_path": "THUDM/chatglm2-6b",
-            "tokenizer_class": "ChatGLMTokenizer",
-            "auto_map": {"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]},
-        }
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    """A small vocabulary with the published settings; code that the settings name is not among the files."""
+    WRITERS[name](folder)
+    published = genuine_folder(name) if name != "chatglm2" else genuine_folder(name).with_name("chatglm2-6b-32k")
+    shutil.copy(published / "config.json", folder)
     return folder
 
 
