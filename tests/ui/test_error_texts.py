@@ -22,7 +22,9 @@ PACKAGE = Path(chatglm.__file__).parent
 SOURCES = (
     *PACKAGE.glob("engine/*.py"),
     *PACKAGE.glob("generation/*.py"),
-    *PACKAGE.glob("models/chatglm/template.py"),
+    *PACKAGE.glob("models/*/template.py"),
+    *(PACKAGE / "models" / name for name in ("encoded_prompt.py", "rounds.py", "role_turns.py", "role_chat.py")),
+    *(PACKAGE / "models" / name for name in ("glm4/builtin_tools.py", "codegeex2/languages.py")),
     *PACKAGE.glob("ui/*.py"),
     PACKAGE / "ui/gradio/gradio_page.py",
     PACKAGE / "messages.py",
