@@ -48,10 +48,15 @@ def attend(query_BHTD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, visible: Te
 
     `visible` is bool, broadcastable to [B, H, T, S], True = visible, at least one key in every row; None = all visible.
     """
-    grouped = query_BHTD.shape[1] != key_BGSD.shape[1]
+    num_heads, num_groups, shape = query_BHTD.shape[1], key_BGSD.shape[1], query_BHTD.shape
+    grouped = num_heads != num_groups
+    if grouped and shape[2] == 1 and (visible is None or visible.shape[1] == 1):
+        # The queries of a group as positions of one head: on a CPU torch would read the keys once for every head.
+        query_BHTD, grouped = query_BHTD.reshape(shape[0], num_groups, num_heads // num_groups, shape[3]), False
 
     def attention() -> Tensor:
-        return F.scaled_dot_product_attention(query_BHTD, key_BGSD, value_BGSD, attn_mask=visible, enable_gqa=grouped)
+        mixed = F.scaled_dot_product_attention(query_BHTD, key_BGSD, value_BGSD, attn_mask=visible, enable_gqa=grouped)
+        return mixed.reshape(shape)
 
     # What torch compiles has few shapes, and it cannot trace a lock.
     if not query_BHTD.is_cuda or torch.compiler.is_compiling():

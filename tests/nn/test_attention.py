@@ -1,4 +1,4 @@
-"""Attention on a card: torch may use any kernel but cuDNN's, and its switches are afterwards as they were.
+"""Attention: grouped heads; and on a card torch may use any kernel but cuDNN's, its switches afterwards as they were.
 
 A card is only pretended: fake tensors know their device.
 """
@@ -103,3 +103,21 @@ def test_without_a_card_no_switch_is_touched(monkeypatch: pytest.MonkeyPatch) ->
     for name in SWITCHES:
         monkeypatch.delattr(torch.backends.cuda, f"enable_{name}")
     assert attend_on("cpu").shape == (1, 2, 3, 8)
+
+
+@pytest.mark.parametrize("num_new", [1, 3])
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_grouped_heads_are_neighbours_that_share_keys(num_new: int, is_masked: bool) -> None:
+    query, stored = torch.randn(2, 6, num_new, 4), torch.randn(2, 2, 2, 9, 4)
+    visible = None
+    if is_masked:
+        visible = torch.rand(2, 1, num_new, 9) > 0.4
+        visible[..., 0] = True
+    mixed = attend(query, *stored, visible)
+    for head in range(6):
+        for row in range(2):
+            key, value = stored[:, row, head // 3]
+            scores = query[row, head] @ key.T / 2
+            if visible is not None:
+                scores = scores.masked_fill(~visible[row, 0], -torch.inf)
+            torch.testing.assert_close(mixed[row, head], scores.softmax(-1) @ value, rtol=1e-5, atol=1e-6)
