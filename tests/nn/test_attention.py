@@ -78,11 +78,12 @@ def test_threads_at_once_leave_the_switch_as_the_first_one_found_it(
     is_inside, has_left = (threading.Barrier(2, timeout=30) for _ in range(2))
     seen: dict[str, bool] = {}
 
-    def waiting(*args: Any, **keys: Any) -> None:
+    def waiting(query: torch.Tensor, *args: Any, **keys: Any) -> torch.Tensor:
         is_inside.wait()
         if threading.current_thread() is second:
             has_left.wait()
             seen["the last one"] = torch.backends.cuda.cudnn_sdp_enabled()
+        return query
 
     def run() -> None:
         with FakeTensorMode():
