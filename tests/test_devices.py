@@ -80,6 +80,7 @@ def test_cpu_never_asks_about_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device("cpu") == choose_device(torch.device("cpu")) == choose_device(" CPU ") == CPU
 
 
+@pytest.mark.slow
 def test_a_program_on_a_cpu_never_touches_cuda() -> None:
     done = forking.run(
         [sys.executable, "-c", ON_A_CPU], preload=forking.TORCH, cwd=ROOT, capture_output=True, text=True

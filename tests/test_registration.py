@@ -66,19 +66,14 @@ def test_public_names_in_both_orders(names: tuple[str, ...]) -> None:
     assert printed == [f"{name} chatglm.models.chatglm.model" for name in names for _ in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",
     [
         "import chatglm; from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM",
-        pytest.param(
-            "from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM; import chatglm",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            "from chatglm.models.chatglm.model import ChatGLMConfig\n"
-            "from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM",
-            marks=pytest.mark.slow,
-        ),
+        "from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM; import chatglm",
+        "from chatglm.models.chatglm.model import ChatGLMConfig\n"
+        "from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM",
     ],
     ids=["chatglm first", "transformers first", "model first"],
 )

@@ -35,6 +35,7 @@ print(json.dumps([1024 * (copied - before), 1024 * (packed - before)]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the unit of ru_maxrss is another one")
 def test_a_shard_is_in_memory_at_a_time(tmp_path: Path) -> None:
     source = tmp_path / "source"

@@ -258,6 +258,7 @@ def test_closing_while_callers_storm_in_and_cancel() -> None:
     assert stats.blocks_free == stats.blocks_total
 
 
+@pytest.mark.slow
 def test_two_thousand_mixed_requests_leave_nothing_behind() -> None:
     """A tenth leaves early, a tenth breaks, a tenth cannot be taken at all."""
     model = CountingDecoder(context=200)

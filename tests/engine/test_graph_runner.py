@@ -54,6 +54,7 @@ def test_greedy_ids_are_those_of_the_plain_loop(name: str, asked: list[Any], max
     assert answers(model, prompts, configs, max_running=max_running) == expected
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 9), st.booleans()), min_size=2, max_size=5))
 def test_seeded_ids_do_not_depend_on_company(asked: list[tuple[int, int, bool]]) -> None:
@@ -175,6 +176,7 @@ def test_stop_strings_cancels_and_readers_that_leave_free_their_pages() -> None:
     one.close()
 
 
+@pytest.mark.slow
 def test_many_callers_that_come_wait_and_leave() -> None:
     """From several threads, with fewer slots and pages than would be needed: none gets another one's answer."""
     model, chance = network("main"), random.Random(0)

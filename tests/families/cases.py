@@ -142,7 +142,9 @@ def later_keys(name: str, *other_ends: str, **changes: Any) -> Callable[[], dict
 CASES: tuple[FamilyCase, ...] = (
     FamilyCase("chatglm", chatglm_keys, folders.write_tokenizer),
     FamilyCase("chatglm2", later_keys("chatglm2"), write_chatglm2_tokenizer, is_slow=True),
-    FamilyCase("chatglm3", later_keys("chatglm3", "<|user|>", "<|observation|>"), write_chatglm3_tokenizer),
+    FamilyCase(
+        "chatglm3", later_keys("chatglm3", "<|user|>", "<|observation|>"), write_chatglm3_tokenizer, is_slow=True
+    ),
     FamilyCase("codegeex2", later_keys("codegeex2", rotary_percent=0.5), write_codegeex2_tokenizer, is_slow=True),
     FamilyCase(
         "glm4",
@@ -154,6 +156,7 @@ CASES: tuple[FamilyCase, ...] = (
         glimmer_keys,
         lambda folder: glimmer_tokenizer().save(folder),
         Family("Glimmer", recognises, "tests.families.glimmer", "Glimmer", MODEL_TYPE),
+        is_slow=True,
     ),
 )
 

@@ -124,6 +124,7 @@ def test_defaults_come_from_the_checkpoint_then_from_upstream(loaded: Any) -> No
         loaded.model.generation_config.temperature = before
 
 
+@pytest.mark.slow
 def test_many_turns_leave_memory_flat(loaded: Any) -> None:
     """Every request gives its cache back; the history grows and is trimmed to the context."""
 

@@ -238,6 +238,7 @@ def test_letting_go_of_the_model_ends_the_thread(folder: Path) -> None:
     assert reading_threads() == before
 
 
+@pytest.mark.slow
 def test_a_program_ends_with_a_model_still_open(folder: Path) -> None:
     code = (
         "from chatglm.pipeline import load_pipeline\n"

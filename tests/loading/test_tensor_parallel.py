@@ -83,6 +83,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     return [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if case != "bf16"])
 def test_logits_are_those_of_one_process(seen: Seen, case: str) -> None:
     for process in seen:

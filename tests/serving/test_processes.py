@@ -74,6 +74,7 @@ def test_sigterm_ends_every_kind_of_connection(tiny: Path) -> None:
         assert "Traceback" not in api.stderr.text
 
 
+@pytest.mark.slow
 @NEEDS_GRADIO
 def test_web_demo_with_a_password_from_start_to_ctrl_c() -> None:
     with process("web_demo.py", "--port", "0", "--auth", "me:secret", environment=QUIET) as server:

@@ -37,6 +37,7 @@ PHASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("phases", "min_cases"), PHASES)
 def test_every_operation_matches_its_schema(short: Server, phases: str, min_cases: int, tmp_path: Path) -> None:
     """With a fixed seed."""

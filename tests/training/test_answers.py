@@ -39,6 +39,7 @@ def test_a_batch_equals_its_rows_alone(options: dict[str, Any], num_beams: int, 
     assert batched == alone == in_pairs
 
 
+@pytest.mark.slow
 def test_greedy_answers_are_those_of_chat(base: Path, prefix: Path, rows: Path, tmp_path: Path) -> None:
     run(arguments(base, rows, tmp_path, do_predict=True, ptuning_checkpoint=prefix))
     lines = (tmp_path / "generated_predictions.txt").read_text(encoding="utf-8").splitlines()

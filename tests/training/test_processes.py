@@ -51,6 +51,7 @@ def _losses(output: Path) -> list[float]:
     return [row["loss"] for row in state["log_history"] if "loss" in row]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x)
     shared = {"do_train": True, "report_to": "none", "max_steps": 4}

@@ -366,6 +366,7 @@ def test_full_storage_is_told_and_loses_nothing(reader: Person) -> None:
     reader.until(lambda: reader.questions.count() == 2)
 
 
+@pytest.mark.slow
 def test_english_on_a_phone_in_the_dark(browser: Any, demo: str, echo: str, pipeline: EchoPipeline) -> None:
     """Nothing sticks out or jumps, the side bar is a drawer, the theme is remembered and there before the page is.
 

@@ -42,6 +42,7 @@ def profile(browser: Any) -> Iterator[Profile]:
         yield profile
 
 
+@pytest.mark.slow
 def test_versions_of_an_answer_and_going_on_with_one(profile: Profile, endless: str) -> None:
     """The length ends an answer; the seed gives it again, a retry another; arrows lead back; it is continued."""
     with Person(profile.open(endless)) as person:
@@ -150,6 +151,7 @@ def test_a_queue_of_visitors(profile: Profile, endless: str) -> None:
         third.until(lambda: third.texts.count() == 2 and "已停止" in third.note())
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_and_comes_back(browser: Any) -> None:
     """An open page works on with the next server; without one it says so, and comes back with all there was."""
     port, pipeline = free_port(), EchoPipeline()

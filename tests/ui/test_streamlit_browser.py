@@ -165,6 +165,7 @@ def test_an_answer_is_read_while_it_grows_then_stopped_continued_and_kept(guest:
     guest.says("1/2")
 
 
+@pytest.mark.slow
 def test_a_question_outlives_the_run_that_brought_it(browser: Any, server: Server) -> None:
     with Profile(browser) as profile:
         guest = Guest(profile.open(f"{server.address}/?slow"))

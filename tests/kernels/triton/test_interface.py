@@ -55,6 +55,7 @@ def test_a_processor_is_answered_without_asking_a_driver(monkeypatch: pytest.Mon
         kernels.linear(case.x, *case.arguments)
 
 
+@pytest.mark.slow
 def test_products_work_where_triton_cannot_be_imported() -> None:
     code = (
         "import sys; sys.modules['triton'] = None\n"
@@ -72,6 +73,7 @@ def test_products_work_where_triton_cannot_be_imported() -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_nothing_imports_triton_before_a_card_is_there() -> None:
     code = (
         "import sys, torch\n"

@@ -9,7 +9,8 @@ from tests.kernels.triton.numerics import FILES, run
 pytest.importorskip("triton")
 
 
-@pytest.mark.parametrize("marked", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("marked", ["not slow", "slow"])
 def test_in_the_interpreter(marked: str) -> None:
     run(FILES, interpreted=True, marked=marked)
 
