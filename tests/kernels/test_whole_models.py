@@ -20,6 +20,8 @@ from tests.folders import make_folder
 from tests.generation import test_chat
 from tests.kernels.cases import native
 
+pytestmark = pytest.mark.slow  # the conformance suite does the same with tiny models
+
 PROMPTS = (
     "你好", "你是谁", "晚上睡不着怎么办", "我叫小明", "讲个笑话", "今天天气怎么样", "北京是哪里的首都", "写一首诗",
     "hello", "who are you",

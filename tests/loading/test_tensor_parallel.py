@@ -25,7 +25,7 @@ from tests.folders import make_folder
 from tests.loading.folders import quantized_folder
 from tests.loading.sharing import CASES
 
-pytestmark = pytest.mark.xdist_group("programs")
+pytestmark = [pytest.mark.xdist_group("programs"), pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 BOUND = 1e-5
 ODD_VOCABULARY = 429  # one more than the tiny tokenizer needs
@@ -83,7 +83,6 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     return [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if case != "bf16"])
 def test_logits_are_those_of_one_process(seen: Seen, case: str) -> None:
     for process in seen:

@@ -19,7 +19,7 @@ from chatglm.ui.streamlit.page_texts import texts_for
 from tests.serving.servers import eventually
 from tests.ui.browser import Profile, started_browser
 
-pytestmark = pytest.mark.xdist_group("streamlit")
+pytestmark = [pytest.mark.xdist_group("streamlit"), pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60
@@ -165,7 +165,6 @@ def test_an_answer_is_read_while_it_grows_then_stopped_continued_and_kept(guest:
     guest.says("1/2")
 
 
-@pytest.mark.slow
 def test_a_question_outlives_the_run_that_brought_it(browser: Any, server: Server) -> None:
     with Profile(browser) as profile:
         guest = Guest(profile.open(f"{server.address}/?slow"))
@@ -216,7 +215,6 @@ def test_only_local_names_get_a_conversation(server: Server, host: str, status: 
         assert connection.recv(100).split()[1] == str(status).encode()
 
 
-@pytest.mark.slow
 def test_two_at_once_wait_for_their_own_turns_and_leave(browser: Any, server: Server, guest: Guest) -> None:
     num_cancelled = server.log.count("cancelled")
     with Profile(browser, locale="en-US") as profile:
@@ -234,7 +232,6 @@ def test_two_at_once_wait_for_their_own_turns_and_leave(browser: Any, server: Se
     eventually(lambda: server.log.count("cancelled") == num_cancelled + 2)  # nobody reads it any more
 
 
-@pytest.mark.slow
 def test_a_server_that_comes_back(browser: Any, environment: dict[str, str], tmp_path: Path) -> None:
     """An open tab works on with the next server, and so does one that is opened anew."""
     server = Server(tmp_path / "server.log", environment)

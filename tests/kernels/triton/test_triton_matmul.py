@@ -80,6 +80,7 @@ def assert_fits(compiled: Compiled, architecture: int) -> None:
     assert count(compiled.sass, "LDGSTS")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(
     ("architecture", "kind"),
@@ -93,6 +94,7 @@ def test_few_tokens(architecture: int, bits: int, kind: str) -> None:
     assert instructions_per_weight(compiled, tile) <= MOST[bits, kind]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "bits", "tile"), by_architecture(
     *((90, bits, tile) for bits in (4, 8) for tile in TILES[bits][1:]),
     *((architecture, 4, TILES[4][-1]) for architecture in (80, 100, 120)),
