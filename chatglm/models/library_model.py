@@ -24,7 +24,7 @@ from chatglm.model_spec import ModelSpec
 from chatglm.models import family_of
 from chatglm.models.library_folder import stored_generation_config, with_index_metadata
 from chatglm.models.network_config import NetworkConfig
-from chatglm.nn.attention import causal_after, some_visible
+from chatglm.nn.attention import Causal, causal_after, some_visible
 from chatglm.nn.kv_cache import AnyCache, uses_adapter
 from chatglm.nn.lora import merged_state, updates_for
 from chatglm.nn.sharding import check_ranks
@@ -242,7 +242,7 @@ class LibraryModel(PreTrainedModel, GenerationMixin):
         position_ids: Tensor | None,
         cache: AnyCache | None,
         inputs_embeds: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | Causal | None]:
         """Position ids and visibility of a call, derived where the caller left them out."""
         num_past = self._num_past(cache)
         visible = None

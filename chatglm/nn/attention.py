@@ -43,11 +43,23 @@ class _WithoutCudnn:
 _without_cudnn = _WithoutCudnn()
 
 
-def attend(query_BHTD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, visible: Tensor | None) -> Tensor:
+class Causal:
+    """In the place of a mask: the T positions are the last of S, and see themselves and all before. It has no size."""
+
+    def mask(self, num_new: int, num_keys: int, device: torch.device) -> Tensor:
+        return causal_mask(num_new, num_keys, device)
+
+
+CAUSAL = Causal()
+
+
+def attend(query_BHTD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, visible: Tensor | Causal | None) -> Tensor:
     """Attention output [B, H, T, D] for rotated queries and keys; each key head serves H / G neighbouring query heads.
 
     `visible` is bool, broadcastable to [B, H, T, S], True = visible, at least one key in every row; None = all visible.
     """
+    is_causal = isinstance(visible, Causal) and query_BHTD.shape[2] == key_BGSD.shape[2]
+    visible = None if is_causal else _mask(visible, query_BHTD, key_BGSD)
     num_heads, num_groups, shape = query_BHTD.shape[1], key_BGSD.shape[1], query_BHTD.shape
     grouped = num_heads != num_groups
     if grouped and shape[2] == 1 and (visible is None or visible.shape[1] == 1):
@@ -55,7 +67,9 @@ def attend(query_BHTD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, visible: Te
         query_BHTD, grouped = query_BHTD.reshape(shape[0], num_groups, num_heads // num_groups, shape[3]), False
 
     def attention() -> Tensor:
-        mixed = F.scaled_dot_product_attention(query_BHTD, key_BGSD, value_BGSD, attn_mask=visible, enable_gqa=grouped)
+        mixed = F.scaled_dot_product_attention(
+            query_BHTD, key_BGSD, value_BGSD, attn_mask=visible, is_causal=is_causal, enable_gqa=grouped
+        )
         return mixed.reshape(shape)
 
     # What torch compiles has few shapes, and it cannot trace a lock.
@@ -63,6 +77,12 @@ def attend(query_BHTD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, visible: Te
         return attention()
     with _without_cudnn:
         return attention()
+
+
+def _mask(visible: Tensor | Causal | None, query_BHTD: Tensor, key_BGSD: Tensor) -> Tensor | None:
+    if not isinstance(visible, Causal):
+        return visible
+    return visible.mask(query_BHTD.shape[2], key_BGSD.shape[2], query_BHTD.device)
 
 
 def causal_mask(num_new: int, num_keys: int, device: torch.device) -> Tensor:
@@ -87,13 +107,13 @@ def some_visible(visible: Tensor) -> Tensor:
 
 
 def attend_with_probabilities(
-    query_BHTD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, visible: Tensor | None
+    query_BHTD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, visible: Tensor | Causal | None
 ) -> tuple[Tensor, Tensor]:
     """As `attend`, and the probabilities [B, H, T, S]; softmax in float32."""
     repeats = query_BHTD.shape[1] // key_BGSD.shape[1]
     key_BHSD, value_BHSD = (x.repeat_interleave(repeats, dim=1) for x in (key_BGSD, value_BGSD))
     scores_BHTS = (query_BHTD @ key_BHSD.transpose(-1, -2)).float() * query_BHTD.shape[-1] ** -0.5
-    if visible is not None:
-        scores_BHTS = scores_BHTS.masked_fill(~visible, -torch.inf)
+    if (mask := _mask(visible, query_BHTD, key_BGSD)) is not None:
+        scores_BHTS = scores_BHTS.masked_fill(~mask, -torch.inf)
     probabilities = scores_BHTS.softmax(dim=-1).to(value_BHSD.dtype)
     return probabilities @ value_BHSD, probabilities

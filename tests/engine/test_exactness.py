@@ -96,7 +96,9 @@ def alone(model: Any, request: Asked) -> list[Delta]:
     return list(stream_alone(BatchDecoder(model), IdTokenizer(), request.ids(model.config), request.config))
 
 
-@pytest.mark.parametrize("name", ["demo", *SMALL, pytest.param("demo in bf16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in ("demo", "demo in bf16"))]
+)
 @given(requests=st.lists(asked, min_size=2, max_size=5))
 @settings(max_examples=8, deadline=None)
 def test_together_as_alone(name: str, requests: list[Asked]) -> None:

@@ -142,7 +142,7 @@ def test_without_gpus_there_is_a_sentence() -> None:
             load_model_on_gpus("demo", num_gpus)
 
 
-@pytest.mark.parametrize("quantize", [None, 4, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("quantize", [4, *(pytest.param(bits, marks=pytest.mark.slow) for bits in (None, 8))])
 def test_placed_answers_as_unplaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantize: int | None) -> None:
     """All devices are the CPU here: every weight goes through its place, every layer through its hooks."""
     make_folder(tmp_path, num_layers=5)

@@ -264,6 +264,7 @@ def test_code_and_formulas_show_while_they_stream(reader: Person, pipeline: Echo
     assert reader.page.locator("#rounds :is(img, script)").count() == 0
 
 
+@pytest.mark.slow
 def test_reading_upwards_while_an_answer_grows(reader: Person, pipeline: EchoPipeline) -> None:
     """The page follows at its end only; wheel, keys and the scroll bar are left alone; a button leads back."""
     part = "\n\n".join(f"第 {number} 段" for number in range(40))

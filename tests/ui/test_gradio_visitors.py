@@ -92,6 +92,7 @@ def wait_in_queue(person: Person) -> None:
     person.until(lambda: waiting.count() or (retry.count() and person.do("retry")))
 
 
+@pytest.mark.slow
 def test_a_queue_of_visitors(profile: Profile, endless: str) -> None:
     """One is answered, one waits and sees the place, the next is refused; who stops or leaves makes room."""
     with (

@@ -235,20 +235,22 @@ def test_two_at_once_wait_for_their_own_turns_and_leave(browser: Any, server: Se
 def test_a_server_that_comes_back(browser: Any, environment: dict[str, str], tmp_path: Path) -> None:
     """An open tab works on with the next server, and so does one that is opened anew."""
     server = Server(tmp_path / "server.log", environment)
-    with Profile(browser) as profile:
-        server.wait()
-        guest = Guest(profile.open(server.address))
-        guest.ask_and_wait("之前")
+    try:
+        with Profile(browser) as profile:
+            server.wait()
+            guest = Guest(profile.open(server.address))
+            guest.ask_and_wait("之前")
+            server.stop()
+            server.start()
+            server.wait()
+            guest.page.get_by_text(CHINESE("title")).first.wait_for()
+            guest.ask_and_wait("之后")
+            assert guest.answers.all_inner_texts() == ["之前", "之后"]
+            guest.page.reload()
+            guest.answers.nth(1).wait_for()
+            assert guest.answers.all_inner_texts() == ["之前", "之后"]
+    finally:
         server.stop()
-        server.start()
-        server.wait()
-        guest.page.get_by_text(CHINESE("title")).first.wait_for()
-        guest.ask_and_wait("之后")
-        assert guest.answers.all_inner_texts() == ["之前", "之后"]
-        guest.page.reload()
-        guest.answers.nth(1).wait_for()
-        assert guest.answers.all_inner_texts() == ["之前", "之后"]
-    server.stop()
 
 
 def test_a_conversation_as_a_file(guest: Guest, tmp_path: Path) -> None:

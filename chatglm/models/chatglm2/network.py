@@ -18,7 +18,7 @@ from chatglm.model_spec import ModelSpec
 from chatglm.models.chatglm2.positions import CausalLayout, find_layout
 from chatglm.models.chatglm2.template import encode_chat
 from chatglm.models.chatglm2.weights import model_spec
-from chatglm.nn.attention import attend, attend_with_probabilities
+from chatglm.nn.attention import Causal, attend, attend_with_probabilities
 from chatglm.nn.kv_cache import AnyCache, concatenated, uses_adapter
 from chatglm.nn.packed import Packed
 from chatglm.nn.prefix_encoder import PrefixEncoder
@@ -47,7 +47,7 @@ class SelfAttention(nn.Module):
         self,
         x_BTC: Tensor,
         tables: Pair,
-        visible: Tensor | None,
+        visible: Tensor | Causal | None,
         cache: Cache | None,
         prefix: Pair | None,
         probabilities: list[Tensor] | None,
@@ -109,7 +109,7 @@ class GLMBlock(nn.Module):
         self,
         x_BTC: Tensor,
         tables: Pair,
-        visible: Tensor | None,
+        visible: Tensor | Causal | None,
         cache: Cache | None = None,
         prefix: Pair | None = None,
         probabilities: list[Tensor] | None = None,
@@ -155,7 +155,7 @@ class ChatGLM2Model(nn.Module):
         self,
         input_ids_BT: Tensor | None,
         position_ids: Tensor,
-        visible: Tensor | None = None,
+        visible: Tensor | Causal | None = None,
         cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         hidden_states: list[Tensor] | None = None,
@@ -174,7 +174,7 @@ class ChatGLM2Model(nn.Module):
             position_ids, config.kv_channels // 2, x_BTC.dtype, config.rotary_base, config.position_divisor
         )
         prefixes = self._prefixes(x_BTC, cache)
-        if self.prefix_encoder is not None and visible is not None and uses_adapter(cache):
+        if self.prefix_encoder is not None and isinstance(visible, Tensor) and uses_adapter(cache):
             visible = F.pad(visible, (config.pre_seq_len, 0), value=True)
         for layer, prefix in zip(self.encoder.layers, prefixes, strict=True):
             if hidden_states is not None:
@@ -244,7 +244,7 @@ class ChatGLM2Network(nn.Module):
         return self.transformer.prefix_encoder
 
     def forward_hidden(
-        self, input_ids_BT: Tensor, position_ids: Tensor, visible: Tensor | None, cache: Cache | None
+        self, input_ids_BT: Tensor, position_ids: Tensor, visible: Tensor | Causal | None, cache: Cache | None
     ) -> Tensor:
         return self.transformer(input_ids_BT, position_ids, visible, cache)
 

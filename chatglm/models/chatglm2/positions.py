@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chatglm.nn.attention import CAUSAL, Causal
+
 
 @dataclass(frozen=True)
 class CausalLayout:
@@ -27,8 +29,13 @@ class CausalLayout:
         """The position of one column of the only row."""
         return [max(0, column - int(self.num_pads[0, 0]))]
 
-    def visible(self, start: int, stop: int, key_mask: Tensor | None = None) -> Tensor:
-        """Visibility bool [B, 1, stop - start, stop], True = visible; `key_mask` [B, stop], nonzero = a real token."""
+    def visible(self, start: int, stop: int, key_mask: Tensor | None = None) -> Tensor | Causal:
+        """Visibility bool [B, 1, stop - start, stop], True = visible; `key_mask` [B, stop], nonzero = a real token.
+
+        Without pads it is `CAUSAL`, which takes no memory however many columns there are.
+        """
+        if not bool(self.num_pads.any()) and (key_mask is None or bool(key_mask.all())):
+            return CAUSAL
         queries = torch.arange(start, stop, device=self.num_pads.device)[None, :, None]
         keys = torch.arange(stop, device=self.num_pads.device)[None, None, :]
         seen = (keys <= queries) & (keys >= self.num_pads[..., None])

@@ -58,7 +58,9 @@ def _show_chat(pipeline: Pipeline, given: dict[str, Any], texts: Texts) -> None:
         )
     session: ChatSession = st.session_state.chat
     buttons = st.bottom.container()
-    st.chat_input(texts("placeholder"), key="question", on_submit=_ask_what_is_typed, args=(session,))
+    typed = st.chat_input(texts("placeholder"), key="question", on_submit=_take_question, args=(session,))
+    if typed and not st.session_state.pop("is_taken", False):
+        _take_question(session)  # the first input of a session has no callback yet: the server has been restarted
     place = show_side_bar(pipeline, session, texts)
     if session.pending is not None:
         buttons.button(
@@ -85,7 +87,8 @@ def _show_welcome(pipeline: Pipeline, session: ChatSession, texts: Texts) -> Non
             st.button(starter, key=f"starter-{number}", on_click=_ask, args=(session, starter))
 
 
-def _ask_what_is_typed(session: ChatSession) -> None:
+def _take_question(session: ChatSession) -> None:
+    st.session_state.is_taken = True
     if question := st.session_state.question.rstrip():
         _ask(session, question)
 

@@ -113,6 +113,7 @@ def test_every_tile_everywhere(architecture: int, bits: int, tile: Tile, kind: s
     assert_fits(product(architecture, bits, kind, tile), architecture)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [{"splits": 4}, {"epilogue": True}, {"columns": 13696, "splits": 2}, {"group_size": 128}],
