@@ -7,7 +7,7 @@
     load       a mix of whole and streamed requests, some malformed, some abandoned (benchmarks.load); of stream_api.py,
                which has no streams, questions whose answers are polled and compared for each seed
     burst      more requests at once than run and wait; those rejected try again when the server says
-    slow       streams that nobody reads (api.py)
+    slow       clients that do not read their stream (api.py)
     half-open  connections that send nothing, or half of a request
     stopped    clients that reset the connection in the middle of an answer
 
